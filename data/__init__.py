@@ -1,1 +1,1 @@
-"""The data plane: any source becomes rows, rows become batches. Knows nothing of `train` or Composer."""
+"""The data plane: any source becomes rows, and rows become batches. Does not depend on `train` or Composer."""

@@ -1,4 +1,4 @@
-"""What a valid example is, every way in which it can be defective, and functions that make one of a dataset's record.
+"""Valid examples, their possible defects, and functions that convert a dataset's record to an example.
 
-Tokens belong to data/tokenization.
+Tokens are handled in data/tokenization.
 """

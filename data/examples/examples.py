@@ -1,15 +1,15 @@
-"""What a valid example is, and every way it can be wrong.
+"""Check examples, with a message for each possible defect.
 
-An example is exactly one of
+An example has exactly one of these forms:
 
 - `{prompt: text, response: text}`; `completion` is another name for response,
-- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (messages.py), with `tools`
-  where the assistant has some; `{prompt: messages, completion: messages}`, TRL's form, is one too,
-- `{text: text}`, a document to pretrain on,
+- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (messages.py), optionally with
+  `tools` of the assistant; TRL's form `{prompt: messages, completion: messages}` is converted to it,
+- `{text: text}`, a document for pretraining,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
-A column that is null in a row is not there. Further columns are ignored and counted, but not those that say what is
-trained on. All examples of a source have one form.
+A column that is null counts as missing. Other columns are ignored and counted, except columns that would affect what is
+trained on, which are errors. All examples of a source have the same form.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from data.examples.messages import (
 from data.examples.preprocessing import PREPROCESSORS, TakeColumns
 
 THE_ROW = "the row"
-"""Where an example came from that no preprocessing function has made."""
+"""The origin of an example that was not made by a preprocessing function."""
 KNOWN_COLUMNS = {
     ("conversations",): "sharegpt",
     ("conversation",): "sharegpt",
@@ -52,30 +52,30 @@ PAIRS = (
     *(("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response")),
     *(("query", "answer"), ("prompt", "chosen"), ("prompt", "answer"), ("prompt", "output")),
 )
-"""Columns that are often a prompt and its response."""
+"""Columns that are usually a prompt and its response."""
 _ASKED = ("system", "system_prompt", "history")
-"""Columns that are often part of what the assistant is asked."""
+"""Columns that are usually part of the input of the assistant."""
 _ANSWERED = ("tool_calls", "function_call", *THINKING_KEYS)
 _TOOLS = ("tools", "functions")
-_UNHONOURED = {
+_UNSUPPORTED = {
     PromptResponse.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS, "context")),
     Conversation.form: frozenset((*_ASKED, *_ANSWERED)),
     Text.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS, "role", "parent_id")),
     TokenTurns.form: frozenset((*_ASKED, *_ANSWERED, *_TOOLS)),
 }
-"""Columns beside a form that say what is trained on, or what is asked, and that nothing here follows."""
+"""Additional columns of each form that would affect the input or what is trained on, but are not supported."""
 _WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 
 
 def read_examples(
     rows: Iterable[tuple[str, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
 ) -> Iterator[Example]:
-    """The valid examples of `(place, row)` pairs; all else goes to `reading`, which knows the place of each.
+    """The valid examples of `(place, row)` pairs. Everything else is recorded in `reading` with its place.
 
-    A row may be a Problem already (a line that is not JSON). What `preprocess` raises is a problem of its row; a row
-    for which it returns None is dropped.
+    A row may already be a Problem (such as a line that is not JSON). An exception of `preprocess` is a problem of its
+    row; a row for which it returns None is dropped.
     """
-    origin = THE_ROW if preprocess is None else f"what {setting('preprocessing_fn')} returned"
+    origin = THE_ROW if preprocess is None else f"the result of {setting('preprocessing_fn')}"
     for place, row in rows:
         value = row
         if preprocess is not None and not isinstance(row, Problem):
@@ -104,23 +104,23 @@ def read_examples(
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
-    """The example, or everything that is wrong with it. `origin` says where the value came from."""
+    """The example, or all its problems. `origin` is the source of the value, for messages."""
     if not isinstance(value, Mapping):
-        what = "an object with prompt and response, messages, text or turns is needed"
+        what = "it must be an object with prompt and response, messages, text or turns"
         hint = ': write {"messages": [...]}' if _is_messages(value) else ""
         return [Problem("not an object", f"{origin} is {describe(value)}, but {what}{hint}")]
     form = _form_of(value)
     if isinstance(form, list):
         return [_both_forms(value, form, origin)]
-    problems = _unhonoured(value, form, origin)
+    problems = _unsupported(value, form, origin)
     example = _CHECKS[form](value, origin)
     return [*example, *problems] if isinstance(example, list) else problems or example
 
 
 def _form_of(row: Mapping[str, Any]) -> str | list[str]:
-    """The row's form; several where it has more than one."""
+    """The form of the row, or a list of forms if it has more than one."""
     given = [form for form, names in FORMS.items() if any(row.get(name) is not None for name in names)]
-    if not given:  # what is null is missing
+    if not given:  # a column that is null counts as missing
         given = [form for form, names in FORMS.items() if any(name in row for name in names)][:1]
     if given == [PromptResponse.form, Conversation.form] and _repeats_a_message(row):
         return Conversation.form
@@ -135,14 +135,14 @@ def _repeats_a_message(row: Mapping[str, Any]) -> bool:
 
 
 def _is_pair_of_messages(row: Mapping[str, Any]) -> bool:
-    """TRL's form: prompt or completion, or both, are lists of messages."""
+    """Whether the row has TRL's form: prompt, completion or both are lists of messages."""
     responses = _responses(row)
     both = row.get("prompt") is not None and bool(responses)
     return both and (_is_messages(row["prompt"]) or _is_messages(row[responses[0]]))
 
 
 def _responses(row: Mapping[str, Any]) -> list[str]:
-    """The names under which the row has a response."""
+    """The names of the row's response columns."""
     return [name for name in RESPONSE_NAMES if row.get(name) is not None]
 
 
@@ -151,23 +151,23 @@ def _is_messages(value: Any) -> bool:
     return bool(items) and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in items)
 
 
-def _unhonoured(row: Mapping[str, Any], form: str, origin: str) -> list[Problem]:
-    """A Problem for each column that would change what is trained on, or what is asked, if it were followed."""
-    fix = f"remove the column, or decide in a {setting('preprocessing_fn')} (module:function) what to make of it"
+def _unsupported(row: Mapping[str, Any], form: str, origin: str) -> list[Problem]:
+    """A Problem for each unsupported column that would affect the input or what is trained on."""
+    fix = f"remove the column, or handle it in a {setting('preprocessing_fn')} (module:function)"
     problems = [
         Problem(
-            f"{key} beside {form}",
-            f"has {key} beside {form}, which would not be trained on: {fix}{_advice(row, origin)}",
+            f"{key} in addition to {form}",
+            f"has {key} in addition to {form}, which would not be used: {fix}{_advice(row, origin)}",
         )
         for key in row
-        if key in _UNHONOURED[form] and has_value(row[key]) and not _is_a_message(row, row[key])
+        if key in _UNSUPPORTED[form] and has_value(row[key]) and not _is_a_message(row, row[key])
     ]
     for key in row:
         if key in _WEIGHTS and (value := row[key]) is not None and not (np.isscalar(value) and value == 1):
-            text = f"has {key} {describe(value)}, but all rows are trained on alike: {fix}"
+            text = f"has {key} {describe(value)}, but weights of rows are not supported: {fix}"
             problems.append(Problem(f"a row has {key}", text))
     if form == PromptResponse.form and isinstance(row.get("label"), bool | np.bool_) and not row["label"]:
-        text = f"has label false, as an answer that is not wanted, but would be trained on: {fix}"
+        text = f"has label false, which marks an unwanted answer, but would be trained on: {fix}"
         problems.append(Problem("a row has label false", text))
     return problems
 
@@ -185,7 +185,7 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
     given = _responses(row)
     if len(given) > 1:
         both = " and ".join(given)
-        return [Problem(f"both {both}", f"{origin} has both {both}, which name the same thing: leave one")]
+        return [Problem(f"both {both}", f"{origin} has both {both}, which mean the same: remove one")]
     name = next((name for name in (*given, *RESPONSE_NAMES) if name in row), RESPONSE_NAMES[0])
     missing = _missing(row, ("prompt", name), origin)
     checked = [check_text(row[key], key) for key in ("prompt", name) if key in row]
@@ -197,10 +197,10 @@ def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
     if origin == THE_ROW and (known := _reader_of(row, pairs=())) is not None:
         columns, reader = known
         text = (
-            f"has {', '.join(columns)} beside text, of which every token would be trained on, the prompt's too: write "
-            f"{setting('preprocessing_fn', reader)}, or to train on the text as it is remove those columns"
+            f"has {', '.join(columns)} in addition to text, of which all tokens would be trained on, including the "
+            f"prompt: set {setting('preprocessing_fn', reader)}, or remove those columns to train on the text as it is"
         )
-        return [Problem("a known dataset's columns beside text", text)]
+        return [Problem("a known dataset's columns in addition to text", text)]
     problem = check_text(row["text"], "text")
     return Text(row["text"]) if problem is None else [problem]
 
@@ -214,8 +214,8 @@ def _missing(row: Mapping[str, Any], names: Iterable[str], origin: str) -> Probl
     columns = setting("preprocessing_fn", {"prompt": "COLUMN", "response": "COLUMN"})
     return Problem(
         kind,
-        f"{kind} ({origin} has {key_names(row)}): add {it}, say which columns to take with {columns}, or make {it} "
-        f"with a function of your own (module:function){_advice(row, origin)}",
+        f"{kind} ({origin} has {key_names(row)}): add {it}, choose the columns with {columns}, or make {it} "
+        f"with your own function (module:function){_advice(row, origin)}",
     )
 
 
@@ -225,21 +225,21 @@ def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Probl
     problems = [message for message in messages if isinstance(message, Problem)]
     problems += [tools] if isinstance(tools, Problem) else []
     if problems or isinstance(tools, Problem):
-        # Names of messages and of roles that others have.
+        # Other datasets use other names for messages and roles, so a known dataset is suggested.
         first, *more = problems
         return [Problem(first.kind, f"{first.text}{_advice(row, origin)}"), *more]
     return Conversation([message for message in messages if isinstance(message, dict)], tools)
 
 
 def _joined(row: Mapping[str, Any]) -> Any:
-    """The messages of TRL's prompt and completion, of which the completion is trained on."""
+    """TRL's prompt and completion as messages. Only the completion is trained on."""
     responses = _responses(row)
     if row.get("prompt") is None or not responses:
         return row.get("messages")
     prompt, response = row["prompt"], row[responses[0]]
     asked = as_list(prompt) if _is_messages(prompt) else [{"role": "user", "content": prompt}]
     answer = as_list(response) if _is_messages(response) else [{"role": "assistant", "content": response}]
-    # What the assistant has said before is part of the prompt.
+    # Earlier answers of the assistant are part of the prompt.
     asked = [
         {"train": False, **message} if message.get("role") == "assistant" and "weight" not in message else message
         for message in asked or ()
@@ -271,12 +271,12 @@ def _check_turns(row: Mapping[str, Any], origin: str) -> Example | list[Problem]
 
 
 def _token_ids(value: Any) -> np.ndarray | None:
-    """Whole numbers, at least one, as int64."""
+    """The ids as int64; None unless the value is a non-empty list of integers."""
     if not isinstance(value, list | tuple | np.ndarray):
         return None
     try:
         ids = np.asarray(value)
-    except ValueError:  # lists of different lengths in it
+    except ValueError:  # nested lists of different lengths
         return None
     return ids.astype(np.int64) if ids.ndim == 1 and len(ids) and ids.dtype.kind in "iu" else None
 
@@ -292,18 +292,18 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], Example | list[Problem]]] 
 def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Problem:
     columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
-        f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: leave one, "
+        f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: remove one, "
         f"or choose with a {setting('preprocessing_fn')}{_advice(row, origin)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 
 
 def _apply(preprocess: Callable[[Any], Any], row: Any) -> Any:
-    """What the function makes of the row, or the Problem that it raised."""
+    """The result of the function, or a Problem if it raises an exception."""
     try:
         return preprocess(row)
     except DataError as error:
-        return Problem("preprocessing_fn refused the row", str(error))
+        return Problem("preprocessing_fn rejected the row", str(error))
     except Exception as error:
         at = error.__traceback__
         while at is not None and at.tb_next is not None:
@@ -326,13 +326,13 @@ def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[
 
 
 def _unused(row: Mapping[str, Any], used: Iterable[str]) -> Iterator[str]:
-    """The names, as they are counted, of the row's columns that are not among those used."""
+    """The names, as they are counted, of the row's columns that are not used."""
     names = set(used)
     return (printable(name) for name in row if name not in names and row[name] is not None)
 
 
 def _advice(row: Mapping[str, Any], origin: str) -> str:
-    """A hint to the preprocessing function that reads such columns, of a row that none has made."""
+    """A suggested preprocessing function for a row with such columns, unless the row comes from one."""
     known = _reader_of(row) if origin == THE_ROW else None
     return f" (for these columns: {setting('preprocessing_fn', known[1])})" if known is not None else ""
 
@@ -340,12 +340,12 @@ def _advice(row: Mapping[str, Any], origin: str) -> str:
 def _reader_of(
     row: Mapping[str, Any], pairs: Sequence[tuple[str, str]] = PAIRS
 ) -> tuple[tuple[str, ...], str | Mapping[str, str]] | None:
-    """The columns of a known dataset that the row has, and the preprocessing_fn that has just read it."""
+    """The columns of a known dataset that the row has, and a preprocessing_fn that can convert the row."""
     for columns, name in KNOWN_COLUMNS.items():
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
             return columns, name
-    if not pairs or any(has_value(row.get(name)) for name in _UNHONOURED[PromptResponse.form]):
-        return None  # the two columns would leave those out
+    if not pairs or any(has_value(row.get(name)) for name in _UNSUPPORTED[PromptResponse.form]):
+        return None  # a mapping of two columns would leave these out
     for prompt, response in pairs:
         take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):
@@ -355,4 +355,4 @@ def _reader_of(
 
 def _makes_an_example(preprocess: Callable[[Any], Any], row: Mapping[str, Any]) -> bool:
     made = _apply(preprocess, row)
-    return isinstance(made, Mapping) and not isinstance(check_example(made, "what preprocessing_fn returned"), list)
+    return isinstance(made, Mapping) and not isinstance(check_example(made, "the result of preprocessing_fn"), list)

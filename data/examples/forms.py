@@ -1,4 +1,4 @@
-"""The four forms that an example has, and their columns."""
+"""The four forms of an example, and their columns."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages as `read_messages` returns them; the last is the assistant's."""
+    """Messages as returned by `read_messages`. The last one is from the assistant."""
 
     form: ClassVar[str] = "messages"
     messages: list[dict[str, Any]]
@@ -34,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class TokenTurns:
-    """A prompt's and its response's ids (int64), turn by turn; not yet known to be ids of the tokenizer."""
+    """Token ids (int64) of the prompt and the response of each turn. Their range is checked by the tokenizer."""
 
     form: ClassVar[str] = "turns"
     turns: list[tuple[np.ndarray, np.ndarray]]
@@ -50,4 +50,4 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """The columns of each form."""
 TEXT_FORMS = (*(("prompt", name) for name in RESPONSE_NAMES), *(FORMS[form] for form in list(FORMS)[1:]))
-"""The columns that an MDS sample has to have, one of these, to be an example; rows are prepared of it."""
+"""Sets of columns by which an MDS sample is recognized as an example, of which rows are prepared."""

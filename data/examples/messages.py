@@ -1,12 +1,12 @@
-"""A conversation's messages, from any of the shapes that datasets have to one: `{role, content, ...}`, checked.
+"""Read and check the messages of a conversation: `{role, content, ...}`, from any of the formats used by datasets.
 
-Beside role and content a message may have, and keeps,
+A message may also have these keys, which are kept:
 
-- `train`: whether it is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI's and Mistral's);
-- `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older form) becomes one;
+- `train`: whether it is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI, Mistral);
+- `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older format) is converted to it;
 - `reasoning_content`, `thinking`: text of the assistant that a chat template may write before the answer;
-- `loss_weight`: kept so that a chat template that does not know it is noticed;
-- `name`, `tool_call_id`: of a tool's result.
+- `loss_weight`: kept so that a chat template that does not support it can be detected;
+- `name`, `tool_call_id`: for results of tools.
 """
 
 import json
@@ -27,10 +27,10 @@ _MESSAGE_KEYS = (
 
 
 def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
-    """The messages as every later stage wants them, or everything that is wrong with them. The last is the assistant's.
+    """The messages in a uniform format, or all problems with them. The last message is from the assistant.
 
-    `value` is a list, or its JSON text. Parts `[{type: text, text}]` are joined as they are; a system message without
-    text is left out. The order of turns follows LLM Foundry's rules.
+    `value` is a list, or its JSON text. Parts `[{type: text, text}]` are concatenated. A system message without text is
+    left out. The order of turns follows LLM Foundry's rules.
     """
     items = as_list(value)
     if items is None:
@@ -48,13 +48,13 @@ def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
             problems += message
     if not problems and len(messages) < 2:
         there = "only one turn" if messages else "empty"
-        text = f"messages is {there}, but a conversation needs at least what is asked and the assistant's answer"
-        return [Problem(f"messages is {there}", f"{text}: add it, or remove the row")]
+        text = f"messages is {there}, but a conversation needs at least a question and the assistant's answer"
+        return [Problem(f"messages is {there}", f"{text}: add what is missing, or remove the row")]
     return problems or _check_order(messages) or list(messages.values())
 
 
 def unused_in(value: Any) -> set[str]:
-    """What of valid messages is not used, as it is counted."""
+    """The names of unused parts of valid messages, as they are counted."""
     unused: set[str] = set()
     for message in as_list(value) or ():
         used = (*_MESSAGE_KEYS, *(_TOOL_KEYS if message["role"] in ("tool", "function") else ()))
@@ -97,7 +97,7 @@ def _read_message(message: Any, name: str) -> dict[str, Any] | list[Problem]:
 
 
 def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool) -> dict[str, Any]:
-    """What a message has beside role and content and is used; a Problem in the place of what cannot be."""
+    """The additional keys of a message that are used. An invalid value is replaced by a Problem."""
     read = {
         "train": _read_train(message, name),
         "tool_calls": _read_calls(message, name) if calls else None,
@@ -109,7 +109,7 @@ def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool)
 
 
 def _read_content(message: Mapping[str, Any], name: str, *, calls: bool) -> str | Problem:
-    """The text; "" beside calls of tools, which need none."""
+    """The text; "" if there is none next to tool calls, which need no text."""
     content, key = message.get("content"), f"{name}.content"
     parts = as_list(content) if not isinstance(content, str) else None
     if parts is not None and any(isinstance(part, Mapping) for part in parts):
@@ -128,8 +128,8 @@ def _join_parts(parts: Sequence[Any], name: str) -> str | Problem:
         if kind != "text" or not isinstance(part.get("text"), str):
             seen = f"of type {describe(kind)}" if isinstance(kind, str) and kind != "text" else describe(part)
             text = (
-                f"{name}[{index}] is {seen}, but only parts {{type: text, text: ...}} are read: remove it, or leave "
-                "the row out"
+                f"{name}[{index}] is {seen}, but only parts {{type: text, text: ...}} are supported: remove it, or "
+                "remove the row"
             )
             return Problem("a part of a message is not text", text)
     return "".join(part["text"] for part in parts)
@@ -141,11 +141,11 @@ def _read_train(message: Mapping[str, Any], name: str) -> bool | Problem | None:
         text = f"{name}.train is {describe(train)}, but it must be true or false"
         return Problem("train is not true or false", text)
     if weight is not None and not (isinstance(weight, int | float | np.number) and weight in (0, 1)):
-        text = f"{name}.weight is {describe(weight)}, but it must be 0 or 1: a message is trained on, or it is not"
+        text = f"{name}.weight is {describe(weight)}, but it must be 0 or 1 (1: the message is trained on)"
         return Problem("weight is not 0 or 1", text)
     if None not in (weight, train) and bool(weight) != bool(train):
-        text = f"{name} has weight {weight} and train {str(bool(train)).lower()}, which contradict one another"
-        return Problem("weight and train contradict", f"{text}: leave one")
+        text = f"{name} has weight {weight} and train {str(bool(train)).lower()}, which contradict each other"
+        return Problem("weight and train contradict", f"{text}: remove one")
     given = weight if train is None else train
     return None if given is None else bool(given)
 
@@ -161,23 +161,25 @@ def _read_calls(message: Mapping[str, Any], name: str) -> list[dict[str, Any]] |
     value = from_json(message[key])
     calls = as_list(value) if not isinstance(value, Mapping) else [value]
     if message["role"] != "assistant":
-        text = f"{name} has {key}, but only the assistant calls tools: remove it"
+        text = f"{name} has {key}, but only the assistant can call tools: remove it"
         return Problem(f"{key} of another role", text)
     read = [_read_call(call) for call in calls or ()]
     if not read or None in read:
-        text = f"{name}.{key} is {describe(message[key])}, but a call is {{function: {{name, arguments}}}}"
-        return Problem(f"{key} is no call", f"{text}: write the name of the function, and its arguments as an object")
+        text = f"{name}.{key} is {describe(message[key])}, but a tool call must be {{function: {{name, arguments}}}}"
+        return Problem(
+            f"{key} is not a tool call", f"{text}: write the function's name, and its arguments as an object"
+        )
     return [call for call in read if call is not None]
 
 
 def _read_call(call: Any) -> dict[str, Any] | None:
-    """`{type, function: {name, arguments}}`, and what else it has; None for what is no call."""
+    """`{type, function: {name, arguments}}` and the id; None if the value is not a tool call."""
     if not isinstance(call, Mapping):
         return None
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not has_text(function.get("name")):
         return None
-    # An object, as most chat templates want it, also from OpenAI's JSON text.
+    # Arguments become an object, which most chat templates expect, also from OpenAI's JSON text.
     given = function.get("arguments")
     arguments = without_nulls(given) if isinstance(given, Mapping) else from_json(given) if has_value(given) else {}
     more = {key: value for key, value in call.items() if key in ("id", "type") and has_value(value)}
@@ -185,14 +187,14 @@ def _read_call(call: Any) -> dict[str, Any] | None:
 
 
 def read_tools(row: Mapping[str, Any]) -> list[Any] | Problem | None:
-    """The row's `tools`, a list or its JSON text; or `functions`, which OpenAI's older form has in their place."""
+    """The row's `tools`, a list or its JSON text; or `functions`, their name in OpenAI's older format."""
     key = next((key for key in ("tools", "functions") if has_value(row.get(key))), None)
     if key is None:
         return None
     tools = as_list(row[key])
     if tools is None or not all(isinstance(tool, Mapping) and has_text(tool_name(tool)) for tool in tools):
         text = f"{key} is {describe(row[key])}, but it must be a list of {{type: function, function: {{name, ...}}}}"
-        return Problem(f"{key} is no list of tools", text)
+        return Problem(f"{key} is not a list of tools", text)
     tools = without_nulls(tools)
     return [{"type": "function", "function": tool} for tool in tools] if key == "functions" else tools
 
@@ -203,7 +205,7 @@ def tool_name(tool: Mapping[str, Any]) -> Any:
 
 
 def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
-    """LLM Foundry's rules for the order of turns, and that a system message comes first; messages by their index."""
+    """Check LLM Foundry's rules for the order of turns, and that a system message comes first. `messages` by index."""
     problems: list[Problem] = []
     index, before = 0, None
     for index, message in messages.items():
@@ -213,30 +215,30 @@ def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
         before = message["role"]
     if before != "assistant":
         text = (
-            f"messages[{index}] ({before}) is the last, but a conversation must end with the assistant, whose answers "
-            "are trained on: remove it, or add the answer"
+            f"messages[{index}] ({before}) is the last one, but a conversation must end with the assistant, whose "
+            "answers are trained on: remove it, or add the answer"
         )
         problems.append(Problem("does not end with the assistant", text))
     return problems
 
 
 def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
-    """The kind of what is wrong with a turn after the one before it, and the text."""
+    """The kind and text of the problem if a turn may not follow the turn `before`; None if it may."""
     if role == "system":
         if before is None:
             return None
-        return "system is not first", "is not the first: begin with what it says, or put it into the user's turn"
+        return "system is not first", "is not the first: move its text to the beginning, or into the user's turn"
     if before is None and role != "user":
-        return "does not begin with the user", "is the first, but a conversation begins with system or user"
+        return "does not begin with the user", "is the first, but a conversation must begin with system or user"
     if role == before and role != "tool":
-        return "repeated roles", f"follows another turn by the {role}: join the two, or add the turn between them"
+        return "repeated roles", f"follows another turn of the {role}: join the two, or add the turn between them"
     if role == "tool" and before not in ("assistant", "tool"):
-        return "tool out of place", f"follows the {before}, but a tool's result follows the assistant that called it"
+        return "tool out of place", f"follows the {before}, but a tool's result must follow the assistant's call"
     return None
 
 
 def has_value(value: Any) -> bool:
-    """Whether a key says anything: tables write null, or nothing, where a row has no such key."""
+    """Whether the value is not empty. Tables contain null or empty values for rows without the key."""
     return value is not None and not (isinstance(value, str | list | tuple | dict | np.ndarray) and len(value) == 0)
 
 
@@ -245,13 +247,13 @@ def has_text(value: Any) -> bool:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """A list, what MDS and Parquet have in its place, or the JSON text of one."""
+    """The value as a list: a list, an array (as in MDS and Parquet), or JSON text of a list; else None."""
     value = from_json(value)
     return list(value) if isinstance(value, list | tuple | np.ndarray) else None
 
 
 def from_json(value: Any) -> Any:
-    """What a text is the JSON of, if that is an object or a list; else the value."""
+    """The parsed value of JSON text of an object or a list; any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             return json.loads(value)
@@ -261,7 +263,7 @@ def from_json(value: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Without the keys that are null: tables give every object the keys of all others."""
+    """Remove keys that are null: in tables, every object has the keys of all others."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple | np.ndarray):
@@ -270,7 +272,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def printable(name: Any) -> str:
-    """A lone surrogate, which JSON can write and no terminal can take, as its escape."""
+    """Escape lone surrogates, which JSON can contain but terminals cannot print."""
     return str(name).encode(errors="backslashreplace").decode()
 
 

@@ -1,7 +1,7 @@
-"""From a dataset's own row to an example: one function a known dataset, `module:function`, or two columns by name.
+"""Convert the rows of a dataset to examples: by a function for a known dataset, by `module:function`, or by columns.
 
-A function returns an example (examples.py says what that is), or None for a row that is to be left out. The
-registered ones are self-contained, each with the row's shape as the dataset's card on the Hugging Face hub gives it.
+A function returns an example (see examples.py), or None to drop the row. The registered functions are self-contained.
+Each docstring shows the row's shape according to the dataset's card on the Hugging Face hub.
 """
 
 import functools
@@ -27,13 +27,13 @@ _MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
-    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" in rows that need none, or missing.
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" or missing in rows that need none.
 
-    The prompt is Alpaca's own, as its `text` has it. Card: huggingface.co/datasets/tatsu-lab/alpaca
+    The prompt is Alpaca's, as in its `text`. Card: huggingface.co/datasets/tatsu-lab/alpaca
     """
     for column in ("system", "system_prompt", "history"):
         if row.get(column):
-            raise DataError(f"has {column}, for which alpaca's prompt has no place: write a function of your own")
+            raise DataError(f"has {column}, which alpaca's prompt does not support: write your own function")
     given = row.get("input") or ""
     intro = "Below is an instruction that describes a task"
     more = ", paired with an input that provides further context" if given else ""
@@ -51,18 +51,18 @@ def dolly(row: Mapping[str, Any]) -> dict[str, str]:
     """
     given = [row[column] for column in ("context", "input") if row.get(column)]
     if len(given) > 1:
-        raise DataError("has both context and input, of which dolly's prompt has one: write a function of your own")
+        raise DataError("has both context and input, but dolly's prompt has only one: write your own function")
     context = f"### Context:\n{given[0]}\n\n" if given else ""
     prompt = f"### Instruction:\n{row['instruction']}\n\n{context}### Response:\n"
     return {"prompt": prompt, "response": row["response"]}
 
 
 def p3(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """bigscience/P3: `{inputs_pretokenized, targets_pretokenized, inputs, targets}`, some subsets also
-    `{answer_choices, idx, weight, is_correct}`; `inputs` and `targets` are T5's token ids.
+    """bigscience/P3: `{inputs_pretokenized, targets_pretokenized, inputs, targets}`, in some subsets also
+    `{answer_choices, idx, weight, is_correct}`. `inputs` and `targets` are T5's token ids.
 
-    A row whose is_correct is false shows a wrong answer (for ranking) and is left out. A space comes between where
-    neither text has one. Card: huggingface.co/datasets/bigscience/P3
+    A row whose is_correct is false has a wrong answer (for ranking) and is dropped. A space is inserted between the
+    texts if neither has one. Card: huggingface.co/datasets/bigscience/P3
     """
     if row.get("is_correct") is False:
         return None
@@ -75,7 +75,7 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
     """Muennighoff/flan and Muennighoff/P3: `{inputs, targets, task}`; conceptofmind's FLAN: `{inputs, targets,
     task_source, task_name, template_type}`.
 
-    A space comes between where neither text has one. Card: huggingface.co/datasets/Muennighoff/flan
+    A space is inserted between the texts if neither has one. Card: huggingface.co/datasets/Muennighoff/flan
     """
     prompt, response = row["inputs"], row["targets"]
     apart = prompt[-1:].isspace() or response[:1].isspace()
@@ -83,13 +83,13 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """ShareGPT's conversations, in their usual variants: `{conversations: [{from, value}, ...], system, tools}`.
+    """ShareGPT's conversations in their common variants: `{conversations: [{from, value}, ...], system, tools}`.
 
-    The column may also be `conversation` or `messages`, a turn `{role, content}`, `{input, output}` (of the user and
-    of the assistant), or a text, by turns of the user and of the assistant. Roles, in any case of letters: system;
-    human, user, prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call, whose text is JSON
-    of `{name, arguments}`; observation, tool, function, function_response, tool_response. `weight` and `train` of a
-    turn are kept, `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    The column may also be `conversation` or `messages`. A turn may also be `{role, content}`, `{input, output}` (user
+    and assistant), or a string (user and assistant in turn). Roles, in upper or lower case: system; human, user,
+    prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call, whose text is JSON of `{name,
+    arguments}`; observation, tool, function, function_response, tool_response. `weight` and `train` of a turn are
+    kept, and `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
     """
     of_assistant = ("gpt", "chatgpt", "bing", "bard", "chatbot", "bot", "model", "assistant", "function_call")
     of_tool = ("observation", "tool", "function", "function_response", "tool_response")
@@ -115,7 +115,7 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         of = next((key for key in ("value", "content") if key in turn), None)
         if by is None or of is None:
             raise DataError(
-                f"{column}[{number}] has {', '.join(turn)}, but a turn is {{from, value}} or {{role, content}}"
+                f"{column}[{number}] has {', '.join(turn)}, but a turn must be {{from, value}} or {{role, content}}"
             )
         role, text = str(turn[by]).lower(), turn[of]
         content = {"content": None, "tool_calls": text} if role == "function_call" else {"content": text}
@@ -128,17 +128,17 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
-    """math-ai/StackMathQA: `{Q, A, meta}`, a question of Stack Exchange and one of its answers.
+    """math-ai/StackMathQA: `{Q, A, meta}`, a question from Stack Exchange and one of its answers.
 
-    Its subset stackmathqafull-qalist has `{Q, A_List, meta}`, and is not for this function. A blank line comes between.
-    Card: huggingface.co/datasets/math-ai/StackMathQA
+    The subset stackmathqafull-qalist has `{Q, A_List, meta}`, which is not supported. A blank line is inserted between
+    the texts. Card: huggingface.co/datasets/math-ai/StackMathQA
     """
     return {"prompt": f"{row['Q']}\n\n", "response": row["A"]}
 
 
 def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
-    """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`; messages are the problem
-    by the user and the solution by the assistant, and are made of these where they are missing.
+    """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`. messages contain the
+    problem (user) and the solution (assistant); if they are missing, they are made from these columns.
 
     Card: huggingface.co/datasets/AI-MO/NuminaMath-CoT
     """
@@ -149,10 +149,10 @@ def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
-    """`{question, choices: [text, ...], answer}`, where answer is the place in choices from 0, or a letter from A.
+    """`{question, choices: [text, ...], answer}`, where answer is an index into choices from 0, or a letter from A.
 
-    The prompt lists the choices as A to Z and ends with `Answer:`; the response is the letter. The columns are MMLU's,
-    with its index. Card: huggingface.co/datasets/cais/mmlu
+    The prompt lists the choices as A to Z and ends with `Answer:`; the response is the letter. The columns are those of
+    MMLU, whose answer is an index. Card: huggingface.co/datasets/cais/mmlu
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]
     answer = row["answer"]
@@ -178,7 +178,7 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
     "stackmathqa": stackmathqa,
     "numinamath": numinamath,
     "multiple_choice": multiple_choice,
-    # By the dataset's name, as LLM Foundry registers its own.
+    # By the name of the dataset, as in LLM Foundry.
     "tatsu-lab/alpaca": alpaca,
     "databricks/databricks-dolly-15k": dolly,
     "bigscience/P3": p3,
@@ -191,10 +191,10 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 
 
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
-    """The function of a registered name, of `module:function`, or of columns: {prompt: column, response: column}.
+    """The function for a registered name, for `module:function`, or for columns: {prompt: column, response: column}.
 
-    None when rows are examples already. Raises ConfigError when there is no such function, or it is one of Python's
-    standard library, also under another module's name.
+    None if rows are already examples. Raises ConfigError if the function does not exist, or if it is defined in
+    Python's standard library, even if it is imported from another module.
     """
     if value is None:
         return None
@@ -208,15 +208,15 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
 
 
 def is_own(value: str | Mapping[str, str] | None) -> bool:
-    """Is it a function of the user's own, `module:function`?"""
+    """Whether it is a user's own function, `module:function`."""
     return isinstance(value, str) and ":" in value
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
-    """Text that changes when what the function does may have changed, and not with its docstrings or comments.
+    """A text that changes whenever the behavior of the function may have changed, but not with docstrings or comments.
 
-    A registered function is self-contained, so its own source says it all; of a `module:function` the whole module
-    is taken, for the helpers beside it.
+    For a registered function, which is self-contained, this is its own source; for `module:function`, the source of the
+    whole module, including helper functions.
     """
     function = resolve_preprocessing_fn(value)
     if function is None:
@@ -228,32 +228,32 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
     module = value.partition(":")[0]
     defined = inspect.getmodule(inspect.unwrap(function))
     try:
-        # Where it is named and where it is written: a package may only pass it on.
+        # The module that is named and the module that defines it: a package may only re-export it.
         named = inspect.getsource(importlib.import_module(module))
         written = inspect.getsource(defined) if defined is not None else ""
         return "\n".join([value, canonical(named), canonical(written)])
     except (OSError, TypeError, SyntaxError):
         raise ConfigError(
-            f"is {value!r}, but {module} has no Python source, so that a change of it would go "
-            "unnoticed: wrap it in a function of a module of your own",
+            f"is {value!r}, but {module} has no Python source, so a change of it would not be noticed: call it from a "
+            "function in your own module",
             key="preprocessing_fn",
         ) from None
 
 
 @dataclass(frozen=True)
 class TakeColumns:
-    """Makes an example of the columns that are named. Raises DataError for a row that lacks one."""
+    """Makes an example from the named columns. Raises DataError for a row that lacks one."""
 
     columns: Mapping[str, str]
     """Key of the example -> column."""
 
     def __call__(self, row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):
-            raise DataError(f"the row is {type(row).__name__}, but an object with columns is needed")
+            raise DataError(f"the row is {type(row).__name__}, but it must be an object with columns")
         for key, column in self.columns.items():
             if column not in row:
                 raise DataError(
-                    f"column {column!r} is missing, which {setting('preprocessing_fn')} takes for the {key} (the "
+                    f"column {column!r} is missing, which {setting('preprocessing_fn')} uses as the {key} (the "
                     f"row has {listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
                 )
         return {key: row[column] for key, column in self.columns.items()}
@@ -262,8 +262,8 @@ class TakeColumns:
 def _registered(name: str) -> PreprocessingFn:
     if name not in PREPROCESSORS:
         raise ConfigError(
-            f"is {shown(name)}, but there is no such function{_did_you_mean(name, PREPROCESSORS)} "
-            f"(registered: {', '.join(PREPROCESSORS)}; one of your own is written module:function)",
+            f"is {shown(name)}, but no such function is registered{_did_you_mean(name, PREPROCESSORS)} "
+            f"(registered: {', '.join(PREPROCESSORS)}; write your own as module:function)",
             key="preprocessing_fn",
         )
     return PREPROCESSORS[name]
@@ -272,21 +272,21 @@ def _registered(name: str) -> PreprocessingFn:
 def _import_function(value: str) -> PreprocessingFn:
     module_name, _, name = value.partition(":")
     if not _MODULE.fullmatch(module_name) or not name.isidentifier() or path_defect(value) is not None:
-        raise ConfigError(f"is {shown(value)}, but one of your own is written module:function", key="preprocessing_fn")
+        raise ConfigError(f"is {shown(value)}, but your own must be module:function", key="preprocessing_fn")
     try:
         if module_name not in sys.modules:
             try_in_child(lambda: importlib.import_module(module_name))
         module = importlib.import_module(module_name)
     except WorkerEnded as error:
         raise ConfigError(
-            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put what a "
-            'script runs under `if __name__ == "__main__":`',
+            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put code of a "
+            'script under `if __name__ == "__main__":`',
             key="preprocessing_fn",
         ) from None
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
-            "is its folder in PYTHONPATH?",
+            "check that its folder is in PYTHONPATH",
             key="preprocessing_fn",
         ) from error
     function = getattr(module, name, None)
@@ -302,19 +302,19 @@ def _import_function(value: str) -> PreprocessingFn:
         )
     if is_standard_library(origin := _origin(function)):
         raise ConfigError(
-            f"is {value!r}, but {name} is of Python's standard library ({origin}), which has no function that makes "
-            f"examples: write a function of your own in {module_name}",
+            f"is {value!r}, but {name} is defined in Python's standard library ({origin}), which has no function that "
+            f"makes examples: write your own function in {module_name}",
             key="preprocessing_fn",
         )
     return function
 
 
 def _origin(function: Any) -> str:
-    """The module in which what is called was written."""
+    """The module in which the callable is defined."""
     while isinstance(function, functools.partial):
         function = function.func
     module = getattr(function, "__module__", None)
-    if module is None:  # a method of a class that is written in C
+    if module is None:  # a method of a class implemented in C
         of = getattr(function, "__objclass__", None) or type(getattr(function, "__self__", None))
         module = of.__module__
     return str(module)

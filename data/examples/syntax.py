@@ -1,6 +1,6 @@
-"""What Python source does, as text: the same however it is laid out and commented, and on every version of Python.
+"""A text form of Python code that does not depend on layout, comments, or the version of Python.
 
-Not ast.dump or ast.unparse, whose output differs between versions.
+ast.dump and ast.unparse are not used because their output differs between versions.
 """
 
 import ast
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def canonical(source: str) -> str:
-    """The source's syntax tree, without comments, docstrings and other statements that are only a text.
+    """The syntax tree of the source, without comments, docstrings and other statements that are only a string.
 
-    A source that reads docstrings keeps its own.
+    Docstrings are kept if the source reads them.
     """
     reads_docstrings = "__doc__" in source or "getdoc" in source
     parts: list[str] = []
-    # Not recursive: a sum of a thousand terms is a tree a thousand levels deep.
+    # Not recursive, because a sum of a thousand terms is a tree with a thousand levels.
     stack: list[Any] = [ast.parse(source)]
     while stack:
         value = stack.pop()
@@ -33,17 +33,17 @@ def canonical(source: str) -> str:
             for child in reversed(kept):
                 stack += [_Text(","), child]
         else:
-            # ascii: which characters repr() escapes depends on the version's Unicode tables.
+            # ascii() is used because the characters that repr() escapes depend on the version's Unicode tables.
             parts.append(ascii(value))
     return "".join(parts)
 
 
 class _Text(str):
-    """Output, where all else on the stack is still to be written."""
+    """Finished output. All other items on the stack still have to be converted."""
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """All fields that mean something. Empty ones are left out: new versions of Python add some to old nodes."""
+    """All fields that affect behavior. Empty ones are left out because new versions of Python add fields to nodes."""
     for name, value in ast.iter_fields(node):
         if name in ("ctx", "kind", "type_comment"):
             continue
@@ -54,7 +54,7 @@ def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
 
 
 def _merged(values: list[ast.expr]) -> list[Any]:
-    """An f-string's parts, its texts as plain values: how they are cut differs between versions."""
+    """The parts of an f-string with adjacent strings merged, because versions of Python split them differently."""
     out: list[Any] = []
     for value in values:
         text = str(value.value) if isinstance(value, ast.Constant) else None

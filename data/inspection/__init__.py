@@ -1,4 +1,4 @@
-"""What scripts/inspect_data.py shows of prepared rows.
+"""The output of scripts/inspect_data.py about prepared rows.
 
-Nothing here changes data; shards are verified in data/loading.
+This package does not change data. Shards are verified in data/loading.
 """

@@ -1,6 +1,6 @@
-"""Documents that a source has twice, and those of an evaluation that are trained on.
+"""Find duplicate documents in a source, and documents of an evaluation set in the training data.
 
-Documents are compared as token ids. Exact copies have the same hash; minhash.py finds those that are nearly alike.
+Documents are compared as token ids. Exact copies have the same hash; minhash.py finds near-duplicates.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ SHOWN_PAIRS = 5
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Documents of one survey that another (or the same one, earlier) has too: pairs of places in the two."""
+    """Documents of one survey that also occur in another (or earlier in the same one), as pairs of indices."""
 
     exact: np.ndarray
-    """int64, [n, 2]: which document, and the first that equals it."""
+    """int64, [n, 2]: index of the document, and of the first document equal to it."""
     near: np.ndarray
-    """int64, [n, 2], without the exact ones."""
+    """int64, [n, 2]: the same for near-duplicates, without exact ones."""
 
 
 def duplicates(own: Survey) -> Matches:
-    """Documents of which an earlier one is a copy, or nearly one."""
+    """Documents that are copies or near-duplicates of an earlier one."""
     numbers = np.arange(len(own.hashes))
     first = first_with(own.hashes, own.hashes)
     copies = first < numbers
@@ -34,7 +34,7 @@ def duplicates(own: Survey) -> Matches:
 
 
 def overlap(known: Survey, asked: Survey) -> Matches:
-    """Documents of `asked` that are in `known`, exactly or nearly."""
+    """Documents of `asked` that are also in `known`, exactly or nearly."""
     first = first_with(known.hashes, asked.hashes)
     others = np.flatnonzero(first < 0)
     near = near_matches(known.signatures, asked.signatures[others], earlier=False)
@@ -44,14 +44,14 @@ def overlap(known: Survey, asked: Survey) -> Matches:
 def duplicate_lines(own: Survey) -> list[str]:
     found = duplicates(own)
     copies, near = _share(found.exact, own), _share(found.near, own)
-    line = f"{own.name}: of {len(own.hashes):,} documents {copies} are copies of an earlier one, {near} nearly so"
+    line = f"{own.name}: {len(own.hashes):,} documents, {copies} copies of an earlier one, {near} near-duplicates"
     return [line, *_compared(own), *_pair_lines(found, own, own)]
 
 
 def overlap_lines(known: Survey, asked: Survey) -> list[str]:
     found = overlap(known, asked)
     exact, near = _share(found.exact, asked), _share(found.near, asked)
-    line = f"{asked.name}: of {len(asked.hashes):,} documents {exact} are in {known.name} too, {near} nearly so"
+    line = f"{asked.name}: {len(asked.hashes):,} documents, {exact} also in {known.name}, {near} near-duplicates"
     return [line, *_compared(known), *_compared(asked), *_pair_lines(found, asked, known)]
 
 
@@ -61,12 +61,12 @@ def _share(pairs: np.ndarray, own: Survey) -> str:
 
 def _compared(own: Survey) -> list[str]:
     n = len(own.hashes)
-    return [f"  (of {own.name} only the first {n:,} of {own.n_documents:,})"] if n < own.n_documents else []
+    return [f"  (compared: the first {n:,} of {own.n_documents:,} in {own.name})"] if n < own.n_documents else []
 
 
 def _pair_lines(found: Matches, asked: Survey, known: Survey) -> list[str]:
     lines = []
-    for word, pairs in (("is", found.exact), ("is nearly", found.near)):
+    for word, pairs in (("equals", found.exact), ("is close to", found.near)):
         for one, other in pairs[:SHOWN_PAIRS].tolist():
             lines.append(f"  {_place(asked, one)} {word} {_place(known, other)}")
         if len(pairs) > SHOWN_PAIRS:

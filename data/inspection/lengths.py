@@ -1,4 +1,4 @@
-"""How long documents are: as lines, as a histogram, as a picture."""
+"""Lengths of documents: as text, as a histogram, as a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def summary_lines(own: Survey) -> list[str]:
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """`(shortest, longest, documents)` of at most BINS bins of the same width, from counts by length."""
+    """`(shortest, longest, documents)` for at most BINS bins of equal width. `lengths` has the count of each length."""
     there = np.flatnonzero(lengths)
     shortest, longest = int(there.min(initial=len(lengths))), int(there.max(initial=0))
     width = max(-(-(longest - shortest + 1) // BINS), 1)
@@ -42,7 +42,7 @@ def histogram_lines(lengths: np.ndarray, columns: int = 50) -> list[str]:
 
 
 def draw_histogram(surveys: list[Survey], path: Path) -> None:
-    """A PNG with the lengths of each source's documents."""
+    """Write a PNG with a histogram of the document lengths of each source."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

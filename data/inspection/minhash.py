@@ -1,6 +1,6 @@
-"""Which documents are nearly alike: they share at least ALIKE of their n-grams (Jaccard).
+"""Find near-duplicates: documents that share at least ALIKE of their n-grams (Jaccard similarity).
 
-MinHash estimates that share (Broder 1997). Only documents of which a band of the signatures is equal are compared.
+MinHash estimates the similarity (Broder 1997). Two documents are only compared if a band of their signatures is equal.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from data.mixing.permutation import splitmix64
 ALIKE = 0.8
 NGRAM = 5
 HASHES, BANDS = 64, 16
-"""Of a signature. Two documents that share 0.8 of their n-grams meet with a chance of 0.9998, those that share 0.4 with
-one of 0.34 (and are then told apart by the whole signature)."""
+"""Hashes and bands of a signature. Documents with a similarity of 0.8 are compared with a probability of 0.9998, and
+documents with 0.4 with 0.34 (the complete signatures then distinguish them)."""
 
 _MULTIPLIERS = splitmix64(np.arange(2 * HASHES, dtype=np.uint64)).reshape(2, HASHES, 1) | np.uint64(1)
 
 
 def signature(ids: np.ndarray) -> np.ndarray:
-    """MinHash of the document's n-grams, uint32 [HASHES]; one shorter than an n-gram is one itself."""
+    """MinHash of the document's n-grams, uint32 [HASHES]. A document shorter than an n-gram is a single n-gram."""
     ids = ids.astype(np.uint64)
     n = max(len(ids) - NGRAM + 1, 1)
     grams = np.zeros(n, dtype=np.uint64)
@@ -30,12 +30,12 @@ def signature(ids: np.ndarray) -> np.ndarray:
 
 
 def match_pairs(found: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """[n, 2]: the places where `found` holds, and what `first` has there."""
+    """[n, 2]: the indices where `found` is true, and the values of `first` there."""
     return np.stack([np.flatnonzero(found), first[found]], axis=1)
 
 
 def near_matches(known: np.ndarray, asked: np.ndarray, *, earlier: bool) -> np.ndarray:
-    """[n, 2]: which of `asked` is nearly one of `known`, and which; with `earlier` one that stands before it."""
+    """[n, 2]: indices in `asked`, and their near-duplicates in `known`. With `earlier`, only smaller indices match."""
     match = np.full(len(asked), -1, dtype=np.int64)
     numbers = np.arange(len(asked))
     for known_keys, asked_keys in zip(_band_keys(known), _band_keys(asked), strict=True):
@@ -48,7 +48,7 @@ def near_matches(known: np.ndarray, asked: np.ndarray, *, earlier: bool) -> np.n
 
 
 def _band_keys(signatures: np.ndarray) -> Iterator[np.ndarray]:
-    """uint64, of each band."""
+    """A uint64 key per document, for each band."""
     for band in np.split(signatures.astype(np.uint64), BANDS, axis=1):
         keys = np.zeros(len(band), dtype=np.uint64)
         for column in band.T:
@@ -57,7 +57,7 @@ def _band_keys(signatures: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def first_with(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """For each key of `asked` the first place in `known` that has it, or -1."""
+    """For each key of `asked`, the first index in `known` with this key, or -1."""
     keys, first = np.unique(known, return_index=True)
     if not len(keys):
         return np.full(len(asked), -1, dtype=np.int64)

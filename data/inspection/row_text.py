@@ -1,4 +1,4 @@
-"""The text of a row, for the terminal: where its documents begin, and what is trained on."""
+"""The text of a row for the terminal, with its documents and the trained tokens marked."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters -> their pictures: data must not steer the terminal."""
+"""Control characters -> their symbols, so that data cannot control the terminal."""
 
 
 def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Text:
-    """The row's text, each document under a line of its own; what is trained on is green, and with marks in ⟦ ⟧."""
+    """The row's text with a title for each document. Trained tokens are green, and with `marks` also inside ⟦ ⟧."""
     text = Text()
     for place, (ids, mask) in enumerate(row.documents()):
         trained = int(np.count_nonzero(mask))
@@ -30,7 +30,7 @@ def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Tex
 
 
 def _runs(ids: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
-    """Stretches that are trained on, or are not."""
+    """Runs of tokens that are all trained on, or all not trained on."""
     cuts = np.flatnonzero(np.diff(mask != 0)) + 1
     for run, trained in zip(np.split(ids, cuts), np.split(mask, cuts), strict=True):
         yield run, bool(trained[0])

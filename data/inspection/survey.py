@@ -1,4 +1,4 @@
-"""What is collected of a source by reading each of its rows once."""
+"""Collect statistics of a source by reading each row once."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -12,22 +12,22 @@ from data.loading.rows import Rows
 from data.mds.row import Row
 
 MOST_COMPARED = 500_000
-"""Documents of a source that are compared: 264 bytes each."""
+"""Maximum number of documents of a source that are compared; each needs 264 bytes."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Survey:
-    """What all rows of a source hold."""
+    """Statistics of all rows of a source."""
 
     name: str
     n_rows: int
     tokens: int
     trained_tokens: int
     lengths: np.ndarray
-    """int64, [at least max_seq_len + 1]: how many documents have this many tokens. A text that was cut into rows is one
-    document."""
+    """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into rows counts
+    as one document."""
     places: np.ndarray
-    """int64, [n, 2]: where the documents that are compared begin, the first MOST_COMPARED: row and place in it."""
+    """int64, [n, 2]: row and place in it where each compared document begins (the first MOST_COMPARED documents)."""
     hashes: np.ndarray
     """uint64, [n]."""
     signatures: np.ndarray
@@ -39,7 +39,7 @@ class Survey:
 
 
 def survey_rows(name: str, rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Survey:
-    """Reads every row once; `progress` is put around their numbers. Raises DataError for a damaged row."""
+    """Read every row once. `progress` wraps the iterable of row numbers. Raises DataError for a damaged row."""
     counts = _Counts()
     lengths: Counter[int] = Counter()
     places: list[tuple[int, int]] = []
@@ -67,11 +67,11 @@ def survey_rows(name: str, rows: Rows, progress: Callable[[Iterable[int]], Itera
 
 @dataclass
 class _Counts:
-    """Of what was read."""
+    """Number of tokens read so far."""
 
     tokens: int = 0
     trained_tokens: int = 0
-    """Without the first token of a document in a row, which nothing predicts."""
+    """Without the first token of each document in a row, which is never a label."""
 
     def add(self, row: Row) -> None:
         starts = np.cumsum(row.lengths) - row.lengths
@@ -82,7 +82,7 @@ class _Counts:
 def _documents(
     rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]], counts: _Counts
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Where each begins, row and place, and its tokens: those that were cut put together again."""
+    """The place of each document, (row, place in it), and its tokens. Split documents are joined again."""
     begun, parts = (0, 0), list[np.ndarray]()
     for number in progress(range(rows.n_rows)):
         row = rows.read(number)

@@ -1,4 +1,4 @@
-"""What verification found, as lines."""
+"""The results of a verification as text."""
 
 from data.loading.verify import Verification
 
@@ -8,5 +8,5 @@ def verification_lines(found: Verification) -> list[str]:
         f"{found.folder}: {found.n_shards:,} shards, {found.n_samples:,} samples, {len(found.broken)} shards broken"
     ]
     if found.unhashed:
-        lines.append(f"  {found.unhashed} shards have no hash in the index: only their size and header were looked at")
+        lines.append(f"  {found.unhashed} shards have no hash in the index: only their size and header were checked")
     return lines + [f"  {shard.file}, samples {shard.first} to {shard.last}: {shard.why}" for shard in found.broken]

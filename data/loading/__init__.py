@@ -1,4 +1,4 @@
-"""From prepared rows to batches on any number of ranks and workers, and the cache of downloaded shards.
+"""From prepared rows to batches, for any number of ranks and workers, and the cache of downloaded shards.
 
-Which rows a batch has is decided in data/mixing.
+The rows of each batch are planned in data/mixing.
 """

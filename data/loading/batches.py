@@ -1,4 +1,4 @@
-"""Batches by their number: which rows of it each rank reads, on any number of ranks and workers."""
+"""Batches by their number, and the rows that each rank reads, for any number of ranks and workers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from data.mds.row import Row
 from data.mixing.row_plan import RowPlan
 
 LOOK_AHEAD = 32
-"""Batches whose remote shards are brought before they are due."""
+"""Number of batches ahead for which remote shards are prefetched."""
 
 
 class TrainBatches(Dataset[Batch]):
@@ -32,15 +32,15 @@ class TrainBatches(Dataset[Batch]):
     ) -> None:
         size = plan.global_batch_size
         if size % world_size:
-            raise ValueError(f"a global batch of {size} rows cannot be cut for {world_size} ranks")
+            raise ValueError(f"a global batch of {size} rows is not divisible by {world_size} ranks")
         self.plan, self.n_batches = plan, n_batches
         self.rank, self.device_batch_size = rank, size // world_size
         self.pad_token_id, self.max_seq_len = pad_token_id, max_seq_len
         self.first = 0
-        """The batch that comes first: not 0 after load_state_dict."""
+        """The first batch to read; not 0 after load_state_dict."""
         self._streams = dict(streams)
-        self._asked = 0
-        """Batches whose shards this process has asked for."""
+        self._requested = 0
+        """Batches whose shards this process has requested."""
 
     def __len__(self) -> int:
         return self.n_batches
@@ -55,34 +55,34 @@ class TrainBatches(Dataset[Batch]):
         return collate(rows, self.max_seq_len, self.pad_token_id) | {"streams": torch.from_numpy(s_N)}
 
     def _look_ahead(self, n: int) -> None:
-        """Begins to bring the shards of the batches to come; each call asks for what the last one did not."""
+        """Start to fetch the shards of the next batches. Each call requests those that earlier calls did not."""
         remote = [number for number, name in enumerate(self.plan.names) if self._streams[name].is_remote]
         if not remote:
             return
-        first = max(n + 1, self._asked)
-        self._asked = min(n + 1 + LOOK_AHEAD, self.n_batches)
+        first = max(n + 1, self._requested)
+        self._requested = min(n + 1 + LOOK_AHEAD, self.n_batches)
         start = self.rank * self.device_batch_size
-        for batch in range(first, self._asked):
+        for batch in range(first, self._requested):
             s_N, id_N = self.plan.rows(batch, start, start + self.device_batch_size)
             for number in remote:
                 self._streams[self.plan.names[number]].prefetch(id_N[s_N == number])
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """Where the run stands after num_samples rows of all ranks, and what that position means."""
+        """The position of the run after num_samples rows of all ranks, and the plan that it refers to."""
         if not from_beginning:
-            raise ValueError("the position is counted from the beginning of the run")
+            raise ValueError("the position must be counted from the beginning of the run")
         return dict(self.plan.state(num_samples))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from the state's position, on any number of ranks.
+        """Continue from the state's position, with any number of ranks.
 
-        Raises ConfigError when the rows so far, or their order, are not those that this run would have had.
+        Raises ConfigError if the rows so far, or their order, differ from those of this run.
         """
         self.first = self.plan.resume(state)
 
 
 class EvalBatches(Dataset[Batch]):
-    """Item n: this rank's rows of eval batch n, stream after stream; past the last row, rows of padding."""
+    """Item n: this rank's rows of eval batch n, one stream after another. After the last row, rows are padding."""
 
     def __init__(
         self,

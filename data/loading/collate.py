@@ -1,4 +1,4 @@
-"""Rows become the tensors of a batch."""
+"""Convert rows to the tensors of a batch."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ Batch = dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> Batch:
-    """int64 tensors of [rows, max_seq_len]; None is a row of nothing but padding.
+    """int64 tensors of shape [rows, max_seq_len]. None is a row of padding only.
 
-    `input_ids` padded on the right; `labels`, shifted: the next position's token where it is trained on and of the
-    same document, else -100; `document_ids` 0, 1, 2, ... in each row, -1 for padding.
+    `input_ids` are padded on the right. `labels` are shifted: the next position's token if it is trained on and belongs
+    to the same document, else -100. `document_ids` are 0, 1, 2, ... in each row, and -1 for padding.
     """
     shape = (len(rows), max_seq_len)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""The loaders of training and evaluation: batches read ahead by workers, or a DataError that says why not.
+"""The loaders for training and evaluation. Workers read batches ahead; failures of workers raise a DataError.
 
-The position lives in the training process alone. A loader's dataset is indexed by batch number, and its sampler counts
-from the first batch that is due, so resuming at batch n costs the same as starting at 0.
+Only the training process stores the position. A loader's dataset is indexed by batch number, and its sampler starts at
+the next batch, so resuming at batch n costs the same as starting at 0.
 """
 
 import time
@@ -22,14 +22,14 @@ from data.loading.workers import Workers
 from data.mixing.row_plan import RowPlan
 
 Waiting = Callable[[], AbstractContextManager[Callable[[], float]]]
-"""Is entered while a batch is waited for, and gives the seconds that are left."""
+"""A context manager that is entered while waiting for a batch. It yields a function that returns the seconds left."""
 
 
 class BatchNumbers(DistributedSampler[Batch]):
-    """Batch numbers from the dataset's first. Each rank counts the same: the dataset knows which rows are its own.
+    """Batch numbers, beginning with the dataset's first. They are the same on each rank; the dataset selects its rows.
 
-    A DistributedSampler because Composer takes no other. Its evaluation cuts `total_size - len(dataset)` samples as
-    repeated ones, hence total_size.
+    It is a DistributedSampler because Composer accepts no other. Composer's evaluation drops `total_size -
+    len(dataset)` samples as duplicates, so total_size is set.
     """
 
     def __init__(self, dataset: TrainBatches | EvalBatches) -> None:
@@ -43,25 +43,25 @@ class BatchNumbers(DistributedSampler[Batch]):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Evaluation passes any number. A run has one epoch, the whole of it, so a second would repeat the order."""
+        """Evaluation may pass any number. A run has only one epoch; a second one would repeat the order."""
         if epoch and isinstance(self.dataset, TrainBatches):
-            raise ValueError(f"epoch {epoch} was asked for, but a run's order of rows is one epoch: count in batches")
+            raise ValueError(f"epoch {epoch} was requested, but a run has a single epoch: count in batches")
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader that gives as many batches as it says or raises a DataError: what a worker met, or which one has
-    ended or is late. It gives fewer only where a signal interrupts it. `waiting` (see Waiting) can be replaced before
-    the first batch."""
+    """A DataLoader that yields the announced number of batches, or raises a DataError: an error in a worker, or a
+    worker that ended or is late. Only a signal can end it earlier. `waiting` (see Waiting) can be replaced before the
+    first batch."""
 
     def __init__(
         self, batches: TrainBatches | EvalBatches, *, name: str, limit: float | None = None, **kwargs: Any
     ) -> None:
-        """name: see Workers. limit: seconds that a batch of the workers may take, unless `waiting` says otherwise."""
+        """name: see Workers. limit: maximum seconds for a batch of the workers, unless `waiting` is replaced."""
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
         self.batches, self.waiting, self.limit = batches, self._until_limit, limit
         self._name, self._workers, self._given = name, Workers(name, []), 0
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered while a batch is waited for. Where it raises WaitInterrupted the loader ends."""
+        """Entered while waiting for a batch. If it raises WaitInterrupted, the loader ends."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, due = self.batches.first, len(self.batches) - self.batches.first
@@ -69,7 +69,7 @@ class BatchLoader(DataLoader[Batch]):
         with self._watched(), self.worker_errors():
             with self.waiting() as seconds_left, self._workers.waited_for(None, first, seconds_left):
                 batches = super().__iter__()
-        # torch's list, which only names them here.
+        # The list belongs to torch. It is only used to name the workers.
         self._workers = Workers(self._name, [worker.pid for worker in getattr(batches, "_workers", ())])
         with self._watched():
             for given in range(due):
@@ -85,7 +85,7 @@ class BatchLoader(DataLoader[Batch]):
 
     @contextmanager
     def worker_errors(self) -> Iterator[None]:
-        """Makes a DataError of what torch raises when a worker has ended, at any moment of the run."""
+        """Convert errors that torch raises, at any time during the run, when a worker has ended into a DataError."""
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
@@ -107,11 +107,11 @@ class BatchLoader(DataLoader[Batch]):
         try:
             return next(batches)
         except DataError as error:
-            # As it was raised, without the worker's traceback in the text.
+            # Remove the worker's traceback that torch adds to the text.
             raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
         except StopIteration:
             given = f"{self._given} of {due} batches"
-            raise DataError(f"the data ended after {given}: a worker lost its rows") from None
+            raise DataError(f"the data ended after {given}: rows of a worker are missing") from None
 
     @contextmanager
     def _until_limit(self) -> Iterator[Callable[[], float]]:
@@ -130,10 +130,10 @@ def train_loader(
     pad_token_id: int,
     limit: float | None = None,
 ) -> BatchLoader:
-    """This rank's part of each of the run's n_batches global batches, one item a batch.
+    """This rank's part of each of the run's n_batches global batches.
 
-    `dataset.state_dict` and `dataset.load_state_dict` carry the position. limit: seconds that a batch of the workers
-    may take; None for any.
+    `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum seconds for a batch
+    of the workers; None: no limit.
     """
     batches = TrainBatches(
         streams,
@@ -157,7 +157,7 @@ def eval_loader(
     pad_token_id: int,
     limit: float | None = None,
 ) -> BatchLoader:
-    """Every row exactly once over the ranks, the same number of equal batches on each; what is missing is padding."""
+    """Each row exactly once over all ranks, with the same number of equal batches on each rank, filled with padding."""
     batches = EvalBatches(
         streams,
         max_seq_len=config.dataset.max_seq_len,
@@ -182,6 +182,6 @@ def _loader(
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
         worker_init_fn=BeginWorker(),
-        # Its own generator: the seed that a DataLoader draws for its workers must not move the model's random numbers.
+        # A separate generator, so that drawing a seed for the workers does not change the model's random numbers.
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""Opens the rows of a dataset: prepared first, or read in place from an MDS folder of rows."""
+"""Open the rows of a dataset. They are prepared first, or read in place from an MDS folder of rows."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,9 +21,9 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsFolder:
-    """The dataset's one source, or the folder where its samples are rows already. Needs no tokenizer; quick.
+    """The dataset's single source, or its MDS folder if the samples are prepared rows. Fast; needs no tokenizer.
 
-    Raises what open_source and open_mds raise.
+    Raises the errors of open_source and open_mds.
     """
     if config.local is None and config.remote is None:
         return open_source(config, rehash=rehash)
@@ -32,14 +32,14 @@ def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsF
 
 
 def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsFolder | None = None) -> Rows:
-    """The rows of the dataset's one source, prepared first when they are not there yet. Involves no collective.
+    """The rows of the dataset's single source. They are prepared first if necessary. Uses no collective operations.
 
-    `source` is what find_source has found, and is looked for here when it is None.
+    `source` is the result of find_source; None: find it here.
 
-    An MDS folder is read in place when its samples are rows: ours; `input_ids` and `labels` of the same length, -100
-    where nothing is trained; `tokens` alone, all of them trained on, where documents end with the tokenizer's eos. Ids
-    are an ndarray, or bytes of int64. Raises what prepare and MdsFolder raise, ConfigError when the folder's manifest
-    says another tokenizer or max_seq_len, and DataError when its first row cannot be.
+    An MDS folder is read in place if its samples are rows: our format; `input_ids` and `labels` of the same length,
+    -100 for tokens that are not trained on; or `tokens` only, all trained on, with the tokenizer's eos at the end of
+    each document. Ids are an ndarray, or bytes of int64. Raises the errors of prepare and MdsFolder, ConfigError if the
+    folder's manifest has another tokenizer or max_seq_len, and DataError if its first row is invalid.
     """
     source = find_source(config) if source is None else source
     if isinstance(source, MdsFolder):
@@ -52,12 +52,12 @@ def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
     try:
         mds = MdsFolder.open(local=str(folder), remote=None, split=None, cache_dir="", hint=hint)
     except ConfigError:
-        raise DataError(f"{folder / INDEX} is not there: {hint}") from None
+        raise DataError(f"{folder / INDEX} is missing: {hint}") from None
     if mds.columns != COLUMNS:
         raise DataError(f"{folder} has other columns than {', '.join(COLUMNS)}: {hint}")
     manifest = mds.manifest
     if manifest is None:
-        raise DataError(f"{folder / MANIFEST} is not there, or is no object: {hint}")
+        raise DataError(f"{folder / MANIFEST} is missing, or is not a JSON object: {hint}")
     _check_count(mds, manifest)
     mds.check()
     return Rows(
@@ -77,8 +77,8 @@ def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
 def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) -> Rows:
     if config.preprocessing_fn is not None:
         raise ConfigError(
-            f"is {config.preprocessing_fn!r}, but the samples of {mds.name} are rows already "
-            f"({listed(mds.columns)}): leave it out",
+            f"is {config.preprocessing_fn!r}, but the samples of {mds.name} are already prepared rows "
+            f"({listed(mds.columns)}): remove it",
             key="preprocessing_fn",
         )
     manifest = mds.manifest or {}
@@ -88,7 +88,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
     form = next(form for form in ROW_FORMS if set(form) <= set(mds.columns))
     rows = Rows(
         folder=mds.folder,
-        # Which documents a row of tokens alone has depends on the token that ends them.
+        # For rows with tokens only, the documents depend on the token that ends them.
         fingerprint=mds.fingerprint + (f"-eos{tokenizer.eos_token_id}" if form == ("tokens",) else ""),
         max_seq_len=config.max_seq_len,
         n_rows=mds.n_samples,
@@ -108,8 +108,8 @@ def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: Dataset
     written = manifest.get("max_seq_len")
     if written != config.max_seq_len:
         raise ConfigError(
-            f"is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: write "
-            "that, or prepare them again",
+            f"is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: use "
+            "that value, or prepare them again",
             key="max_seq_len",
         )
     theirs = manifest.get("tokenizer") or {}
@@ -118,7 +118,7 @@ def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: Dataset
         raise ConfigError(
             f"is {getattr(config, key)!r}, whose rows were prepared with the tokenizer {theirs.get('name')} "
             f"(fingerprint {theirs.get('fingerprint')}), but this run's is {tokenizer.name} ({tokenizer.fingerprint}): "
-            "name that one, or prepare them again",
+            "use that tokenizer, or prepare them again",
             key=key,
         )
 
@@ -134,9 +134,9 @@ def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
 def open_streams(
     config: DatasetConfig, tokenizer: Tokenizer, sources: Mapping[str, Source | MdsFolder] | None = None
 ) -> dict[str, Rows]:
-    """Each stream's rows under its name, or those of a dataset without streams under "". Raises what open_rows does.
+    """Stream -> its rows; "" for a dataset without streams. Raises the errors of open_rows.
 
-    `sources` are those that find_source has found, by stream.
+    `sources` maps streams to results of find_source.
     """
     opened = {}
     for name, stream in config.each_stream().items():

@@ -1,4 +1,4 @@
-"""What the system says about a process that does not answer."""
+"""The state of a process that does not respond, as reported by the system."""
 
 import os
 import signal
@@ -11,36 +11,36 @@ import psutil
 _STATES = {
     psutil.STATUS_STOPPED: "is stopped (SIGSTOP)",
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
-    psutil.STATUS_DISK_SLEEP: "waits for a file system or a device (state D)",
+    psutil.STATUS_DISK_SLEEP: "is waiting for a file system or a device (state D)",
     psutil.STATUS_RUNNING: "is computing (state R)",
 }
 
 
 def start_time(pid: int) -> float:
-    """When a process started. Raises psutil.NoSuchProcess when it has ended.
+    """Start time of a process. Raises psutil.NoSuchProcess if it has ended.
 
-    On Linux in ticks since the boot: psutil adds the time of the boot, which moves when the clock is set.
+    On Linux this is in ticks since boot, because psutil adds the boot time, which changes when the clock is set.
     """
     process = psutil.Process(pid)
     if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         raise psutil.ZombieProcess(pid)
     stat = Path(f"/proc/{pid}/stat")
-    # The second field is the program's name in parentheses, with whatever is in it; the start time is the 22nd.
+    # The second field is the program's name in parentheses, which may contain anything; the start time is field 22.
     return float(stat.read_text().rpartition(")")[2].split()[19]) if psutil.LINUX else process.create_time()
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the process that began then exists: neither has it ended, nor has another one its pid."""
+    """Whether the process that started at this time still exists, and its pid was not reused."""
     try:
         return start_time(pid) == started
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):
-        return psutil.pid_exists(pid)  # such as another user's, where /proc hides these
+        return psutil.pid_exists(pid)  # such as a process of another user if /proc hides these
 
 
 def machine() -> tuple[str, str, str]:
-    """Within it a pid is one process. Containers may share a hostname, and have a pid namespace each."""
+    """Identifies the scope of pids. Containers may share a hostname, but have separate pid namespaces."""
     boot_id = namespace = ""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -50,20 +50,20 @@ def machine() -> tuple[str, str, str]:
 
 
 def state(pid: int) -> str:
-    """Such as `is stopped (SIGSTOP)`: to be put behind the name of a process of this machine."""
+    """The state as a clause, such as `is stopped (SIGSTOP)`, that follows the name of a local process."""
     try:
         status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
         return "no longer exists"
     except (psutil.Error, OSError):
-        return "cannot be looked at"
+        return "has an unknown state"
     if status == psutil.STATUS_ZOMBIE:
         return "has ended"
     return _STATES.get(status, "is waiting (state S)")
 
 
 def has_ended(pid: int) -> bool:
-    """Whether or not its parent has asked for its exit code."""
+    """Whether the process has ended, even if its parent has not waited for it yet."""
     try:
         start_time(pid)
     except psutil.NoSuchProcess:
@@ -80,6 +80,6 @@ def is_stopped(pid: int) -> bool:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Unless it has ended."""
+    """Send the signal, unless the process has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

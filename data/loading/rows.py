@@ -1,4 +1,4 @@
-"""The rows of a source that is open: read one by one, each checked."""
+"""The rows of an open source, read and checked one by one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import numpy as np
 from data.mds.folder import MdsFolder
 from data.mds.row import Row
 
-_HINT = "write the rows again, or name the tokenizer and the max_seq_len that they were written for"
+_HINT = "write the rows again, or set the tokenizer and the max_seq_len that they were written with"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,19 +22,19 @@ class Rows:
     max_seq_len: int
     n_rows: int
     tokens: int | None
-    """Of all rows, padding not counted; None where they were not counted."""
+    """Number of tokens in all rows, without padding; None if unknown."""
     trained_tokens: int | None
     vocab_size: int
     mds: MdsFolder = field(repr=False)
     decode: Callable[[Mapping[str, Any]], Row] = field(repr=False)
-    """Makes the row of a sample; raises ValueError."""
+    """Converts a sample to a row; raises ValueError."""
     end_of_text: int | None = None
-    """The token with which each document ends: a row's last one that does not continues in the next row. None where no
-    document is cut."""
+    """The token that ends each document. If the last document of a row does not end with it, it continues in the next
+    row. None if documents are never split."""
 
     @property
     def shard_sizes(self) -> np.ndarray:
-        """Rows of each shard, int64."""
+        """Number of rows in each shard, int64."""
         return self.mds.shard_sizes
 
     @property
@@ -42,7 +42,7 @@ class Rows:
         return self.mds.remote is not None
 
     def read(self, row_id: int) -> Row:
-        """Brings the row's shard first when it is not here. Raises DataError when that fails, or the row is wrong."""
+        """Read a row. Fetches its shard if it is not local. Raises DataError if that fails or the row is invalid."""
         sample = self.mds.read(row_id)
         try:
             row = self.decode(sample)
@@ -52,17 +52,17 @@ class Rows:
         return row
 
     def prefetch(self, row_ids: np.ndarray) -> None:
-        """Begins to bring the shards of these rows, in threads of this process; nothing to do where they are here."""
+        """Start to fetch the shards of these rows that are not local, in threads of this process."""
         shards = np.searchsorted(self.mds.ends, row_ids, side="right")
         self.mds.prefetch(dict.fromkeys(shards.tolist()))
 
     def _check(self, row: Row) -> None:
         n = len(row.tokens)
         if not n == len(row.loss_mask) == row.lengths.sum() or np.any(row.lengths < 1) or not n:
-            raise ValueError(f"{n} tokens, {len(row.loss_mask)} of mask, lengths {row.lengths.sum()}")
+            raise ValueError(f"{n} tokens, {len(row.loss_mask)} in the loss mask, lengths sum to {row.lengths.sum()}")
         if n > self.max_seq_len:
             raise ValueError(f"{n} tokens, but max_seq_len is {self.max_seq_len}")
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
             token_id = low if low < 0 else high
-            raise ValueError(f"the id {token_id}, but the tokenizer has ids below {self.vocab_size}: is it another's?")
+            raise ValueError(f"the id {token_id}, but the tokenizer's ids are below {self.vocab_size}")

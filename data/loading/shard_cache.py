@@ -1,7 +1,7 @@
-"""What is downloaded of remote streams, held below a limit: finished shards make room for those that are due.
+"""Keep the downloaded shards of remote streams below a limit: shards that are not needed are evicted.
 
-The plan says which shards the batches to come need, so that nothing is deleted that would be wanted again before its
-next pass, and a limit below what they need together is refused instead of downloading the same shards again and again.
+The plan knows which shards the next batches need, so a shard that is needed again in the same epoch is not evicted. A
+limit that is too small for the shards needed at once is an error, because shards would be downloaded over and over.
 """
 
 import math
@@ -15,29 +15,29 @@ from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 
 _BEHIND = 1
-"""Batches that another rank may be behind: it has had those before the last step, which all ranks took together."""
+"""Maximum number of batches by which another rank may be behind, because all ranks have completed the last step."""
 
 
 class ShardCache:
-    """The shards of a run's remote streams in this node's folders. For one process of the node."""
+    """The local shards of a run's remote streams. Used by one process per node."""
 
     def __init__(self, streams: Mapping[str, Rows], plan: RowPlan, config: DataLoaderConfig) -> None:
-        """Raises ConfigError when cache_limit is less than what is needed at a time."""
+        """Raises ConfigError if cache_limit is smaller than the shards that are needed at once."""
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
-        # A worker holds batches ready and asks for the shards of those after them, before make_room is called again.
+        # A worker prefetches batches, and requests the shards of the batches after them, before the next make_room.
         self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)
         self._here: dict[tuple[str, int], int] = {}
-        """(stream, shard) -> bytes, in the order in which they were last needed."""
+        """(stream, shard) -> bytes, least recently needed first."""
         self._logged = {name: rows.mds.n_downloaded() for name, rows in self._streams.items()}
         self._first: int | None = None
         if limit is not None:
             self._check(f"dataset.cache_limit is {limit!r}")
 
     def make_room(self, batch: int) -> None:
-        """Deletes shards that no batch from here on needs soon, the longest finished first, to stay below the limit."""
+        """Evict shards that are not needed soon, least recently needed first, to stay below the limit."""
         if self._first is None:
             self._first = batch
             for name, rows in self._streams.items():
@@ -58,8 +58,8 @@ class ShardCache:
             too_much -= self._here.pop((name, shard))
 
     def downloads(self, batch: int) -> dict[str, tuple[int, int]]:
-        """Stream -> (shards downloaded to this node since the first make_room, those that the rows up to the batch lie
-        in, each counted once a pass)."""
+        """Stream -> (shards downloaded to this node since the first make_room, shards of the rows up to the batch, each
+        counted once per epoch)."""
         assert self._first is not None
         begun = self._plan.n_shards(self._first, batch)
         return {
@@ -78,6 +78,6 @@ class ShardCache:
             return
         parts = ", ".join(f"{f'{name} ' if name else ''}{format_bytes(need)}" for name, need in needs.items())
         raise ConfigError(
-            f"{message}, but {format_bytes(sum(needs.values()))} are needed at a time ({parts}: the windows of shards "
-            f"that {n_batches} batches may lie in): raise it, write smaller shards, or leave it out to keep everything"
+            f"{message}, but {format_bytes(sum(needs.values()))} are needed at once ({parts}: the shard windows of "
+            f"{n_batches} batches): raise it, write smaller shards, or remove it to keep all shards"
         )

@@ -1,4 +1,4 @@
-"""Reads all shards of a folder, and lists those that are missing, truncated or corrupt."""
+"""Read all shards of a folder, and list those that are missing, truncated or corrupt."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ class BrokenShard:
     file: str
     first: int
     last: int
-    """Its first and last sample, counted from 0 over the whole folder."""
+    """Index of its first and last sample in the whole folder, from 0."""
     why: str
 
 
@@ -23,14 +23,14 @@ class Verification:
     n_shards: int
     n_samples: int
     unhashed: int
-    """Shards without a hash in the index, of which only size and header were looked at."""
+    """Number of shards without a hash in the index, of which only size and header were checked."""
     broken: list[BrokenShard]
 
 
 def verify(source: Rows | MdsFolder | Path) -> Verification:
-    """Reads every shard, whatever was remembered; those of a remote are brought first when they are not here.
+    """Read every shard, regardless of earlier checks. Shards of a remote that are not local are fetched.
 
-    Raises ConfigError or DataError when the index itself is missing or wrong.
+    Raises ConfigError or DataError if the index is missing or invalid.
     """
     if isinstance(source, Path):
         source = MdsFolder.open(local=str(source), remote=None, split=None, cache_dir="")

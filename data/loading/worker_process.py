@@ -1,4 +1,4 @@
-"""What a loader's worker process begins with: which signals are its own, and whom it ends with."""
+"""The initialization of a loader's worker process: which signals it handles, and when it ends."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ _OF_THE_RUN = (signal.SIGINT, signal.SIGUSR1)
 
 
 class BeginWorker:
-    """For `worker_init_fn`. Schedulers and terminals signal every process of a run, but its batches are needed until
-    the training process, which is signalled too, has finished its step."""
+    """A `worker_init_fn`. Schedulers and terminals send signals to all processes of a run, but workers are needed until
+    the training process, which also gets the signal, has finished its step."""
 
     def __init__(self) -> None:
         self._show: Callable[[int], None] | None = shown_in_workers()
@@ -23,22 +23,22 @@ class BeginWorker:
         if self._show is not None:
             self._show(number)
         trainer, parent = parent_process(), os.getppid()
-        # A fork server's children end by torch's watchdog alone.
+        # Children of a fork server are only ended by torch's watchdog.
         if trainer is not None and trainer.pid == parent:
             signalled_at_end_of(parent, signal.SIGKILL)
-            _heed_only(parent)
+            _ignore_signals_of_others(parent)
 
 
-def _heed_only(parent: int) -> None:
-    """Of SIGTERM the parent's alone counts, which ends a worker that does not end by itself."""
+def _ignore_signals_of_others(parent: int) -> None:
+    """Only a SIGTERM from the parent ends the worker. The parent sends it if the worker does not end by itself."""
     for number in _OF_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none
+    if hasattr(signal, "sigwaitinfo"):  # not available on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(parent,), name="worker-signals", daemon=True).start()
+        threading.Thread(target=_end_on_sigterm, args=(parent,), name="worker-signals", daemon=True).start()
 
 
-def _end_when_told(parent: int) -> None:
+def _end_on_sigterm(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""From a source to an MDS folder of rows, once: chunks, worker processes, packing, the manifest.
+"""Prepare an MDS folder of rows from a source: chunks, worker processes, packing, the manifest.
 
-Reading prepared rows belongs to data/loading.
+Prepared rows are read in data/loading.
 """

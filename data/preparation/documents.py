@@ -1,4 +1,4 @@
-"""Tokenized documents, and how a worker's reach the parent process."""
+"""Tokenized documents, and how workers send them to the parent process."""
 
 import os
 import tempfile
@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 SPOOLED_BYTES = 8 << 20
-"""A chunk's tokens that take more than this come to the parent through a file: a pipe would need them whole."""
+"""If a chunk's tokens are larger than this, they are sent in a file, because a pipe would need a complete copy."""
 
 
 class SpooledTokens:
-    """An array in a file, of which a slice is read when it is asked for: mapped, all of it would come into memory."""
+    """An array in a file, of which slices are read on demand. A memory map would load all of it into memory."""
 
     def __init__(self, file: Path, dtype: np.dtype) -> None:
-        """Removes the file, which stays readable here."""
+        """Delete the file, which stays readable through the open descriptor."""
         self._dtype, self._descriptor = dtype, os.open(file, os.O_RDONLY)
         self._length = file.stat().st_size // dtype.itemsize
         weakref.finalize(self, os.close, self._descriptor)
@@ -33,19 +33,19 @@ class SpooledTokens:
 
 @dataclass(frozen=True, eq=False)
 class Documents:
-    """Documents end to end."""
+    """Several documents, concatenated."""
 
     tokens: np.ndarray | SpooledTokens
-    """Unsigned."""
+    """Token ids, unsigned."""
     loss_mask: np.ndarray
-    """As long as tokens; empty for texts, of which every token is trained on."""
+    """Same length as tokens; empty for texts, of which all tokens are trained on."""
     lengths: np.ndarray
-    """Of each document."""
+    """Number of tokens of each document."""
     are_texts: bool
 
     @property
     def weight(self) -> int:
-        """Tokens."""
+        """Number of tokens."""
         return len(self.tokens)
 
     def received(self) -> "Documents":
@@ -54,7 +54,7 @@ class Documents:
 
 @dataclass(frozen=True, eq=False)
 class Spooled:
-    """Documents whose tokens came to the parent through a file."""
+    """Documents whose tokens are sent to the parent in a file."""
 
     file: Path
     dtype: np.dtype
@@ -65,7 +65,7 @@ class Spooled:
 
 
 def to_parent(documents: Documents, folder: Path) -> Documents | Spooled:
-    """The documents as they are sent to the parent; `folder` is for what is too large for a pipe."""
+    """The documents in the form in which they are sent to the parent. `folder` is for tokens too large for a pipe."""
     tokens = documents.tokens
     if not isinstance(tokens, np.ndarray) or tokens.nbytes <= SPOOLED_BYTES:
         return documents

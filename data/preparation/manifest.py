@@ -1,4 +1,4 @@
-"""A folder's manifest.json: everything that decides its rows, the fingerprint of that, and what became of the input."""
+"""A folder's manifest.json: everything that determines its rows, its fingerprint, and statistics of the input."""
 
 import json
 from typing import Any
@@ -14,11 +14,11 @@ from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 
 FORMAT_VERSION = 3
-"""Part of the fingerprint: raise it when the same input would become other rows."""
+"""Part of the fingerprint. Must be increased when the same input results in different rows."""
 
 
-def what_decides(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that decides the rows, by name; where the input lies does not. Reads what is new of the input."""
+def fingerprint_inputs(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Everything that determines the rows, by name. The location of the input does not. Reads new input files."""
     preprocessing = preprocessing_source(config.preprocessing_fn)
     of_tokens = (
         {}
@@ -46,7 +46,7 @@ def fingerprint_of(made_from: MadeFrom) -> str:
 
 
 def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the manifest says of rows of tokens."""
+    """The manifest's entries about rows of tokens."""
     of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
     return {"max_seq_len": config.max_seq_len, "packing": config.packing, "tokenizer": of_tokenizer}
 
@@ -54,7 +54,7 @@ def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def manifest_of(
     config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """What is written into the finished folder. `details` become part of it as they are."""
+    """The manifest of the finished folder. `details` are included unchanged."""
     reading, tally = progress.reading, progress.tally
     counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
     return {

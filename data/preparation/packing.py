@@ -1,4 +1,4 @@
-"""From documents to rows: which share a row. Conversations are never split; texts are cut and go on in the next row."""
+"""Pack documents into rows. Conversations are never split; texts are split and continue in the next row."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
@@ -9,8 +9,9 @@ import numpy as np
 def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
     """Best-fit decreasing: the longest document first, each into the fullest row that still has room for it.
 
-    `lengths` are at most row_length. Returns the documents' indices row by row, in their own order inside a row, and
-    the rows by their first document: the order of the source survives as far as it can. Deterministic, O(n log n).
+    `lengths` are at most row_length. Returns the documents' indices for each row, in their original order within a row,
+    and the rows ordered by their first document, to keep the order of the source as far as possible. Deterministic,
+    O(n log n).
     """
     if not len(lengths):
         return []
@@ -49,7 +50,7 @@ def _by_first_document(row_of: np.ndarray, n_rows: int) -> list[np.ndarray]:
 
 
 def none(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
-    """Each document in a row of its own."""
+    """One document per row."""
     return list(np.arange(len(lengths))[:, None])
 
 
@@ -60,9 +61,9 @@ PACKERS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {
 
 
 def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
-    """Texts laid end to end and cut every row_length tokens: the lengths of the documents' pieces, row by row.
+    """Concatenate texts and split them every row_length tokens. Yields the lengths of the documents' pieces per row.
 
-    All rows but the last are full.
+    All rows except the last are full.
     """
     pieces: list[int] = []
     room = row_length
@@ -79,7 +80,7 @@ def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[i
 
 
 def cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
-    """Each text from the beginning of a row, in as many rows as it needs: the length of the one piece, row by row."""
+    """Start each text in a new row, and split it into as many rows as needed. Yields the length of each piece."""
     for length in lengths.tolist():
         for start in range(0, length, row_length):
             yield [min(row_length, length - start)]
@@ -89,4 +90,4 @@ CUTTERS: dict[str, Callable[[np.ndarray, int], Iterator[list[int]]]] = {
     "best_fit": concatenate_and_cut,
     "none": cut,
 }
-"""What `packing` means for texts."""
+"""The implementations of `packing` for texts."""

@@ -1,7 +1,7 @@
-"""Any source -> an MDS folder of rows, once: whole, with an index, or not yet.
+"""Prepare an MDS folder of rows from any source, once. A folder with an index is complete.
 
-A row is a sample with the columns of data/mds/row.py. `index.json` and the shards are Streaming's; `manifest.json` says
-what became of every row and token.
+A row is a sample with the columns of data/mds/row.py. `index.json` and the shards have Streaming's format;
+`manifest.json` has statistics of all rows and tokens.
 """
 
 import shutil
@@ -29,7 +29,7 @@ from data.mds.writer import (
     read_json,
     refuse_other,
 )
-from data.preparation.manifest import describe, fingerprint_of, manifest_of, what_decides
+from data.preparation.manifest import describe, fingerprint_inputs, fingerprint_of, manifest_of
 from data.preparation.progress import Progress, Waiting
 from data.preparation.recipe import Recipe
 from data.preparation.summary import summary
@@ -40,17 +40,17 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None = None) -> Path:
-    """The folder of the source's rows in the cache, made if it is not there yet: `cache_dir/FINGERPRINT`.
+    """The folder of the source's rows in the cache, `cache_dir/FINGERPRINT`. It is prepared if it does not exist yet.
 
-    `source` is the config's, where it is open already.
+    `source` is the open source of the config; None: open it here.
 
-    Processes that ask for the same rows at once do the work once: the others wait, however long it takes. Raises
-    ConfigError for a configuration error, DataError for a data error (all bad rows together).
+    If several processes need the same rows, one prepares them and the others wait, without a time limit. Raises
+    ConfigError for a configuration error and DataError for a data error (with all invalid rows).
     """
     source = open_source(config) if source is None else source
-    made_from = what_decides(config, source, tokenizer)
+    made_from = fingerprint_inputs(config, source, tokenizer)
     folder = Path(config.cache_dir) / fingerprint_of(made_from)
-    with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to a folder elsewhere"):
+    with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)
         return write_once(folder, recipe, config, made_from, describe(config, tokenizer))
 
@@ -64,14 +64,14 @@ def prepare_into(
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
-    """The source's rows in a folder of your own, and in `remote` (a folder, or s3:// and the like) as well.
+    """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
-    `compression` is Streaming's, such as zstd or zstd:7. A folder that is whole is left alone, one that is not is
-    resumed. Raises ConfigError when the folder, or the remote one, has anything else in it that would be in the way.
+    `compression` is Streaming's, such as zstd or zstd:7. A complete folder is not changed, and an incomplete one is
+    resumed. Raises ConfigError if the folder or the remote contains conflicting files.
     """
     check_compression(compression)
     source = open_source(config) if source is None else source
-    made_from = {**what_decides(config, source, tokenizer), "compression": compression}
+    made_from = {**fingerprint_inputs(config, source, tokenizer), "compression": compression}
     with plain_os_errors(str(folder), "name another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)
         details = describe(config, tokenizer)
@@ -98,7 +98,7 @@ def write_once(
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
-    """Makes the folder whole, if it is not. `details` go into the manifest as they are."""
+    """Complete the folder if it is not complete. `details` are included in the manifest unchanged."""
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
         journal = read_journal(folder)
@@ -109,7 +109,7 @@ def write_once(
             if not is_whole(folder, made_from):
                 _write(folder, recipe, config, made_from, details, compression)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        # Whichever process did the work: local rank 0 shows it, also when it has waited for another rank.
+        # Local rank 0 prints the summary, even if another rank did the work.
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
     if upload is not None:
         upload.send()
@@ -129,7 +129,7 @@ def _write(
         progress = write_windows(shards, recipe, config)
         _refuse_if_nothing_is_kept(progress, config)
     except (ConfigError, DataError):
-        shards.discard()  # to go on would bring the same again
+        shards.discard()  # a resumed run would only fail again
         raise
     except WorkerEnded as error:
         if error.status >= 0:
@@ -141,25 +141,25 @@ def _write(
 def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
     if error.status == -signal.SIGKILL:
         return DataError(
-            f"a worker process was killed ({error.how}: by the system, when memory runs out): start again, with a "
-            f"smaller {setting('prepare_workers')} if it was memory; what is done is kept"
+            f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again, "
+            f"with a smaller {setting('prepare_workers')}; completed work is kept"
         )
     if error.status == -signal.SIGVTALRM:
         return DataError(
-            f"a worker process was ended ({error.how}), because the chat template computed for more than a minute in "
-            "a single operation: use a tokenizer with another chat template, or change this one"
+            f"a worker process was ended ({error.how}), because the chat template spent more than a minute in a single "
+            "operation: use a tokenizer with another chat template, or change this one"
         )
     name = config.preprocessing_fn
     if not is_own(name):
         return DataError(f"a worker process ended before its work was done ({error.how}): start again")
     if error.status < 0:
         return DataError(
-            f"{setting('preprocessing_fn')} is {name!r}, but a process that ran it was ended by {error.how}: find "
-            "the crash, perhaps in an extension module that it uses, and start again; what is done is kept"
+            f"{setting('preprocessing_fn')} is {name!r}, but a process running it was ended by {error.how}: fix the "
+            "crash, perhaps in an extension module, and start again; completed work is kept"
         )
     return DataError(
         f"{setting('preprocessing_fn')} is {name!r}, but it ended its process: {error.how}: return an example, return "
-        "None to leave the row out, or raise an error"
+        "None to drop the row, or raise an error"
     )
 
 
@@ -167,7 +167,7 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
     if progress.tally.examples_kept:
         return
     dropped = progress.dropped()
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "there are none"
+    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "the source is empty"
     raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_hint(progress, config)}")
 
 
@@ -175,4 +175,4 @@ def _hint(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
         return f"{setting('max_seq_len')} is {config.max_seq_len}: raise it, or shorten the rows"
     kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"fix them ({kinds})" if kinds else f"look at {setting('preprocessing_fn')}"
+    return f"fix them ({kinds})" if kinds else f"check {setting('preprocessing_fn')}"

@@ -1,4 +1,4 @@
-"""How far a preparation is: kept in the journal, and shown as a bar by the process that works and those that wait."""
+"""The progress of a preparation: saved in the journal, and shown as a bar by the working and the waiting processes."""
 
 import sys
 from contextlib import suppress
@@ -14,18 +14,18 @@ from data.mds.writer import read_journal
 from data.preparation.recipe import Part, Tally
 
 BAR_DELAY = 2
-"""Seconds that pass without a progress bar: what is quick needs none."""
+"""Seconds before a progress bar appears. Short preparations show none."""
 MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
-"""Seconds between two states of the progress bar: a log file is not for ten lines a second."""
+"""Seconds between updates of the progress bar, which are rare in log files."""
 
 
 @dataclass
 class Progress:
-    """How far the source is read, and what was in it: what the journal keeps."""
+    """The progress in the source and the results so far, as saved in the journal."""
 
     chunks: int = 0
     done: int = 0
-    """Of the source's units."""
+    """Completed units of the source."""
     total: int = 0
     reading: Reading = field(default_factory=Reading)
     tally: Tally = field(default_factory=Tally)
@@ -38,7 +38,7 @@ class Progress:
         for target, values in ((reading, state["reading"]), (tally, state["tally"])):
             for name, value in values.items():
                 setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
-        for kind in reading.kinds:  # those of an earlier version's journal have no places
+        for kind in reading.kinds:  # journals of an earlier version have no places
             reading.first.setdefault(kind, kind)
             reading.places.setdefault(kind, ["an earlier row"])
         return cls(state["chunks"], state["done"], total, reading, tally)
@@ -47,25 +47,25 @@ class Progress:
         return {**vars(self), "reading": vars(self.reading), "tally": vars(self.tally)}
 
     def add(self, part: Part) -> None:
-        """A chunk that is read."""
+        """Add the result of a chunk."""
         self.chunks += 1
         self.done += part.size
         self.reading.merge(part.reading)
         self.tally.merge(part.tally)
 
     def dropped(self) -> dict[str, int]:
-        """Reason -> rows."""
+        """Reason -> number of dropped rows."""
         dropped = {"bad rows": self.reading.bad_rows, "preprocessing_fn returned None": self.reading.n_dropped}
         return {reason: count for reason, count in (self.tally.dropped | dropped).items() if count}
 
 
 def source_bar(desc: str, total: int | None, unit: str, done: int = 0) -> Any:
-    """unit: the source's, in which total and done are."""
+    """A progress bar in units of the source."""
     return progress_bar(desc, total, unit=unit, initial=done, delay=BAR_DELAY, mininterval=MININTERVAL)
 
 
 class Waiting:
-    """Called each second while another process prepares the folder: shows, on one rank of a node, how far it is."""
+    """Called every second while another process prepares the folder. One rank per node shows the progress."""
 
     def __init__(self, folder: Path, unit: str) -> None:
         self.folder, self.unit = folder, unit
@@ -76,9 +76,9 @@ class Waiting:
         if not self.shown:
             return
         if self.bar is None:
-            node_logger.info(f"Waiting for another process that prepares the same rows ({self.folder})")
-            self.bar = source_bar("Prepared by another", None, self.unit)
-        with suppress(DataError):  # it is finished just now
+            node_logger.info(f"Waiting for another process to prepare the same rows ({self.folder})")
+            self.bar = source_bar("Prepared by another process", None, self.unit)
+        with suppress(DataError):  # the preparation has just finished
             state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}
             self.bar.total = state["total"] or None
             self.bar.update(state["done"] - self.bar.n)

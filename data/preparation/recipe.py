@@ -1,4 +1,4 @@
-"""A recipe: how a source's chunks become samples. Its tasks go to workers, their parts and tallies come back."""
+"""A recipe defines how chunks of a source become samples. Workers get tasks and return parts with tallies."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from data.sources.source import Source
 
 @dataclass
 class Tally:
-    """What became of examples and tokens. Can be pickled; tallies add up in any order."""
+    """Statistics of examples and tokens. Can be pickled; tallies can be merged in any order."""
 
     examples_kept: int = 0
     examples_truncated: int = 0
-    """Of the kept ones: they lost their end."""
+    """Kept examples whose end was cut off."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> examples that were read, but do not fit."""
+    """Reason -> valid examples that were dropped because they do not fit."""
     tokens_in: int = 0
     tokens_kept: int = 0
     tokens_truncated: int = 0
     tokens_dropped: int = 0
     trained_tokens: int = 0
-    """Tokens of rows that some position predicts: the first of a document, or of its piece, is nobody's label."""
+    """Trained tokens. The first token of a document, or of its piece, is never a label, so it does not count."""
     rows: int = 0
     padding: int = 0
     document_lengths: Counter[str] = field(default_factory=Counter)
-    """n, a power of two -> documents of n to 2n - 1 tokens, before any is cut."""
+    """n, a power of two -> number of documents with n to 2n - 1 tokens, before splitting."""
 
     def merge(self, other: "Tally") -> None:
         for name, value in vars(other).items():
@@ -41,30 +41,30 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A chunk with what is known when it is given out."""
+    """A chunk with the information available when it is submitted."""
 
     chunk: Any
     form: str | None
     first_place: str
-    """Of the source's first valid row, whose form it is."""
+    """Place of the source's first valid row, which defined the form."""
     check_only: bool = False
-    """Bad rows were found: only look for more."""
+    """Bad rows were found, so the chunk is only checked for more."""
 
 
 @dataclass(kw_only=True)
 class Part:
-    """What a chunk gave."""
+    """The result of a chunk."""
 
     size: int
-    """The chunk's, in the source's unit."""
+    """Size of the chunk in units of the source."""
     reading: Reading
     tally: Tally
     content: Any = None
-    """What a window is made of once it is `received()`, with its `weight`; None: nothing."""
+    """Content for a window: an object with `received()` and, after that, `weight`; None: no content."""
 
 
 class Recipe(Protocol):
-    """How chunks become samples: read in workers, written window by window."""
+    """How chunks become samples: read in workers, and written window by window in the parent."""
 
     @property
     def source(self) -> Source: ...

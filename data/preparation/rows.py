@@ -1,4 +1,4 @@
-"""A window of documents becomes rows."""
+"""Convert a window of documents to rows."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from data.preparation.recipe import Tally
 
 
 def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """The window's rows, each of at most max_seq_len tokens."""
+    """The rows of the window, each with at most max_seq_len tokens."""
     lengths = np.concatenate([documents.lengths for documents in window])
     rows = _cut_rows if window[0].are_texts else _whole_rows
     for row in rows(window, lengths, config, tally):
@@ -22,7 +22,7 @@ def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Ite
 
 
 def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of whole documents. Each fits into a row, so that a window of them is small enough to be joined."""
+    """Rows of complete documents. Each document fits into a row, so a window is small enough to be concatenated."""
     tokens = np.concatenate([documents.tokens[:] for documents in window])
     loss_mask = np.concatenate([documents.loss_mask for documents in window])
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -39,7 +39,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
 
 
 def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of texts, one after the other: a text of any size is never held a second time."""
+    """Rows of texts, one after another, so that a large text is never copied as a whole."""
     every_token = np.ones(config.max_seq_len, dtype=DTYPES["loss_mask"])
     rest = iter([documents.tokens for documents in window])
     tokens = next(rest)

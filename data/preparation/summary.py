@@ -1,4 +1,4 @@
-"""What is printed of a finished preparation: a table of what became of the input."""
+"""The summary that is printed after a preparation: a table of all rows and tokens."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from data.base.problems import listed
 
 
 def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
-    """A table of what became of the input, without lines of zeros."""
+    """A table of all rows and tokens, without empty lines."""
     if "tokenizer" not in manifest:
         dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in manifest["dropped"].items())
         wrote = f"Wrote {manifest['rows']:,} of {manifest['rows_in']:,} rows{dropped} in {seconds:.1f} s: {folder}"
@@ -17,7 +17,12 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
         ("Prepared", "rows", "tokens", ""),
         ("in", manifest["rows_in"], manifest["tokens_in"], f"from {len(manifest['inputs'])} file(s)"),
         ("kept", manifest["examples_kept"], manifest["tokens_kept"], f"{manifest['trained_tokens']:,} trained on"),
-        ("truncated", manifest["examples_truncated"], manifest["tokens_truncated"], "of the kept: the end was cut"),
+        (
+            "truncated",
+            manifest["examples_truncated"],
+            manifest["tokens_truncated"],
+            "included in kept: the end was cut",
+        ),
         ("dropped", sum(manifest["dropped"].values()), manifest["tokens_dropped"], ""),
         *(("", count, "", reason) for reason, count in manifest["dropped"].items()),
     ]

@@ -1,4 +1,4 @@
-"""The recipe of rows: chunks become documents in the workers, and a window of documents becomes rows in the parent."""
+"""The recipe for rows: workers convert chunks to documents, and the parent converts a window of documents to rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,21 +23,21 @@ from data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizing:
-    """The way of a chunk to rows of tokens."""
+    """Converts chunks to rows of tokens."""
 
     source: Source
     preprocess: Callable[[Any], Any] | None
     tokenizer: Tokenizer
     config: DatasetConfig
     spool: Path
-    """A folder for what is too large for a pipe."""
+    """A folder for tokens too large for a pipe."""
 
     def columns(self, form: str) -> dict[str, str]:
-        """Of MDS, for rows of that form."""
+        """The MDS columns of the rows."""
         return COLUMNS
 
     def read(self, task: Task) -> Part:
-        """Runs in a worker. Raises what the source and the tokenizer raise."""
+        """Runs in a worker. Raises the errors of the source and the tokenizer."""
         part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
         fitted: list[Document] = []
         for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
@@ -57,10 +57,10 @@ class Tokenizing:
         return part
 
     def _can_refuse(self, example: Example) -> bool:
-        """Whether a bad row may show only when it is tokenized."""
+        """Whether tokenization may find a problem in such an example."""
         if isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error":
             return True
-        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # too large for its tokenizer
+        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # may be too large for its tokenizer
 
     def _fit(self, example: Example, tally: Tally) -> Document | Problem | None:
         document = tokenize(example, self.tokenizer, self.config)
@@ -83,7 +83,7 @@ class Tokenizing:
     def _join(self, documents: list[Document]) -> Documents | Spooled:
         are_texts = documents[0].is_text
         tokens = np.concatenate([document.tokens for document in documents])
-        # The way to the parent, and the window there, take half as much where ids fit into 16 bits.
+        # If ids fit into 16 bits, this halves the size of messages to the parent and of the window there.
         tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
         nothing = np.empty(0, dtype=DTYPES["loss_mask"])
         joined = Documents(
@@ -95,5 +95,5 @@ class Tokenizing:
         return to_parent(joined, self.spool)
 
     def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
-        """The window's rows, each of at most max_seq_len tokens."""
+        """The rows of the window, each with at most max_seq_len tokens."""
         return (row.encode() for row in rows_of(window, self.config, tally))

@@ -1,4 +1,4 @@
-"""Reads a source's chunks in workers and writes windows of their contents; resumes where the journal ends."""
+"""Read a source's chunks in workers and write windows of their contents. Resumes where the journal ends."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,22 +14,22 @@ from data.preparation.progress import Progress, source_bar
 from data.preparation.recipe import Recipe, Task
 
 WINDOW_TOKENS = 16 << 20
-"""Tokens that are packed together, and so held in memory at a time; what a killed run has to do again at most."""
-UNDER_WAY = 64 << 20
-"""Units of the source that are given out to workers at a time: a few rows of the largest size fill it alone."""
+"""Tokens that are packed together and held in memory at once. A killed run repeats at most this much work."""
+MAX_IN_FLIGHT = 64 << 20
+"""Maximum number of units of the source in flight. A few rows of the largest size reach it."""
 
 
 def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
-    """All windows that are not written yet. Raises DataError with all bad rows, where they are errors."""
+    """Write all windows that are not written yet. Raises DataError with all bad rows if they are errors."""
     progress = Progress.of_journal(shards.state, recipe.source.total)
     tasks, window = _Tasks(recipe, progress, config), _Window(shards, recipe, progress)
     parts = map_in_order(
-        recipe.read, tasks.give_out(), tasks.n_workers, tasks.limit, isolated=is_own(config.preprocessing_fn)
+        recipe.read, tasks.submit(), tasks.n_workers, tasks.limit, isolated=is_own(config.preprocessing_fn)
     )
     bar = source_bar("Preparing rows", recipe.source.total or None, recipe.source.unit, progress.done)
     with closing(parts), bar:
         for part in parts:
-            tasks.take_back(part.size)
+            tasks.finish(part.size)
             progress.add(part)
             bar.update(part.size)
             if _is_refused(progress, config):
@@ -44,12 +44,12 @@ def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Prog
 
 
 def _is_refused(progress: Progress, config: DatasetConfig) -> bool:
-    """Nothing more is written: bad rows are errors, and there are some."""
+    """Whether writing has stopped because bad rows were found and are errors."""
     return config.on_bad_example == "error" and progress.reading.bad_rows > 0
 
 
 class _Tasks:
-    """Chunks that are not read yet, given out to workers as far as the limits allow."""
+    """Chunks that are not read yet. They are submitted to workers within the limits."""
 
     def __init__(self, recipe: Recipe, progress: Progress, config: DatasetConfig) -> None:
         self._progress, self._config = progress, config
@@ -57,13 +57,13 @@ class _Tasks:
         n_workers = config.prepare_workers or all_cores()
         self._first = deque(islice(self._chunks, n_workers))
         self.n_workers = max(1, min(n_workers, len(self._first)))
-        self._given_out = 0
-        """Of the source's units."""
+        self._in_flight = 0
+        """Units of the source in flight."""
 
-    def give_out(self) -> Iterator[Task]:
+    def submit(self) -> Iterator[Task]:
         reading = self._progress.reading
         while (chunk := self._first.popleft() if self._first else next(self._chunks, None)) is not None:
-            self._given_out += chunk.size
+            self._in_flight += chunk.size
             yield Task(
                 chunk=chunk,
                 form=reading.form,
@@ -71,25 +71,25 @@ class _Tasks:
                 check_only=_is_refused(self._progress, self._config),
             )
 
-    def take_back(self, size: int) -> None:
-        self._given_out -= size
+    def finish(self, size: int) -> None:
+        self._in_flight -= size
 
     def limit(self) -> int:
-        """How many tasks may be given out at a time."""
-        if self._progress.reading.form is None:  # which the first valid row decides, for all
+        """Maximum number of tasks in flight."""
+        if self._progress.reading.form is None:  # the first valid row decides the form for all
             return 1
-        return 2 * self.n_workers if self._given_out < UNDER_WAY else 0
+        return 2 * self.n_workers if self._in_flight < MAX_IN_FLIGHT else 0
 
 
 class _Window:
-    """Contents that will be packed together."""
+    """Contents that are packed together."""
 
     def __init__(self, shards: Shards, recipe: Recipe, progress: Progress) -> None:
         self._shards, self._recipe, self._progress = shards, recipe, progress
         self._contents: list[Any] = []
 
     def add(self, content: Any) -> None:
-        """Writes the window when it is full."""
+        """Add content, and write the window if it is full."""
         self._contents.append(content)
         if sum(each.weight for each in self._contents) >= WINDOW_TOKENS:
             self.write()

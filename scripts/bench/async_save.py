@@ -1,11 +1,11 @@
 """Compares saving in the background with blocking saves: the stall of training, and step times during the write.
 
 One rank trains a small DBRX with one thread. The rest of the checkpoint (ballast, to reach each size) is not touched by
-the steps, so that a step is short compared with a write. In each round every side saves once, and the order of the
-sides changes from round to round. The stall is the duration of the save call after a step. Steps inside begin and end
-while the thread writes; as many steps outside run before, when nothing is written. The results are medians; ratios are
-taken within a round. A plain write of the same number of bytes with fsync is also timed, because the speed of the disk
-varies.
+the steps, so that a step is short compared with a write. In each round every variant saves once, and the order of the
+variants changes from round to round. The stall is the duration of the save call after a step. Steps inside begin and
+end while the thread writes; as many steps outside run before, when nothing is written. The results are medians; ratios
+are taken within a round. A plain write of the same number of bytes with fsync is also timed, because the speed of the
+disk varies.
 """
 
 import sys
@@ -27,7 +27,7 @@ from typing import Any
 
 from scripts.bench import common
 
-SIDES = ("background", "waiting", "bare write")
+VARIANTS = ("background", "waiting", "bare write")
 _BALLAST = 16 * 10**6
 """The approximate size in bytes of one tensor of the ballast."""
 
@@ -56,31 +56,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Return the figures of each round by side."""
+    """Return the figures of each round by variant."""
     step, tensors = build(n_bytes, args)
     saver = build_saver(folder)
     count = 20
     save(saver, folder, tensors, 0, background=True)  # the first save allocates memory for the copy
     saver.wait()
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for number, order in enumerate(common.rounds(SIDES, args.rounds), start=1):
-        for side in order:
-            if side == "bare write":
-                found[side].append({"stall": common.wall_seconds(bare_write, folder / "bare", n_bytes)})
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    for number, order in enumerate(common.rounds(VARIANTS, args.rounds), start=1):
+        for variant in order:
+            if variant == "bare write":
+                found[variant].append({"stall": common.wall_seconds(bare_write, folder / "bare", n_bytes)})
                 continue
             outside = [timed(step) for _ in range(count)]
             inside: list[tuple[float, float]] = []
             began = time.perf_counter()
-            save(saver, folder, tensors, number, background=side == "background")
+            save(saver, folder, tensors, number, background=variant == "background")
             stall = time.perf_counter() - began
             while saver.poll() is None:
                 inside.append(timed(step))
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
-            if side == "background":
+            if variant == "background":
                 inside = inside[:-1]  # the thread ended during the last step
                 count = max(len(inside), 20)  # the number of steps outside in the next round
-            found[side].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
+            found[variant].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
     return found
 
 
@@ -170,7 +170,7 @@ def median_of(steps: Sequence[tuple[float, float]], clock: int) -> float:
 
 def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     background = found["background"]
-    stalls = {side: [each["stall"] for each in found[side]] for side in SIDES}
+    stalls = {variant: [each["stall"] for each in found[variant]] for variant in VARIANTS}
     counts = [len(each["inside"]) for each in background]
     slower, slower_cpu = (
         [median_of(each["inside"], clock) / median_of(each["outside"], clock) for each in background if each["inside"]]
@@ -190,11 +190,11 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     common.show_table(
         [
             {
-                "save": side,
-                "stall, s (min-max)": f"{common.median(stalls[side], 3)} ({common.spread(stalls[side], 3)})",
-                "x waiting": f"{common.ratio(stalls[side], stalls['waiting']):.3f}",
+                "save": variant,
+                "stall, s (min-max)": f"{common.median(stalls[variant], 3)} ({common.spread(stalls[variant], 3)})",
+                "x waiting": f"{common.ratio(stalls[variant], stalls['waiting']):.3f}",
             }
-            for side in SIDES
+            for variant in VARIANTS
         ]
     )
 

@@ -1,11 +1,11 @@
 """Times loading a sharded checkpoint (weights and Adam's moments) into model and optimizer, and saving one.
 
-All sides run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
-verification, and torch's own reader, which fills the same tensors. In each round every side loads once with the files
-in the page cache, and once after the checkpoint's pages were dropped from it; the order of the sides changes from round
-to round. The duration of a load is that of its slowest rank. The results are medians over the rounds; ratios are taken
-within a round. Bytes come from /proc/self/io: those that a rank requested, and those that came from the disk. For
-saving, the writer that computes hashes is compared with torch's own; both call fsync.
+All variants run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
+verification, and torch's own reader, which fills the same tensors. In each round every variant loads once with the
+files in the page cache, and once after the checkpoint's pages were dropped from it; the order of the variants changes
+from round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds; ratios
+are taken within a round. Bytes come from /proc/self/io: those that a rank requested, and those that came from the disk.
+For saving, the writer that computes hashes is compared with torch's own; both call fsync.
 """
 
 import sys
@@ -135,18 +135,18 @@ def save(checkpoint: Path, model: Any, optimizer: Any) -> None:
 
 
 def measure_loads(checkpoint: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Return figures of each round by side and state of the page cache."""
-    found: dict[str, Any] = {side: {state: [] for state in STATES} for side in LOADS}
-    sides = {side: loader(side, checkpoint, model, optimizer) for side in LOADS}
-    for order in turns(sides, rounds):
+    """Return figures of each round by variant and state of the page cache."""
+    found: dict[str, Any] = {variant: {state: [] for state in STATES} for variant in LOADS}
+    variants = {variant: loader(variant, checkpoint, model, optimizer) for variant in LOADS}
+    for order in turns(variants, rounds):
         for state in STATES:
-            for side in order:
+            for variant in order:
                 keep(checkpoint, state)
-                found[side][state].append(timed(sides[side]))
+                found[variant][state].append(timed(variants[variant]))
     return found
 
 
-def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[[], None]:
+def loader(variant: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[[], None]:
     import torch
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load as torch_load
@@ -154,7 +154,7 @@ def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[
     from train.checkpoint.load import load, saved_tensors
 
     def ours() -> None:
-        load(checkpoint, model, optimizer, verify=side == "verified")
+        load(checkpoint, model, optimizer, verify=variant == "verified")
 
     def torchs() -> None:
         # New moments, as in a run that has just started.
@@ -164,7 +164,7 @@ def loader(side: str, checkpoint: Path, model: Any, optimizer: Any) -> Callable[
             tensors = {key: tensor.detach() for key, tensor in saved_tensors(model, optimizer).items()}
             torch_load(tensors, storage_reader=FileSystemReader(checkpoint))
 
-    return torchs if side == "torch" else ours
+    return torchs if variant == "torch" else ours
 
 
 def keep(checkpoint: Path, state: str) -> None:
@@ -185,7 +185,7 @@ def keep(checkpoint: Path, state: str) -> None:
 
 
 def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Return the figures of each round by side."""
+    """Return the figures of each round by variant."""
     import torch.distributed as dist
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as torch_save
@@ -193,29 +193,29 @@ def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict
     from train.checkpoint.load import saved_tensors
     from train.checkpoint.storage.writer import HashingWriter
 
-    found: dict[str, Any] = {side: [] for side in SAVES}
+    found: dict[str, Any] = {variant: [] for variant in SAVES}
     writers = {"hashing": HashingWriter, "torch": FileSystemWriter}
     output = folder / "saved"
     for order in turns(SAVES, rounds):
-        for side in order:
+        for variant in order:
             output.mkdir(exist_ok=True)
             dist.barrier()
             tensors = saved_tensors(model, optimizer)
-            writer = writers[side](output)
-            found[side].append(timed(lambda: torch_save(dict(tensors), storage_writer=writer)))  # noqa: B023
+            writer = writers[variant](output)
+            found[variant].append(timed(lambda: torch_save(dict(tensors), storage_writer=writer)))  # noqa: B023
             if dist.get_rank() == 0:
                 shutil.rmtree(output)
             dist.barrier()
     return found
 
 
-def turns(sides: Any, rounds: int) -> Any:
-    """Yield the order of the sides in each round; rank 0 shows the progress."""
+def turns(variants: Any, rounds: int) -> Any:
+    """Yield the order of the variants in each round; rank 0 shows the progress."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
-        return common.rounds(sides, rounds)
-    names = list(sides)
+        return common.rounds(variants, rounds)
+    names = list(variants)
     return [[*names[number % len(names) :], *names[: number % len(names)]] for number in range(rounds)]
 
 
@@ -247,13 +247,13 @@ def show(report: dict[str, Any]) -> None:
     loads = report["loads"]
     common.show_table(
         [
-            load_cells(f"{name}, {state}", loads[side][state], loads["unverified"][state], report["bytes"])
+            load_cells(f"{name}, {state}", loads[variant][state], loads["unverified"][state], report["bytes"])
             for state in STATES
-            for side, name in LOADS.items()
+            for variant, name in LOADS.items()
         ]
     )
     common.show_table(
-        [save_cells(name, report["saves"][side], report["saves"]["torch"]) for side, name in SAVES.items()]
+        [save_cells(name, report["saves"][variant], report["saves"]["torch"]) for variant, name in SAVES.items()]
     )
 
 
@@ -286,7 +286,7 @@ def ratios(figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
         common.ratio([each[key] for each in figures], [each[key] for each in base])
         for key in ("seconds", "cpu_seconds")
     )
-    shortest, other = (min(each["seconds"] for each in side) for side in (figures, base))
+    shortest, other = (min(each["seconds"] for each in variant) for variant in (figures, base))
     return f"{clock:.2f} ({cpu:.2f}, {shortest / other:.2f})"
 
 

@@ -1,4 +1,4 @@
-"""Shared code of the benches: flags, order of the sides, clocks, ratios, tables and reports. torch is imported
+"""Shared code of the benches: flags, order of the variants, clocks, ratios, tables and reports. torch is imported
 lazily."""
 
 import argparse
@@ -44,7 +44,7 @@ def step_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
 
 
 def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "ModelConfig":
-    """The model config of the flags that are named like its keys."""
+    """Build the model config from the flags that have the names of its keys."""
     from train.models.config import AttnConfig, FFNConfig, ModelConfig
 
     ffn_sizes = {name: getattr(args, name) for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}
@@ -71,7 +71,8 @@ def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[s
 
 
 def prepare_process(threads: int) -> None:
-    """Set torch's number of threads, and the allocator as in train/run/trainer.py; the settings apply to all sides."""
+    """Set torch's number of threads, and the allocator as in train/run/trainer.py; the settings apply to all
+    variants."""
     import torch
 
     from train.hardware.allocator import keep_freed_memory
@@ -80,10 +81,10 @@ def prepare_process(threads: int) -> None:
     keep_freed_memory()
 
 
-def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
-    """Yield the order of the sides in each round. It rotates, so that a side does not always follow the same other
-    side."""
-    names = list(sides)
+def rounds(variants: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
+    """Yield the order of the variants in each round. It rotates, so that a variant does not always follow the same
+    other variant."""
+    names = list(variants)
     for number in range(n_rounds):
         print(f"round {number + 1} of {n_rounds}", file=sys.stderr, flush=True)
         start = number % len(names)
@@ -91,17 +92,17 @@ def rounds(sides: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
 
 
 def alternated(
-    sides: Sequence[str], n_rounds: int, step: Callable[[str], float], settled: Callable[[], None]
+    variants: Sequence[str], n_rounds: int, step: Callable[[str], float], settled: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Call `step` for each side in each round and return its results, such as seconds. Each side first runs two warm-up
-    steps, then `settled` is called."""
-    for side in (*sides, *sides):
-        step(side)
+    """Call `step` for each variant in each round and return its results, such as seconds. Each variant first runs two
+    warm-up steps, then `settled` is called."""
+    for variant in (*variants, *variants):
+        step(variant)
     settled()
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for order in rounds(sides, n_rounds):
-        for side in order:
-            times[side].append(step(side))
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for order in rounds(variants, n_rounds):
+        for variant in order:
+            times[variant].append(step(variant))
     return times
 
 
@@ -128,7 +129,7 @@ def tokens_per_second(batches: Iterable[Any]) -> float:
 
 
 def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
-    """The peak resident memory of this process, or of its largest child; Linux counts in KiB, macOS in bytes."""
+    """The peak resident memory of this process, or of its largest child; Linux reports KiB, macOS bytes."""
     peak = resource.getrusage(who).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -139,7 +140,7 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
-    """For each prefix, the time of the fastest side with this prefix in each round."""
+    """For each prefix, the time of the fastest variant with this prefix in each round."""
     return {
         floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
         for floor, prefix in prefixes.items()

@@ -2,7 +2,7 @@
 
 The text is Python's standard library, shuffled and repeated. Preparation is compared with tiktoken alone on the same
 text, in CPU seconds of all processes, which other programs hardly affect, and with `datasets.map` and `MDSWriter` in
-one process, in wall-clock seconds. All sides run in every round; ratios are taken within a round.
+one process, in wall-clock seconds. All variants run in every round; ratios are taken within a round.
 """
 
 import sys
@@ -101,11 +101,11 @@ def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> di
 def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file = folder / "text.jsonl"
     write_text(file, args.megabytes * 1e6)
-    tokens, sides = make_sides(args, file)
-    times: dict[str, Any] = {name: {"seconds": [], "cpu_seconds": []} for name in sides}
-    for number, order in enumerate(common.rounds(sides, args.rounds)):
+    tokens, variants = make_variants(args, file)
+    times: dict[str, Any] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
+    for number, order in enumerate(common.rounds(variants, args.rounds)):
         for name in order:
-            seconds, cpu_seconds = timed(sides[name], folder / f"{name}-{number}")
+            seconds, cpu_seconds = timed(variants[name], folder / f"{name}-{number}")
             times[name]["seconds"].append(seconds)
             times[name]["cpu_seconds"].append(cpu_seconds)
     for row in times.values():
@@ -115,8 +115,8 @@ def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any
     return {"tokens": tokens[0], "bytes": file.stat().st_size, "sides": times}
 
 
-def make_sides(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """Return the sides by name, and a list whose item is set to the number of tokens once rows are prepared."""
+def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
+    """Return the variants by name, and a list whose item is set to the number of tokens once rows are prepared."""
     import datasets
     import streaming  # noqa: F401 - imported here, so that the import is not measured
 
@@ -124,16 +124,16 @@ def make_sides(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[st
     tokenizer, texts, tokens = make_tokenizer(args), list(texts_of(file)), [0]
 
     def ours(n_workers: int) -> Callable[[Path], None]:
-        def side(out: Path) -> None:
+        def variant(out: Path) -> None:
             config = make_config(file, max_seq_len=args.max_seq_len, prepare_workers=n_workers)
             tokens[0] = prepare(out, config, tokenizer)["tokens_in"]
 
-        return side
+        return variant
 
-    sides = {TIKTOKEN: lambda out: encode_alone(texts, args), "prepare, 1 worker": ours(1)}
+    variants = {TIKTOKEN: lambda out: encode_alone(texts, args), "prepare, 1 worker": ours(1)}
     if args.workers > 1:
-        sides[f"prepare, {args.workers} workers"] = ours(args.workers)
-    return tokens, sides | {STOCK: lambda out: stock(file, out, args)}
+        variants[f"prepare, {args.workers} workers"] = ours(args.workers)
+    return tokens, variants | {STOCK: lambda out: stock(file, out, args)}
 
 
 def encode_alone(texts: list[str], args: argparse.Namespace) -> None:
@@ -162,10 +162,10 @@ def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
                 buffer = buffer[args.max_seq_len :]
 
 
-def timed(side: Callable[[Path], None], out: Path) -> tuple[float, float]:
+def timed(variant: Callable[[Path], None], out: Path) -> tuple[float, float]:
     """Wall-clock seconds, and CPU seconds of all cores."""
     cpu_began = cpu_seconds()
-    return common.wall_seconds(side, out), cpu_seconds() - cpu_began
+    return common.wall_seconds(variant, out), cpu_seconds() - cpu_began
 
 
 def cpu_seconds() -> float:
@@ -268,7 +268,7 @@ def show(report: dict[str, Any]) -> None:
 
 def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
     return {
-        "side": name,
+        "variant": name,
         "M tokens/s/core": common.median(row["tokens_per_s_and_core"], scale=1e-6),
         "min-max": common.spread(row["tokens_per_s_and_core"], scale=1e-6),
         "of tiktoken alone": f"{row['of tiktoken alone']:.2f}",

@@ -1,10 +1,10 @@
 """Measures the cost of expert health: a training step without it, between two measurements, and with a measurement.
 
-The sides run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On a
-CPU one thread computes and its CPU time is measured. `without` omits the sums of squared logits, the metrics, the probe
-and the detection of experts to report. `default` is the average of the other two, weighted as by `experts.interval`.
-For both, `inside` is the time within the functions themselves, which is exact even if the difference of two steps is
-below their noise.
+The variants run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On
+a CPU one thread computes and its CPU time is measured. `without` omits the sums of squared logits, the metrics, the
+probe and the detection of experts to report. `default` is the average of the other two, weighted as by
+`experts.interval`. For both variants, `inside` is the time within the functions themselves, which is exact even if the
+difference of two steps is below their noise.
 """
 
 import sys
@@ -29,7 +29,7 @@ from torch import Tensor
 from data.base.durations import Clock, parse_duration
 from scripts.bench import common
 from scripts.bench.step_models import make_batch
-from scripts.bench.step_sides import prepared_model, trainer_step
+from scripts.bench.step_variants import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
 from train.composer_model import DbrxForComposer
 from train.config.supervision import ExpertsConfig
@@ -39,9 +39,9 @@ from train.models.recompute import named_parameters
 from train.stability.measurement import StepMeasurement
 from train.supervision.events import Events
 
-SIDES = ("without", "between measurements", "measured")
+VARIANTS = ("without", "between measurements", "measured")
 INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
-"""Measurements are made once in this number of steps."""
+"""One step in this number is measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,18 +50,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     turn = Turn(model, args)
     step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
 
-    def seconds(side: str) -> float:
-        turn.side = side
+    def seconds(variant: str) -> float:
+        turn.variant = variant
         return step()["seconds"]
 
-    times = common.alternated(SIDES, args.rounds, seconds, turn.forget)
-    rows = {side: {"seconds": times[side], "of without": common.ratio(times[side], times["without"])} for side in SIDES}
-    inside = {side: common.ratio(turn.inside[side], times[side]) for side in SIDES[1:]}
-    default = {
-        "of without": weighed(rows[SIDES[1]]["of without"], rows[SIDES[2]]["of without"]),
-        "inside": weighed(inside[SIDES[1]], inside[SIDES[2]]),
+    times = common.alternated(VARIANTS, args.rounds, seconds, turn.forget)
+    rows = {
+        variant: {"seconds": times[variant], "of without": common.ratio(times[variant], times["without"])}
+        for variant in VARIANTS
     }
-    common.show_table([cells(side, row, inside.get(side)) for side, row in rows.items()])
+    inside = {variant: common.ratio(turn.inside[variant], times[variant]) for variant in VARIANTS[1:]}
+    default = {
+        "of without": weighed(rows[VARIANTS[1]]["of without"], rows[VARIANTS[2]]["of without"]),
+        "inside": weighed(inside[VARIANTS[1]], inside[VARIANTS[2]]),
+    }
+    common.show_table([cells(variant, row, inside.get(variant)) for variant, row in rows.items()])
     print(f"  one step in {INTERVAL} measured: {default['of without']:.4f} of without, {default['inside']:.3%} inside")
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
@@ -77,55 +80,55 @@ def no_sum(logits_TE: Tensor) -> Tensor:
 
 
 class Turn(Callback):
-    """Runs the work of the current side in each step, and records the seconds it takes."""
+    """Runs the work of the current variant in each step, and records the seconds it takes."""
 
     def __init__(self, model: DbrxForComposer, args: argparse.Namespace) -> None:
         clock = Clock(tokens_per_batch=args.rows * args.max_seq_len, rows_per_batch=args.rows, rows_per_epoch=args.rows)
         self.health = ExpertHealth(ExpertsConfig(probe_tokens=args.probe_tokens), clock, model.model, Events(None))
         self.named, self.top_k = named_parameters(model.model), args.moe_top_k
         self.measurement = StepMeasurement()
-        self.device, self.side = args.device, SIDES[0]
+        self.device, self.variant = args.device, VARIANTS[0]
         self.inside: dict[str, list[float]] = {}
         self.forget()
         self._squares = moe.sum_of_squares
 
     def forget(self) -> None:
         """Discard the seconds recorded so far."""
-        self.inside = {side: [] for side in SIDES}
+        self.inside = {variant: [] for variant in VARIANTS}
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        moe.sum_of_squares = self._timed if self.side != "without" else no_sum
-        self.inside[self.side].append(0.0)
+        moe.sum_of_squares = self._timed if self.variant != "without" else no_sum
+        self.inside[self.variant].append(0.0)
         self.measurement.begin(state.batch["input_ids"].shape[0])
 
     def _timed(self, logits_TE: Tensor) -> Tensor:
         began = common.now("cpu")  # on a GPU, waiting would count
         squares = self._squares(logits_TE)
-        self.inside[self.side][-1] += common.now("cpu") - began
+        self.inside[self.variant][-1] += common.now("cpu") - began
         return squares
 
     def after_loss(self, state: State, logger: Logger) -> None:
         self.measurement.add(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        # All sides perform the reduction, which also takes place without expert health.
+        # All variants perform the reduction, which also takes place without expert health.
         values = self.measurement.reduce([param for _, param in self.named], self.top_k)
-        if self.side == "without":
+        if self.variant == "without":
             return
         began = common.now(self.device)
         self.health.log_step(logger, values.routing)
         self.health.report(state.timestamp.batch.value, logger, values.routing)
-        if self.side == "measured":
+        if self.variant == "measured":
             names = [name for name, _ in self.named]
             self.health.measure(state, logger, values.routing, names, values.squares_P)
-        self.inside[self.side][-1] += common.now(self.device) - began
+        self.inside[self.variant][-1] += common.now(self.device) - began
 
 
-def cells(side: str, row: dict[str, Any], inside: float | None) -> dict[str, str]:
+def cells(variant: str, row: dict[str, Any], inside: float | None) -> dict[str, str]:
     seconds = row["seconds"]
     shown = {"s": f"{statistics.median(seconds):.3f}", "min-max": common.spread(seconds, 3)}
     shown |= {"of without": f"{row['of without']:.4f}", "inside": f"{inside:.3%}" if inside is not None else ""}
-    return {"side": side, **shown}
+    return {"variant": variant, **shown}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Compares exporting a checkpoint with copying the bytes that the export writes, and measures the export's peak memory.
 
-The checkpoint is a random DBRX in as many files as the given number of ranks would write. In every round both sides run
-in turn, after all data was flushed to disk. The results are medians over the rounds. Ratios are taken within a round,
-of wall-clock and CPU seconds: if a virtual machine's memory is new, the pages of a file cost up to eight times as much
-on either side. The source is in the page cache for both. Verification of the export is not included.
+The checkpoint is a random DBRX in as many files as the given number of ranks would write. In every round both variants
+run in turn, after all data was flushed to disk. The results are medians over the rounds. Ratios are taken within a
+round, of wall-clock and CPU seconds: if a virtual machine's memory is new, the pages of a file cost up to eight times
+as much for both variants. The source is in the page cache for both. Verification of the export is not included.
 """
 
 import sys
@@ -95,27 +95,27 @@ def write_config_and_tokenizer(folder: Path, config: Any) -> None:
 
 
 def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
-    """Return the wall-clock and CPU seconds of each side in each round, and the peak memory of an export relative to
-    its start. The order of the sides changes from round to round."""
+    """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export relative to
+    its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
     in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed
     sources = {"export": folder / "run", "copy": model}
     for order in common.rounds(sources, n_rounds):
-        for side in order:
+        for variant in order:
             os.sync()
-            seconds, cpu_seconds, peak = in_fresh_process(side, sources[side], other, precision)
-            found[side].append({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak})
+            seconds, cpu_seconds, peak = in_fresh_process(variant, sources[variant], other, precision)
+            found[variant].append({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak})
             shutil.rmtree(other)
     found["bytes"] = sum(file.stat().st_size for file in model.iterdir())
     shutil.rmtree(model)
     for clock in ("seconds", "cpu_seconds"):
-        copy, export = ([each[clock] for each in found[side]] for side in ("copy", "export"))
+        copy, export = ([each[clock] for each in found[variant]] for variant in ("copy", "export"))
         found[f"share_of_copying_{clock}"] = common.ratio(copy, export)
     return found
 
 
-_SIDE = """\
+_VARIANT = """\
 import re, shutil, sys, time
 from pathlib import Path
 from train.export.export import export
@@ -128,17 +128,17 @@ def copy(folder, output, precision):
     for file in folder.iterdir():
         shutil.copyfile(file, output / file.name)
 
-side = {"export": export, "copy": copy}[sys.argv[1]]
+variant = {"export": export, "copy": copy}[sys.argv[1]]
 before, started, cpu = status("VmRSS"), time.perf_counter(), time.process_time()
-side(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+variant(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
 print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") - before)
 """
 
 
-def in_fresh_process(side: str, source: Path, output: Path, precision: str) -> list[float]:
-    """Return wall-clock seconds, CPU seconds, and bytes. Both sides run in the same kind of process: the memory of a
+def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -> list[float]:
+    """Return wall-clock seconds, CPU seconds, and bytes. Both variants run in the same kind of process: the memory of a
     virtual machine is several times slower on first use."""
-    command = [sys.executable, "-c", _SIDE, side, str(source), str(output), precision]
+    command = [sys.executable, "-c", _VARIANT, variant, str(source), str(output), precision]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()[-3:]]
 
@@ -151,9 +151,9 @@ def show(report: dict[str, Any]) -> None:
 
 def cells(precision: str, found: dict[str, Any]) -> dict[str, str]:
     row = {"precision": precision, "written GB": f"{found['bytes'] / 1e9:.2f}"}
-    for side in ("export", "copy"):
-        seconds = [each["seconds"] for each in found[side]]
-        row[f"{side} s (min-max)"] = f"{common.median(seconds)} ({common.spread(seconds)})"
+    for variant in ("export", "copy"):
+        seconds = [each["seconds"] for each in found[variant]]
+        row[f"{variant} s (min-max)"] = f"{common.median(seconds)} ({common.spread(seconds)})"
     shares = [found[f"share_of_copying_{clock}"] for clock in ("seconds", "cpu_seconds")]
     row["x copying (CPU)"] = f"{shares[0]:.2f} ({shares[1]:.2f})"
     row["peak memory MB"] = f"{max(each['peak_bytes'] for each in found['export']) / 1e6:.0f}"

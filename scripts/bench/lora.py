@@ -2,7 +2,7 @@
 bits. Measures the time of a training step, the memory kept between steps, the peak memory added by a step, and the
 loss.
 
-All sides start from one model that was trained on a chain of tokens, and train on another chain. They run in turn in
+All variants start from one model that was trained on a chain of tokens, and train on another chain. They run in turn in
 every round, in one process as one rank of FSDP2; ratios are taken within a round. Bytes are those of the allocated
 tensors. On a CPU one thread computes and its CPU time is measured.
 """
@@ -35,7 +35,7 @@ FULL = "full"
 BF16 = "attention and experts"
 
 
-def sides(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
+def variants(args: argparse.Namespace) -> dict[str, LoraConfig | None]:
     def lora(targets: str, base_dtype: Any = "bf16", per_expert: bool = False) -> LoraConfig:
         shape: Any = {"r": args.r, "alpha": 2 * args.r, "per_expert": per_expert, "base_dtype": base_dtype}
         return LoraConfig(target_modules=targets.split(), **shape)
@@ -77,13 +77,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     base = first_weights(args)
-    steps = {name: Side(args, lora, base) for name, lora in sides(args).items()}
+    steps = {name: Variant(args, lora, base) for name, lora in variants(args).items()}
     rows: dict[str, dict[str, Any]] = {
-        name: {"seconds": [], "losses": [side.step()], "state_bytes": side.state_bytes} for name, side in steps.items()
+        name: {"seconds": [], "losses": [variant.step()], "state_bytes": variant.state_bytes}
+        for name, variant in steps.items()
     }
-    for name, side in steps.items():
+    for name, variant in steps.items():
         with Watch() as watch:
-            rows[name]["losses"].append(side.step())
+            rows[name]["losses"].append(variant.step())
         rows[name]["peak_bytes"] = watch.peak
     for order in common.rounds(steps, args.rounds):
         for name in order:
@@ -95,10 +96,10 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def first_weights(args: argparse.Namespace) -> "Kept":
     """The weights of a model that has learned the first chain."""
-    side = Side(args, None, None, chain_seed=1)
+    variant = Variant(args, None, None, chain_seed=1)
     for _ in range(args.first_steps):
-        side.step()
-    return Kept({name: whole(param).float().cpu() for name, param in named_parameters(side.model)})
+        variant.step()
+    return Kept({name: whole(param).float().cpu() for name, param in named_parameters(variant.model)})
 
 
 class Kept:
@@ -114,7 +115,7 @@ class Kept:
         out.copy_(self.tensors[name][start:stop])
 
 
-class Side:
+class Variant:
     """A model, its optimizer and its batches, which depend only on chain_seed."""
 
     def __init__(

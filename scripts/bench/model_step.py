@@ -1,10 +1,10 @@
 """A training step of one model on one device without Composer: forward, backward and torch's fused AdamW. Compares
 Dropless with each available moe_impl, transformers' DBRX, and the step's GEMMs alone.
 
-The sides run in turn in every round, on the same rows of packed documents; ratios are taken within a round. They share
-one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore fits on a GPU
-with 80 GB (8 bytes per parameter), and every step has the loss of the first one. The lower bound of the experts' time
-is one GEMM over all assignments.
+The variants run in turn in every round, on the same rows of packed documents; ratios are taken within a round. They
+share one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore fits on a
+GPU with 80 GB (8 bytes per parameter), and every step has the loss of the first one. The lower bound of the experts'
+time is one GEMM over all assignments.
 """
 
 import sys
@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: --device is cuda, but torch finds no GPU", file=sys.stderr)
         return 2
     common.prepare_process(args.threads)
-    sides, params, notes = build_sides(args)
-    steps = Steps(args, sides, params)
-    losses = {name: steps.run(name)[1] for name in sides}
-    peaks = {name: steps.peak_bytes(name) for name in sides}
+    variants, params, notes = build_variants(args)
+    steps = Steps(args, variants, params)
+    losses = {name: steps.run(name)[1] for name in variants}
+    peaks = {name: steps.peak_bytes(name) for name in variants}
     times = measure(args, steps)
     rows = summarise(args, times, losses, peaks)
     common.show_table([cells(name, row) for name, row in rows.items()])
@@ -63,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_sides(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.Parameter], list[str]]:
-    """Return the loss function of each side, the shared weights, and notes on sides that are not available."""
+def build_variants(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.Parameter], list[str]]:
+    """Return the loss function of each variant, the shared weights, and notes on variants that are not available."""
     config, batch, dtype = common.model_config(args), make_batch(args), getattr(torch, args.dtype)
     state = draw_weights(config, args.device, dtype)
-    sides: dict[str, Loss] = {}
+    variants: dict[str, Loss] = {}
     notes: list[str] = []
     for moe_impl in common.available_moe_impls(args.device, dtype, notes):
-        sides[f"dropless, {moe_impl}"] = dropless_loss(config, moe_impl, state, to(batch, args.device))
+        variants[f"dropless, {moe_impl}"] = dropless_loss(config, moe_impl, state, to(batch, args.device))
     try:
-        sides[TRANSFORMERS] = transformers_loss(config, state, to(transformers_batch(batch), args.device))
+        variants[TRANSFORMERS] = transformers_loss(config, state, to(transformers_batch(batch), args.device))
     except ImportError as error:
         notes.append(f"not measured: transformers' model ({error})")
-    return sides, list(state.values()), notes
+    return variants, list(state.values()), notes
 
 
 def draw_weights(config: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, nn.Parameter]:
@@ -116,16 +116,16 @@ def transformers_loss(config: ModelConfig, state: dict[str, nn.Parameter], batch
 
 
 class Steps:
-    """Training steps of all sides with one optimizer."""
+    """Training steps of all variants with one optimizer."""
 
-    def __init__(self, args: argparse.Namespace, sides: dict[str, Loss], params: list[nn.Parameter]) -> None:
-        self.device, self.sides = args.device, sides
+    def __init__(self, args: argparse.Namespace, variants: dict[str, Loss], params: list[nn.Parameter]) -> None:
+        self.device, self.variants = args.device, variants
         self.optimizer = torch.optim.AdamW(params, lr=0.0, weight_decay=0.1, fused=True)
 
     def run(self, name: str) -> tuple[float, float]:
         """Run a step and return its seconds and loss."""
         start = common.now(self.device)
-        loss = self.sides[name]()
+        loss = self.variants[name]()
         loss.backward()
         self.optimizer.step()
         seconds = common.now(self.device) - start
@@ -142,12 +142,12 @@ class Steps:
 
 
 def measure(args: argparse.Namespace, steps: Steps) -> dict[str, list[float]]:
-    """Seconds of each side and each lower bound in each measured round."""
+    """Seconds of each variant and each lower bound in each measured round."""
     on_gpu = args.device == "cuda"
     as_trained = {"device": "gpu" if on_gpu else "cpu", "precision": "amp_bf16" if args.dtype == "bfloat16" else "fp32"}
     sizes = argparse.Namespace(**vars(args) | as_trained)
     floors = gemm_floors(common.model_config(args), make_batch(args), sizes, experts=("dense",))
-    times: dict[str, list[float]] = {name: [] for name in (*steps.sides, *floors)}
+    times: dict[str, list[float]] = {name: [] for name in (*steps.variants, *floors)}
     for number, order in enumerate(common.rounds(times, args.warmup + args.rounds)):
         for name in order:
             seconds = floors[name]() if name in floors else steps.run(name)[0]
@@ -162,7 +162,7 @@ def summarise(
     losses: dict[str, float],
     peaks: dict[str, int | None],
 ) -> dict[str, dict[str, Any]]:
-    """For each side, the median over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the median over rounds, and the medians of the ratios of the rounds."""
     best = common.floors_of(times, {"best": "GEMMs"})["best"]
     rows: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():
@@ -181,7 +181,7 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         return "" if row.get(key) is None else form.format(row[key] * scale)
 
     return {
-        "side": name,
+        "variant": name,
         "ms": common.median(row["seconds"], digits=1, scale=1e3),
         "min-max": common.spread(row["seconds"], digits=1, scale=1e3),
         "tokens/s": shown("tokens_per_s", "{:,.0f}"),

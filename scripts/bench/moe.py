@@ -1,7 +1,7 @@
 """Times one MoE layer, forward and backward: our backends, transformers' DBRX layer, a dense layer, and the GEMMs
 alone.
 
-All sides run in turn in every round, on the same new tokens; ratios are taken within a round. On a CPU one thread
+All variants run in turn in every round, on the same new tokens; ratios are taken within a round. On a CPU one thread
 computes and its CPU time is measured, which other programs hardly affect; on a GPU, CUDA events are used.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from scripts.bench import common
-from scripts.bench.moe_sides import Side, build_sides
+from scripts.bench.moe_variants import Variant, build_variants
 
 # A small layer in fp32 on a CPU, the full width of DBRX in bf16 on a GPU.
 DEFAULTS = {
@@ -57,37 +57,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     common.prepare_process(threads=1)
     torch.manual_seed(0)
-    sides, notes = build_sides(args)
-    times = measure(args, sides)
-    saved = {name: saved_bytes(args, side) for name, side in sides.items() if not name.startswith("GEMMs")}
+    variants, notes = build_variants(args)
+    times = measure(args, variants)
+    saved = {name: saved_bytes(args, variant) for name, variant in variants.items() if not name.startswith("GEMMs")}
     report = common.description(args) | {"notes": notes, "sides": summarise(args, times, saved)}
     show(report)
     common.write_json(args.json, report)
     return 0
 
 
-def measure(args: argparse.Namespace, sides: dict[str, Side]) -> dict[str, list[float]]:
-    """Seconds of each side in each measured round."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for number, order in enumerate(common.rounds(sides, args.warmup + args.rounds)):
+def measure(args: argparse.Namespace, variants: dict[str, Variant]) -> dict[str, list[float]]:
+    """Seconds of each variant in each measured round."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number, order in enumerate(common.rounds(variants, args.warmup + args.rounds)):
         x, dy = tokens(args), tokens(args)
         for name in order:
-            seconds = seconds_of(args.device, sides[name], x, dy)
+            seconds = seconds_of(args.device, variants[name], x, dy)
             if number >= args.warmup:
                 times[name].append(seconds)
     return times
 
 
-def seconds_of(device: str, side: Side, x: Tensor, dy: Tensor) -> float:
+def seconds_of(device: str, variant: Variant, x: Tensor, dy: Tensor) -> float:
     if device == "cpu":
         began = common.now(device)
-        side(x, dy)
+        variant(x, dy)
         return common.now(device) - began
     cuda: Any = torch.cuda
     begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
     cuda.synchronize()
     begin.record()
-    side(x, dy)
+    variant(x, dy)
     end.record()
     cuda.synchronize()
     return begin.elapsed_time(end) / 1e3
@@ -97,7 +97,7 @@ def tokens(args: argparse.Namespace) -> Tensor:
     return torch.randn(args.tokens, args.d_model, device=args.device, dtype=getattr(torch, args.dtype))
 
 
-def saved_bytes(args: argparse.Namespace, side: Side) -> int:
+def saved_bytes(args: argparse.Namespace, variant: Variant) -> int:
     """Bytes kept between forward and backward, without the weights; each storage is counted once."""
     kept: dict[int, int] = {}
 
@@ -111,14 +111,14 @@ def saved_bytes(args: argparse.Namespace, side: Side) -> int:
         return isinstance(tensor, torch.nn.Parameter)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        side(tokens(args), tokens(args))
+        variant(tokens(args), tokens(args))
     return sum(kept.values())
 
 
 def summarise(
     args: argparse.Namespace, times: dict[str, list[float]], saved: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """For each side, the medians over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the medians over rounds, and the medians of the ratios of the rounds."""
     flops = 18 * args.tokens * args.moe_top_k * args.d_model * args.ffn_hidden_size
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}
@@ -150,7 +150,7 @@ def show(report: dict[str, Any]) -> None:
 
 def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
     return {
-        "side": name,
+        "variant": name,
         "ms": common.median(row["seconds"], digits=1, scale=1e3),
         "min-max": common.spread(row["seconds"], digits=1, scale=1e3),
         "TFLOP/s": f"{row['tflop_per_s']:.3g}",

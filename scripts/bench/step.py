@@ -1,8 +1,8 @@
 """A full training step under Composer with torch's fused AdamW. Compares Dropless, transformers' DBRX with the same
 weights, a dense model of equal active FLOPs, and the step's GEMMs alone.
 
-The sides run in turn in every round, on the same rows of packed documents. Each side has its own process, as in
-training: in one process, the sides would fragment each other's memory. Ratios are taken within a round. On a CPU one
+The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
+training: in one process, the variants would fragment each other's memory. Ratios are taken within a round. On a CPU one
 thread computes and its CPU time is measured, which other programs hardly affect. The lower bound is the forward GEMM
 and both backward GEMMs of every matrix; the experts are computed as one GEMM over all assignments and as one GEMM per
 expert. GEMMs are those of torch.mm, or the faster of torch.mm and oneDNN.
@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-# train.py sets the same variable; it benefits all sides.
+# train.py sets the same variable; it benefits all variants.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import transformers
@@ -33,7 +33,7 @@ import transformers
 from scripts.bench import common
 from scripts.bench.step_models import dense, make_batch
 from scripts.bench.step_operations import gemm_floors, profile
-from scripts.bench.step_sides import dropless, transformers_side
+from scripts.bench.step_variants import dropless, transformers_variant
 
 FLOORS = "floors"
 
@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    # train/main.py does the same; it benefits all sides.
+    # train/main.py does the same; it benefits all variants.
     gc.freeze()
     common.prepare_process(args.threads)
     with contextlib.ExitStack() as stack:
         stack.callback(gc.unfreeze)
-        sides = {name: stack.enter_context(Side(build)) for name, build in builders(args).items()}
-        times = measure(sides, args.rounds)
-        profiled = sides["dropless"].run("profile") if "dropless" in sides else {}
+        variants = {name: stack.enter_context(Variant(build)) for name, build in builders(args).items()}
+        times = measure(variants, args.rounds)
+        profiled = variants["dropless"].run("profile") if "dropless" in variants else {}
     rows = summarise(times)
     common.show_table([cells(name, row) for name, row in rows.items()])
     for name, seconds in profiled.items():
@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.step_parser(__doc__)
     every = ["dropless", "transformers", "dense"]
-    parser.add_argument("--sides", nargs="+", default=every, choices=every)
+    parser.add_argument("--sides", nargs="+", default=every, choices=every, help="variants to measure")
     return parser.parse_args(argv)
 
 
 def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], dict[str, float]]]]:
-    """The function that builds each side; the lower bounds come last."""
+    """The function that builds each variant; the lower bounds come last."""
     config, batch = common.model_config(args), make_batch(args)
 
     def by_row(count: bool) -> Callable[[], dict[str, float]]:
@@ -77,7 +77,7 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
         "dropless": lambda: dropless(config, batch, args),
         "dropless, a row a microbatch": lambda: by_row(count=False),
         "dropless, and moe_lbl_scope: batch": lambda: by_row(count=True),
-        "transformers": lambda: transformers_side(config, batch, args),
+        "transformers": lambda: transformers_variant(config, batch, args),
         "dense, equal active FLOPs": lambda: dropless(dense(config), batch, args),
     }
 
@@ -88,7 +88,7 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
     return {name: build for name, build in steps.items() if name.split(",")[0] in args.sides} | {FLOORS: floors}
 
 
-class Side:
+class Variant:
     """Runs the step that `build` returns in its own process, which waits between its turns."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
@@ -102,7 +102,7 @@ class Side:
         while True:
             connection.send(step() if connection.recv() == "step" else profile(step))
 
-    def __enter__(self) -> "Side":
+    def __enter__(self) -> "Variant":
         self.process.start()
         return self
 
@@ -114,32 +114,32 @@ class Side:
         self.connection.send(what)
         while not self.connection.poll(1):
             if not self.process.is_alive():
-                sys.exit("error: the process of a side has ended, see its error above")
+                sys.exit("error: the process of a variant has ended, see its error above")
         return self.connection.recv()
 
 
-def measure(sides: dict[str, Side], n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side and each lower bound in each round."""
-    # The first step also checks that both sides compute the same loss. The first five are warm-up: later steps reuse
+def measure(variants: dict[str, Variant], n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant and each lower bound in each round."""
+    # The first step also checks that both variants compute the same loss. The first five are warm-up: later steps reuse
     # the memory that they allocate.
-    firsts = {name: side.run("step") for name, side in sides.items()}
-    for name, side in sides.items():
+    firsts = {name: variant.run("step") for name, variant in variants.items()}
+    for name, variant in variants.items():
         for _ in range(3 if name != FLOORS else 1):
-            side.run("step")
+            variant.run("step")
     if {"dropless", "transformers"} <= firsts.keys():
         ours, theirs = (firsts[name]["loss"] for name in ("dropless", "transformers"))
-        assert abs(ours - theirs) < 1e-3, f"the losses of the sides differ: {ours}, {theirs}"
-    times: dict[str, list[float]] = {name: [] for name in (*list(sides)[:-1], *firsts[FLOORS])}
-    for order in common.rounds(sides, n_rounds):
+        assert abs(ours - theirs) < 1e-3, f"the losses of the variants differ: {ours}, {theirs}"
+    times: dict[str, list[float]] = {name: [] for name in (*list(variants)[:-1], *firsts[FLOORS])}
+    for order in common.rounds(variants, n_rounds):
         for name in order:
-            result = sides[name].run("step")
+            result = variants[name].run("step")
             for key, seconds in result.items() if name == FLOORS else [(name, result["seconds"])]:
                 times[key].append(seconds)
     return times
 
 
 def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """For each side, the median over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the median over rounds, and the medians of the ratios of the rounds."""
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}
     for name, seconds in times.items():
@@ -152,7 +152,7 @@ def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
     return {
-        "side": name,
+        "variant": name,
         "s": f"{row['median_s']:.2f}",
         "min-max": common.spread(row["seconds"]),
         "of torch.mm": f"{row['share of the floor, torch.mm']:.2f}",

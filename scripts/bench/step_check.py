@@ -1,8 +1,8 @@
 """Measures the cost of the check of every step: a full training step with it, with torch's clip_grad_norm_ instead
 (which Composer's GradientClipping calls), and with neither.
 
-The sides run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On a
-CPU one thread computes and its CPU time is measured. `inside` is the time within the check's own functions, which is
+The variants run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On
+a CPU one thread computes and its CPU time is measured. `inside` is the time within the check's own functions, which is
 exact even if the difference of two steps is below their noise.
 """
 
@@ -32,7 +32,7 @@ from data.config.loader import DataLoaderConfig
 from data.config.tokenizer import TokenizerConfig
 from scripts.bench import common
 from scripts.bench.step_models import make_batch
-from scripts.bench.step_sides import prepared_model, trainer_step
+from scripts.bench.step_variants import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
 from train.config.optimizer import AlgorithmsConfig, GradientClippingConfig, OptimizerConfig, SchedulerConfig
 from train.config.schema import TrainConfig
@@ -41,7 +41,7 @@ from train.models.config import ModelConfig
 from train.stability.step_check import StepCheck
 from train.supervision.events import Events
 
-SIDES = ("neither", "torch's clip_grad_norm_", "step check")
+VARIANTS = ("neither", "torch's clip_grad_norm_", "step check")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     turn = Turn(check, args)
     step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
 
-    def seconds(side: str) -> float:
-        turn.side = side
+    def seconds(variant: str) -> float:
+        turn.variant = variant
         return step()["seconds"]
 
-    times = common.alternated(SIDES, args.rounds, seconds, turn.inside.clear)
-    rows = {side: summarise(times, side) for side in SIDES}
-    common.show_table([cells(side, row) for side, row in rows.items()])
+    times = common.alternated(VARIANTS, args.rounds, seconds, turn.inside.clear)
+    rows = {variant: summarise(times, variant) for variant in VARIANTS}
+    common.show_table([cells(variant, row) for variant, row in rows.items()])
     inside = statistics.median(a / b for a, b in zip(turn.inside, times["step check"], strict=True))
     print(f"  inside the check: {inside:.2%} of a step")
     common.write_json(args.json, common.description(args) | {"sides": rows, "inside": inside})
@@ -94,20 +94,20 @@ def plan() -> Any:
 
 
 class Turn(Callback):
-    """Runs the work of the current side in each step, and records the seconds spent in the check."""
+    """Runs the work of the current variant in each step, and records the seconds spent in the check."""
 
     def __init__(self, check: StepCheck, args: argparse.Namespace) -> None:
-        self.check, self.device, self.side = check, args.device, SIDES[0]
+        self.check, self.device, self.variant = check, args.device, VARIANTS[0]
         self.inside: list[float] = []
 
     def _timed(self, function: Callable[[State, Logger], None], state: State, logger: Logger) -> None:
-        if self.side == "step check":
+        if self.variant == "step check":
             began = common.now(self.device)
             function(state, logger)
             self.inside[-1] += common.now(self.device) - began
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        if self.side == "step check":
+        if self.variant == "step check":
             self.inside.append(0.0)
         self._timed(self.check.batch_start, state, logger)
 
@@ -116,18 +116,18 @@ class Turn(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         self._timed(self.check.after_train_batch, state, logger)
-        if self.side == "torch's clip_grad_norm_":
+        if self.variant == "torch's clip_grad_norm_":
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
 
 
-def summarise(times: dict[str, list[float]], side: str) -> dict[str, Any]:
-    ratios = {f"of {other}": common.ratio(times[side], times[other]) for other in SIDES[:2]}
-    return {"seconds": times[side], "median_s": statistics.median(times[side]), **ratios}
+def summarise(times: dict[str, list[float]], variant: str) -> dict[str, Any]:
+    ratios = {f"of {other}": common.ratio(times[variant], times[other]) for other in VARIANTS[:2]}
+    return {"seconds": times[variant], "median_s": statistics.median(times[variant]), **ratios}
 
 
-def cells(side: str, row: dict[str, Any]) -> dict[str, str]:
-    shown = {f"of {other}": f"{row[f'of {other}']:.4f}" for other in SIDES[:2]}
-    return {"side": side, "s": f"{row['median_s']:.3f}", "min-max": common.spread(row["seconds"], 3), **shown}
+def cells(variant: str, row: dict[str, Any]) -> dict[str, str]:
+    shown = {f"of {other}": f"{row[f'of {other}']:.4f}" for other in VARIANTS[:2]}
+    return {"variant": variant, "s": f"{row['median_s']:.3f}", "min-max": common.spread(row["seconds"], 3), **shown}
 
 
 if __name__ == "__main__":

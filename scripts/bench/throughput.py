@@ -1,8 +1,8 @@
 """Measures the cost of measuring throughput: a full training step with and without train/throughput's callback.
 
-The sides run in turn in every round, in one process on the same model and rows; the ratio is taken within a round. On a
-CPU one thread computes and its CPU time is measured. `inside` is the time within the callback, including the section
-marks that it reads, which is exact even if the difference of two steps is below their noise.
+The variants run in turn in every round, in one process on the same model and rows; the ratio is taken within a round.
+On a CPU one thread computes and its CPU time is measured. `inside` is the time within the callback, including the
+section marks that it reads, which is exact even if the difference of two steps is below their noise.
 """
 
 import sys
@@ -24,7 +24,7 @@ from composer.loggers import Logger
 
 from scripts.bench import common
 from scripts.bench.step_models import make_batch
-from scripts.bench.step_sides import prepared_model, trainer_step
+from scripts.bench.step_variants import prepared_model, trainer_step
 from train.callbacks.global_batch import GlobalBatch
 from train.config.callbacks import CallbacksConfig
 from train.config.supervision import DeadlinesConfig
@@ -33,7 +33,7 @@ from train.supervision.hangs.deadlines import Deadlines, Section
 from train.supervision.hangs.sections import Sections, waiting_for_data, watched_sections
 from train.throughput.monitor import Throughput
 
-SIDES = ("without", "with")
+VARIANTS = ("without", "with")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,17 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     turn = Turn(monitor, sections, args.device)
     step = trainer_step(model, make_batch(args), [GlobalBatch(model.config), turn], args)
 
-    def seconds(side: str) -> float:
-        turn.side = side
+    def seconds(variant: str) -> float:
+        turn.variant = variant
         step()
         return turn.seconds  # includes the callback, which runs after Composer's own
 
     with watched_sections(sections):
-        times = common.alternated(SIDES, args.rounds, seconds, turn.inside.clear)
+        times = common.alternated(VARIANTS, args.rounds, seconds, turn.inside.clear)
     inside = statistics.median(a / b for a, b in zip(turn.inside, times["with"], strict=True))
     ratio = common.ratio(times["with"], times["without"])
     common.show_table(
-        [{"side": side, "s": common.median(times[side], 3), "min-max": common.spread(times[side], 3)} for side in SIDES]
+        [
+            {"variant": variant, "s": common.median(times[variant], 3), "min-max": common.spread(times[variant], 3)}
+            for variant in VARIANTS
+        ]
     )
     milliseconds = 1e3 * statistics.median(turn.inside)
     print(f"  with / without: {ratio:.4f}; inside the callback: {milliseconds:.2f} ms, {inside:.3%} of a step")
@@ -70,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Turn(Callback):
-    """Runs the callback in the steps of its side, with the section marks of a real step, and records its seconds."""
+    """Runs the callback in the steps of its variant, with the section marks of a real step, and records its seconds."""
 
     def __init__(self, monitor: Throughput, sections: Sections, device: str) -> None:
-        self.monitor, self.sections, self.device, self.side = monitor, sections, device, SIDES[0]
+        self.monitor, self.sections, self.device, self.variant = monitor, sections, device, VARIANTS[0]
         self.inside: list[float] = []
         self.began = self.seconds = 0.0
 
@@ -81,7 +84,7 @@ class Turn(Callback):
         self.began = common.now(self.device)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if self.side == "with":
+        if self.variant == "with":
             began = common.now(self.device)
             self._measure(state, logger)
             self.inside.append(common.now(self.device) - began)

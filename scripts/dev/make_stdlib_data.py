@@ -59,7 +59,7 @@ def modules() -> Iterator[Path]:
 def _reads(file: Path) -> bool:
     try:
         ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # some files contain invalid syntax intentionally
+    except (SyntaxError, UnicodeDecodeError):  # a few files are invalid by design
         return False
     return True
 

@@ -41,7 +41,7 @@ SHIPPED = {
     "finetune/dbrx_tiny.yaml": 2,
     "finetune/dbrx_tiny_lora.yaml": 2,
 }
-"""The number of ranks that each configuration in yamls/ is written for."""
+"""The number of ranks that each configuration in yamls/pretrain/ and yamls/finetune/ is written for."""
 METHODS = {
     "full fine-tuning": "finetune/dbrx.yaml",
     "LoRA": "finetune/dbrx_lora.yaml",

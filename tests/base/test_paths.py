@@ -140,7 +140,7 @@ def test_a_run_name_is_a_name(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["mine", "a b", "a.b-c_1", "模型", ".hidden", "x" * 255])
-def test_names_that_are_taken(tmp_path, monkeypatch, name):
+def test_valid_names_are_accepted(tmp_path, monkeypatch, name):
     monkeypatch.setenv("RUN_NAME", name)
     assert load(tmp_path, f"run_name={json.dumps(name)}").run_name == name == run_name_of(load(tmp_path))
     assert fill_in("runs/{run_name}/x", name, "save_folder", "staging") == Path("runs") / name / "x"
@@ -165,7 +165,7 @@ def test_only_placeholders_are_filled_in(tmp_path, key, text):
     assert f"remove '{'{' if text.startswith('{{') else text[-1] if text == 'a}' else text}'" in message
 
 
-def test_what_is_filled_in_is_not_filled_in_again():
+def test_filled_in_values_are_not_filled_in_again():
     assert fill_placeholders("{a}{b}", {"a": "{b}", "b": "{a.__class__}"}) == "{b}{a.__class__}"
     with pytest.raises(ConfigError, match=r"save_folder is '\{x\}', but the only placeholder is \{run_name\}"):
         fill_in("{x}", "a", "save_folder", "staging")

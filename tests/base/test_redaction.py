@@ -46,7 +46,7 @@ NO_SECRETS = [
 
 
 @pytest.mark.parametrize(("text", "shown"), SECRETS)
-def test_a_secret_is_hidden_once_and_for_all(text: str, shown: str) -> None:
+def test_redacting_twice_changes_nothing_more(text: str, shown: str) -> None:
     assert redacted(text) == shown
     assert redacted(shown) == shown
 

@@ -1,6 +1,6 @@
 """Checkpoints that Composer's own saver wrote, as earlier versions did: one file, or a folder without a manifest.
 
-tests/run/test_golden.py resumes a folder of an earlier version as it was written then.
+tests/run/test_golden.py resumes a folder that an earlier version wrote.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ COMMON = ["autoresume=true", "eval_loader=null", "save_interval=2ba", "max_durat
 
 
 class AsComposer(Callback):
-    """Saves the second batch a second time, with Composer's function."""
+    """Also saves the checkpoint of the second batch with Composer's function."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +36,7 @@ class AsComposer(Callback):
 
 
 def resumed(path: str) -> list[tuple[dict[str, Any], str]]:
-    """The run as it is with a file, and then resumed: from the file, replicated and sharded, and with code in it."""
+    """Run and save a single file, then resume from it: replicated, sharded, and from a file with code in it."""
     folder = Path(path).parent
     fit(read_config(path, [*COMMON, "fsdp_config=null", "run_name=first"]), callbacks=[AsComposer(folder / "file")])
     results = [(run(path, [*COMMON, "fsdp_config=null", "run_name=whole"]), "")]
@@ -54,7 +54,7 @@ def test_a_file_of_an_earlier_version_is_resumed_exactly(tmp_path: Path) -> None
     (whole, _), *others = results
     for (result, out), name in zip(others, ("replicated", "sharded"), strict=True):
         path = tmp_path / name / "ep0-ba2-rank0.pt"
-        assert f"resuming from {path} (autoresume)" in " ".join(out.split())  # lines are wrapped
+        assert f"resuming from {path} (autoresume)" in " ".join(out.split())  # the console wraps lines
         assert out.count(f"{path} has no manifest (an earlier version wrote it): it is not verified") == 1
         assert list(result["losses"]) == [3, 4]
         for key, expected in whole["weights"].items():

@@ -1,4 +1,4 @@
-"""Where a run's logs go, and what becomes of those of a run before it."""
+"""The folder of a run's logs, and the logs of an earlier run in it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from train.checkpoint.log_folder import begin_log, log_folder_of
 from train.checkpoint.save_folder import LOGS
 
 
-def test_logs_go_to_the_save_folder_or_to_one_of_the_run_s_name(tmp_path: Path) -> None:
+def test_the_log_folder_is_the_save_folder_or_named_after_the_run(tmp_path: Path) -> None:
     for overrides, expected in (
         ([], "runs/mine"),
         (["save_folder=runs/{run_name}/checkpoints"], "runs/mine/checkpoints"),
@@ -20,7 +20,7 @@ def test_logs_go_to_the_save_folder_or_to_one_of_the_run_s_name(tmp_path: Path) 
         assert log_folder_of(load(tmp_path, *overrides), "mine", check=False) == Path(expected)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_where_a_key_names_it(
+def test_an_unwritable_folder_is_an_error_if_a_key_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -34,7 +34,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_where_a_key_names_it(
     )
 
 
-def test_logs_are_written_on_this_machine(tmp_path: Path) -> None:
+def test_a_log_folder_in_an_object_store_is_refused(tmp_path: Path) -> None:
     assert "log_folder is 's3://bucket/x', but logs are written on this" in refusal(
         tmp_path, "log_folder=s3://bucket/x"
     )

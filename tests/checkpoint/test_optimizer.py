@@ -1,4 +1,4 @@
-"""A run resumes with other optimizer settings, in whatever groups they are, and every change is named."""
+"""A run resumes with other optimizer settings and parameter groups, and every change is named."""
 
 import contextlib
 import io
@@ -71,7 +71,7 @@ class Weights(Callback):
 
 
 def train(path: str, runs: list[list[str]]) -> list[tuple[dict[str, torch.Tensor], list[str]]]:
-    """Of each run the weights at its end, and what it prints of its optimizer."""
+    """The final weights of each run, and what it prints about its optimizer."""
     results = []
     for overrides in runs:
         watch = Weights()
@@ -88,7 +88,7 @@ def train(path: str, runs: list[list[str]]) -> list[tuple[dict[str, torch.Tensor
 def test_moments_are_kept_when_groups_change_on_a_resume(tmp_path: Path, kind: str) -> None:
     common = [kind, "autoresume=true", "optimizer.weight_decay=0", "eval_loader=null", "save_interval=2ba"]
     common += ["scheduler={name: constant_with_warmup}"]
-    # One group, as the code before wrote for equal values, becomes two, and then four.
+    # One group, which earlier versions wrote for equal values, becomes two groups and then four.
     merged = [*common, "run_name=groups", "max_duration=2ba", "optimizer.no_weight_decay=[]"]
     split = [*common, "run_name=groups", "max_duration=4ba"]
     more = [*split, "max_duration=6ba", "optimizer.weight_decay=0.1"]

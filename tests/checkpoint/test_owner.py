@@ -1,4 +1,4 @@
-"""One run owns a save folder: who is refused, whom it is taken over from, and what the heartbeat survives."""
+"""One run owns a save folder: which runs are refused, when it is taken over, and what the heartbeat survives."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_lock(folder: Path, **changes: Any) -> Path:
-    """The lock file of a run that no longer, or not here, renews it."""
+    """Write the lock file of a run that has ended or is on another machine."""
     record = replace(owner._this_process("before"), token="another", **changes)
     folder.mkdir(exist_ok=True)
     (folder / LOCK_FILE).write_bytes(owner._serialize(record))
@@ -54,7 +54,8 @@ def refusal(folder: Path) -> str:
 
 @contextmanager
 def beating(file: Path) -> Iterator[None]:
-    """As the owner on another machine does. Whoever watches is patient, as this test's machine may be slow."""
+    """Renew the lock file like an owner on another machine. Waits are long because the machine of the test may be
+    slow."""
     ended, stale = threading.Event(), owner.STALE
 
     def beat() -> None:
@@ -79,7 +80,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_folder_is_made_owned_and_released(tmp_path: Path) -> None:
+def test_a_folder_is_created_owned_and_released(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "x"
     check_unowned(folder)
     with own(folder, "mine") as mine:
@@ -91,7 +92,7 @@ def test_a_folder_is_made_owned_and_released(tmp_path: Path) -> None:
         pass
 
 
-def test_a_live_run_of_this_machine_is_named_and_not_waited_for(tmp_path: Path, capsys) -> None:
+def test_a_running_owner_on_this_machine_is_named_without_waiting(tmp_path: Path, capsys) -> None:
     with own(tmp_path, "first"):
         with pytest.raises(ConfigError, match="run 'first'") as caught:
             check_unowned(tmp_path)
@@ -102,17 +103,17 @@ def test_a_live_run_of_this_machine_is_named_and_not_waited_for(tmp_path: Path, 
 
 
 @pytest.mark.subprocess
-def test_what_a_killed_run_left_is_taken_over_at_once(tmp_path: Path, capsys) -> None:
+def test_the_lock_of_a_killed_run_is_taken_over_immediately(tmp_path: Path, capsys) -> None:
     script = "import sys, pathlib, time; from train.checkpoint.owner import own\n"
     script += "with own(pathlib.Path(sys.argv[1]), 'first'): print('owns', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "owns\n"
         assert f"pid {run.pid}" in refusal(tmp_path)
-        run.send_signal(signal.SIGSTOP)  # however long: it is alive
+        run.send_signal(signal.SIGSTOP)  # a stopped process is still alive
         assert f"pid {run.pid}" in refusal(tmp_path)
         run.kill()
-        while psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE:  # nobody has asked for its exit code yet
+        while psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE:  # its exit code has not been read
             time.sleep(0.01)
         with own(tmp_path, "second") as second:
             second.check()
@@ -121,21 +122,23 @@ def test_what_a_killed_run_left_is_taken_over_at_once(tmp_path: Path, capsys) ->
     assert "waiting" not in out
 
 
-def test_a_process_that_has_the_pid_of_the_dead_owner_is_another(tmp_path: Path) -> None:
+def test_a_process_that_reuses_the_pid_of_the_owner_is_not_the_owner(tmp_path: Path) -> None:
     write_lock(tmp_path, started=owner.start_time(os.getpid()) - 1)
     check_unowned(tmp_path)
     with own(tmp_path, "mine"):
         assert content(tmp_path)["run_name"] == "mine"
 
 
-def test_setting_the_clock_makes_no_process_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_does_not_change_the_identity_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_lock(tmp_path)
     monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
     monkeypatch.setattr(time, "time", lambda: 4e9)
     assert "run 'before'" in refusal(tmp_path)
 
 
-def test_a_process_that_is_hidden_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_process_is_judged_by_its_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, mine = write_lock(tmp_path), owner._this_process("mine")
 
     def hidden(pid: int) -> float:
@@ -151,9 +154,9 @@ def test_a_process_that_is_hidden_is_judged_by_its_heartbeat(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("change", [{"host": "node-7"}, {"boot_id": "earlier"}, {"pid_namespace": "pid:[1]"}])
-def test_an_owner_elsewhere_that_beats_is_refused_although_its_pid_is_none_here(tmp_path: Path, change, capsys) -> None:
+def test_a_remote_owner_with_a_heartbeat_is_refused(tmp_path: Path, change, capsys) -> None:
     file = write_lock(tmp_path, pid=2**31 - 1, **change)
-    check_unowned(tmp_path)  # which cannot know
+    check_unowned(tmp_path)  # passes, because the owner's state is unknown
     with beating(file):
         assert "run 'before'" in refusal(tmp_path)
     assert content(tmp_path)["token"] == "another"
@@ -161,8 +164,8 @@ def test_an_owner_elsewhere_that_beats_is_refused_although_its_pid_is_none_here(
 
 
 @pytest.mark.parametrize("seconds", [-3600, -0.05, 0, 3600], ids=["long ago", "just now", "now", "in the future"])
-def test_an_owner_elsewhere_that_beats_no_more_is_taken_over(tmp_path: Path, seconds: float, capsys) -> None:
-    file = write_lock(tmp_path, **ELSEWHERE)  # its pid is that of a live process here
+def test_a_remote_owner_without_a_heartbeat_is_taken_over(tmp_path: Path, seconds: float, capsys) -> None:
+    file = write_lock(tmp_path, **ELSEWHERE)  # with the pid of a running process on this machine
     last = time.time() + seconds
     os.utime(file, (last, last))
     began = time.monotonic()
@@ -174,7 +177,9 @@ def test_an_owner_elsewhere_that_beats_no_more_is_taken_over(tmp_path: Path, sec
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
-def test_an_owner_elsewhere_whose_clock_is_wrong_is_alive_when_it_beats(tmp_path, monkeypatch, seconds: float) -> None:
+def test_a_remote_owner_with_a_wrong_clock_is_alive_if_its_heartbeat_advances(
+    tmp_path, monkeypatch, seconds: float
+) -> None:
     monkeypatch.setattr(owner, "BEAT", 30.0)
     file = write_lock(tmp_path, **ELSEWHERE)
     os.utime(file, (time.time() + seconds,) * 2)
@@ -184,7 +189,7 @@ def test_an_owner_elsewhere_whose_clock_is_wrong_is_alive_when_it_beats(tmp_path
     beat.join()
 
 
-def test_an_owner_elsewhere_that_ends_meanwhile_leaves_the_folder(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_folder_of_a_remote_owner_that_ends_meanwhile_is_taken(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(owner, "STALE", 30.0)
     file = write_lock(tmp_path, **ELSEWHERE)
     end = threading.Timer(0.05, file.unlink)
@@ -219,7 +224,7 @@ def test_a_damaged_file_is_judged_by_its_heartbeat(tmp_path: Path, damage) -> No
         mine.check()
 
 
-def test_every_flipped_bit_is_seen_or_harmless() -> None:
+def test_every_flipped_bit_is_detected_or_harmless() -> None:
     record = owner._this_process("mine")
     data = owner._serialize(record)
     for at in range(8 * len(data)):
@@ -228,26 +233,26 @@ def test_every_flipped_bit_is_seen_or_harmless() -> None:
         assert owner._parse(bytes(flipped)) in (None, record)
 
 
-def test_what_a_file_claims_is_checked_even_with_a_checksum(tmp_path: Path) -> None:
+def test_values_of_the_lock_file_are_checked_even_with_a_valid_checksum(tmp_path: Path) -> None:
     for key, value in {"pid": -1, "started": "now", "run_name": None, "more": 1}.items():
         fields = {**asdict(owner._this_process("mine")), key: value}
         assert owner._parse(json.dumps({**fields, "crc32": owner._checksum(fields)}).encode()) is None
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda file: file.symlink_to("nowhere")], ids=["a pipe", "a link"])
-def test_something_else_in_the_place_of_the_file(tmp_path: Path, make) -> None:
+def test_a_link_or_pipe_in_place_of_the_lock_file_is_handled(tmp_path: Path, make) -> None:
     make(tmp_path / LOCK_FILE)
     with own(tmp_path, "mine") as mine:
         mine.check()
 
 
-def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_lock_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / LOCK_FILE).mkdir()
     check_unowned(tmp_path)
     assert refusal(tmp_path) == f"save_folder {tmp_path} cannot be written: Is a directory"
 
 
-def test_a_run_whose_folder_was_taken_over_saves_no_more_and_leaves_it_to_the_other(tmp_path: Path) -> None:
+def test_a_run_whose_folder_was_taken_over_saves_nothing_more(tmp_path: Path) -> None:
     with own(tmp_path, "mine") as mine:
         file = write_lock(tmp_path, **ELSEWHERE)
         before = file.stat().st_mtime_ns
@@ -258,7 +263,7 @@ def test_a_run_whose_folder_was_taken_over_saves_no_more_and_leaves_it_to_the_ot
     assert content(tmp_path)["token"] == "another"
 
 
-def test_a_folder_that_was_deleted_meanwhile_is_not_made_again(tmp_path: Path) -> None:
+def test_a_folder_that_was_deleted_meanwhile_is_not_created_again(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with own(folder, "mine") as mine:
         for path in folder.iterdir():
@@ -282,7 +287,7 @@ def test_the_heartbeat_advances_and_repairs_the_file(tmp_path: Path) -> None:
         assert file.read_bytes() == whole
 
 
-def test_a_disk_that_is_full_or_read_only_for_a_while_ends_no_heartbeat(tmp_path: Path, monkeypatch) -> None:
+def test_the_heartbeat_continues_after_a_disk_was_full_or_read_only(tmp_path: Path, monkeypatch) -> None:
     file = tmp_path / LOCK_FILE
     with own(tmp_path, "mine") as mine:
         with monkeypatch.context() as patch:
@@ -294,7 +299,7 @@ def test_a_disk_that_is_full_or_read_only_for_a_while_ends_no_heartbeat(tmp_path
 
 
 @pytest.mark.parametrize(("number", "kind"), [(28, DataError), (30, ConfigError)])
-def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monkeypatch, number, kind) -> None:
+def test_an_unwritable_folder_raises_a_config_or_data_error(tmp_path: Path, monkeypatch, number, kind) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -305,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("missing", ["flock", "links"])
-def test_file_systems_that_lack_something(tmp_path: Path, monkeypatch, missing: str) -> None:
+def test_file_systems_without_links_or_flock_are_supported(tmp_path: Path, monkeypatch, missing: str) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -336,7 +341,7 @@ def race(folder: Path, number: int, barrier: Any, results: Any, flock: bool) -> 
     barrier.wait()
     with suppress(ConfigError):
         with own(folder, f"run {number}") as mine:
-            barrier.wait()  # all have tried
+            barrier.wait()  # wait until all processes have tried
             mine.check()
             results.put(number)
             return
@@ -354,7 +359,7 @@ def no_flock(folder: Path) -> Iterator[bool]:
     [(None, False), ({"started": 1.0}, True), ({"started": 1.0}, False), (ELSEWHERE, True)],
     ids=["free, no flock", "dead", "dead, no flock", "dead elsewhere"],
 )
-def test_of_many_that_start_at_once_exactly_one_wins(tmp_path: Path, before, flock: bool, monkeypatch) -> None:
+def test_exactly_one_of_many_simultaneous_starts_wins(tmp_path: Path, before, flock: bool, monkeypatch) -> None:
     monkeypatch.setattr(owner, "SETTLE", 0.2)
     context, n = multiprocessing.get_context("fork"), 6
     if before is not None:

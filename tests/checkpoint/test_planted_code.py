@@ -1,4 +1,4 @@
-"""Code that is planted in a checkpoint does not run, wherever it is, and is named."""
+"""Code planted anywhere in a checkpoint is reported and not executed."""
 
 import os
 import pathlib
@@ -36,7 +36,7 @@ class Runs:
 
 
 def _nested() -> dict[str, Any]:
-    """All that a checkpoint of an earlier version holds, as its Trainer's state was."""
+    """The content of a checkpoint of an earlier version: the state of its Trainer."""
     reader = CheckpointReader(GOLDEN)
     nested: dict[str, Any] = {}
     for key, path in (reader.metadata.planner_data or {}).items():
@@ -78,7 +78,7 @@ def refused(path: Path, use: Callable[[Path], object]) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("form", ["folder", "file"])
-def test_code_that_is_planted_in_a_checkpoint_does_not_run(tmp_path: Path, place: str, form: str) -> None:
+def test_code_planted_in_a_checkpoint_is_not_executed(tmp_path: Path, place: str, form: str) -> None:
     state = _nested()
     path = tmp_path / ("ep0-ba4" if form == "folder" else "ep0-ba4-rank0.pt")
     write = _folder if form == "folder" else lambda path, state: torch.save(state, path)
@@ -91,13 +91,13 @@ def test_code_that_is_planted_in_a_checkpoint_does_not_run(tmp_path: Path, place
     assert not (tmp_path / "canary").exists()
 
 
-def test_an_index_with_code_is_refused_by_all_that_reads_it(tmp_path: Path) -> None:
+def test_an_index_with_code_is_refused_by_all_readers(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     checkpoint = tmp_path / "run" / "ep0-ba10"
     (checkpoint / ".metadata").write_bytes(pickle.dumps(Runs(tmp_path / "canary")))
     with pytest.raises(ConfigError, match=r"\.metadata has \d+ bytes, but [\d,]+ were written"):
         CheckpointReader(checkpoint)
-    # As an earlier version wrote it, without a manifest.
+    # Earlier versions wrote checkpoints without a manifest.
     (checkpoint / "manifest.json").unlink()
     refused(checkpoint, CheckpointReader)
     refused(checkpoint, lambda path: export(path, tmp_path / "out"))
@@ -113,7 +113,7 @@ TYPES = (pathlib.PosixPath, metadata.MetadataIndex, metadata.Metadata)
 @pytest.mark.parametrize("attribute", ["__init__", "anything"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_index_does_not_change_types(tmp_path: Path, kind: type, attribute: str) -> None:
-    """BUILD with a second state sets attributes of whatever it is given, here of a type; then a true index follows."""
+    """The opcode BUILD with a second state sets attributes of any object, here of a type; a valid index follows."""
     change = f"c{kind.__module__}\n{kind.__name__}\n(N}}X".encode() + len(attribute).to_bytes(4, "little")
     change += attribute.encode() + b"ccollections\nOrderedDict\nstb0"
     true = pickle.dumps(CheckpointReader(GOLDEN).metadata, protocol=2)
@@ -128,7 +128,7 @@ def test_an_index_does_not_change_types(tmp_path: Path, kind: type, attribute: s
 
 
 @pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "pathlib.Path.unlink", "os.system"])
-def test_names_that_an_index_may_not_have(tmp_path: Path, name: str) -> None:
+def test_other_names_in_an_index_are_refused(tmp_path: Path, name: str) -> None:
     write_run(tmp_path / "run")
     checkpoint = tmp_path / "run" / "ep0-ba10"
     (checkpoint / "manifest.json").unlink()

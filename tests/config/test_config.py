@@ -127,7 +127,7 @@ def test_every_field_of_every_config_can_be_built_from_its_own_value(tmp_path):
     assert build(TrainConfig, dataclasses.asdict(config)) == config
 
 
-def test_a_run_that_no_later_start_would_find_is_refused(tmp_path, monkeypatch):
+def test_autoresume_without_a_run_name_is_refused(tmp_path, monkeypatch):
     monkeypatch.delenv("RUN_NAME", raising=False)
     with pytest.raises(ValueError, match="autoresume is true, but without run_name"):
         check_run_name(load(tmp_path, "autoresume=true", "save_folder='runs/{run_name}'"))

@@ -80,7 +80,7 @@ def test_an_override_reaches_into_a_list(tmp_path):
         ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
     ],
 )
-def test_override_that_cannot_be_read(tmp_path, override, message):
+def test_overrides_that_cannot_be_parsed_are_refused(tmp_path, override, message):
     assert message in refusal(tmp_path, override)
 
 
@@ -207,7 +207,7 @@ def test_all_missing_keys_are_reported_together(tmp_path):
 @pytest.mark.parametrize(
     "where", ["run_name=${oc.env:HOME}", "run_name=a-${ oc.env:HOME,x}", "run_name=${oc.decode:x}"]
 )
-def test_resolvers_are_refused_with_the_way_out(tmp_path, where):
+def test_resolvers_are_refused_and_the_message_suggests_a_fix(tmp_path, where):
     message = refusal(tmp_path, where)
     assert "but only other keys are interpolated" in message
     assert "pass run_name=$VAR on the command line" in message
@@ -270,7 +270,7 @@ def test_unresolved_references_are_reported(tmp_path):
         ("null: 1\n", "small.yaml: keys of a config must be text"),
     ],
 )
-def test_files_that_are_no_config(tmp_path, text, message):
+def test_files_that_are_not_a_config_are_refused(tmp_path, text, message):
     assert placed_refusal(tmp_path, text=text).startswith(message)
 
 

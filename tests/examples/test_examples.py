@@ -18,7 +18,7 @@ CHAT = {"messages": [USER, ANSWER]}
 
 
 def read(rows, preprocess=None, **reading):
-    """The examples of rows at row 1, row 2, ... and what was found besides."""
+    """The examples of rows at row 1, row 2, ..., and the result of reading them."""
     reading = Reading(**reading)
     examples = list(read_examples(((f"row {n}", row) for n, row in enumerate(rows, start=1)), preprocess, reading))
     return examples, reading
@@ -77,7 +77,7 @@ def test_turns_of_token_ids_are_an_example(ids):
         ({"text": "a"}, "has prompt and response and text, but an example has exactly one form"),
     ],
 )
-def test_each_way_to_be_wrong_is_said(change, text):
+def test_each_defect_of_a_row_is_reported(change, text):
     (problem,) = check_example(GOOD | change)
     assert text in problem.text
 
@@ -89,29 +89,32 @@ def test_a_text_is_checked_like_a_prompt(value):
     assert problem == Problem(same.kind.replace("prompt", "text"), same.text.replace("prompt", "text"))
 
 
-def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole():
+def test_text_next_to_a_known_datasets_columns_is_refused():
     alpaca = {"instruction": "Add.", "input": "1 1", "output": "2", "text": "Add. 1 1 2"}
     (problem,) = check_example(alpaca)
-    assert "has instruction, output beside text, of which every token would be trained on" in problem.text
+    assert "has instruction, output in addition to text, of which all tokens would be trained on" in problem.text
     assert "preprocessing_fn: alpaca" in problem.text
-    assert check_example(alpaca, "what preprocessing_fn returned") == Text(alpaca["text"])
+    assert check_example(alpaca, "the result of preprocessing_fn") == Text(alpaca["text"])
 
 
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
-        ([], "messages is empty, but a conversation needs at least what is asked and the assistant's answer"),
+        ([], "messages is empty, but a conversation needs at least a question and the assistant's answer"),
         ([USER], "messages is only one turn, but"),
         ("hello", "messages is 'hello', but it must be a list of {role, content}"),
         (None, "messages is None, but it must be a list"),
         ({"role": "user"}, "(dict), but it must be a list"),
-        ([USER, ANSWER, USER], "messages[2] (user) is the last, but a conversation must end with the assistant"),
-        ([USER, USER, ANSWER], "messages[1] (user) follows another turn by the user: join the two"),
-        ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn by the assistant"),
+        ([USER, ANSWER, USER], "messages[2] (user) is the last one, but a conversation must end with the assistant"),
+        ([USER, USER, ANSWER], "messages[1] (user) follows another turn of the user: join the two"),
+        ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn of the assistant"),
         ([USER, SYSTEM, ANSWER], "messages[1] (system) is not the first"),
         ([SYSTEM, SYSTEM, USER, ANSWER], "messages[1] (system) is not the first"),
-        ([ANSWER, USER, ANSWER], "messages[0] (assistant) is the first, but a conversation begins with system or user"),
-        ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result follows the assistant"),
+        (
+            [ANSWER, USER, ANSWER],
+            "messages[0] (assistant) is the first, but a conversation must begin with system or user",
+        ),
+        ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result must follow the assistant"),
         ([USER, "4"], "messages[1] is '4', but it must be an object with role and content"),
         ([turn("human"), ANSWER], "messages[0].role is 'human', but it must be one of system, user, assistant, tool"),
         ([turn(["user"]), ANSWER], "messages[0].role is ['user'] (list), but it must be one of"),
@@ -129,7 +132,7 @@ def test_text_beside_a_known_datasets_columns_is_no_text_to_train_on_as_a_whole(
         ),
     ],
 )
-def test_each_way_for_messages_to_be_wrong_names_the_turn(messages, text):
+def test_each_defect_of_messages_names_the_turn(messages, text):
     (problem,) = check_example({"messages": messages})
     assert text in problem.text
 
@@ -154,17 +157,17 @@ def test_all_wrong_messages_of_a_row_are_named():
         ([{"input_ids": "12", "labels": [1]}], "turns[0].input_ids is '12', but"),
     ],
 )
-def test_each_way_for_turns_to_be_wrong_is_said(turns, text):
+def test_each_defect_of_turns_is_reported(turns, text):
     (problem,) = check_example({"turns": turns})
     assert text in problem.text
 
 
-def test_missing_fields_show_what_is_there_and_the_way_out():
+def test_missing_fields_are_reported_with_the_present_ones_and_a_fix():
     problems = check_example({"question": "2 + 2?", "reply": "4"})
     assert [problem.kind for problem in problems] == ["prompt and response are missing"]
     assert "(the row has question, reply)" in problems[0].text
     assert "preprocessing_fn: {prompt: COLUMN, response: COLUMN}" in problems[0].text
-    assert problems[0].text.endswith("or make them with a function of your own (module:function)")
+    assert problems[0].text.endswith("or make them with your own function (module:function)")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, na
 def test_two_columns_are_not_suggested_where_they_would_leave_out_a_third(column):
     text = check_example({"question": "a", "answer": "b", column: "c"})[0].text
     assert "for these columns" not in text
-    assert "or make them with a function of your own (module:function)" in text
+    assert "or make them with your own function (module:function)" in text
 
 
 def test_columns_that_a_mapping_does_not_take_are_counted():
@@ -222,7 +225,7 @@ def test_a_function_that_would_not_read_the_row_is_not_suggested(row):
 
 @pytest.mark.parametrize("row", [[GOOD], "text", 3, None])
 def test_a_row_must_be_an_object(row):
-    assert "an object with prompt and response, messages, text or turns is needed" in check_example(row)[0].text
+    assert "it must be an object with prompt and response, messages, text or turns" in check_example(row)[0].text
 
 
 def test_all_bad_rows_are_reported_together():
@@ -282,7 +285,7 @@ def test_the_place_of_the_last_example_is_known():
     assert reading.first_place == "here"
 
 
-def test_parts_merge_to_what_one_reading_finds():
+def test_merged_parts_equal_one_reading():
     rows = [GOOD, {"prompt": ""}, CHAT, None, GOOD | {"id": 1}, *[{"response": "a"}] * 30]
 
     def preprocess(row):
@@ -306,7 +309,7 @@ def test_parts_of_different_forms_are_refused_when_they_are_merged():
     assert "(and 1 more row)" in reading.lines()[0]
 
 
-def test_what_preprocessing_raises_names_row_and_line():
+def test_exceptions_of_preprocessing_name_row_and_line():
     text = error_of([{"q": "x"}], lambda row: {"prompt": row["question"]})
     assert "row 1: preprocessing_fn raised KeyError: 'question' at " in text
     assert "test_examples.py:" in text
@@ -315,7 +318,7 @@ def test_what_preprocessing_raises_names_row_and_line():
 
 def test_what_preprocessing_returns_is_checked():
     text = error_of([{"q": "x"}], lambda row: {"prompt": row["q"], "answer": "y"})
-    assert "response is missing (what preprocessing_fn returned has prompt, answer)" in text
+    assert "response is missing (the result of preprocessing_fn has prompt, answer)" in text
 
 
 def test_rows_for_which_preprocessing_returns_none_are_counted():

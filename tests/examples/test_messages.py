@@ -1,4 +1,4 @@
-"""The shapes that datasets have conversations in, read as one."""
+"""Conversations in all formats used by datasets."""
 
 import json
 
@@ -26,7 +26,7 @@ def problem_of(row) -> str:
     return "\n".join(problem.text for problem in problems)
 
 
-def test_columns_that_are_null_are_not_there():
+def test_null_columns_count_as_missing():
     messages = [USER, ANSWER]
     for row in ({"prompt": None, "response": None, "text": None}, {"completion": None}):
         assert check_example({**row, "messages": messages}) == Conversation(messages)
@@ -84,11 +84,11 @@ def test_weight_and_train_say_whether_a_message_is_trained_on(keys, train):
         ({"train": "no"}, "messages[1] (assistant).train is 'no', but it must be true or false"),
         ({"weight": 0, "train": True}, "messages[1] (assistant) has weight 0 and train true, which contradict"),
         ({"reasoning_content": 3}, "messages[1] (assistant).reasoning_content is 3 (int), but it must be text"),
-        ({"tool_calls": "add(2)"}, "messages[1] (assistant).tool_calls is 'add(2)', but a call is {function"),
+        ({"tool_calls": "add(2)"}, "messages[1] (assistant).tool_calls is 'add(2)', but a tool call must be {function"),
         ({"tool_calls": [{"function": {}}]}, "messages[1] (assistant).tool_calls is [{'function': {}}] (list), but"),
     ],
 )
-def test_keys_that_say_nothing_sensible_are_named(keys, text):
+def test_invalid_keys_are_named(keys, text):
     assert text in problem_of({"messages": [USER, ANSWER | keys]})
 
 
@@ -101,7 +101,7 @@ def test_keys_that_say_nothing_sensible_are_named(keys, text):
         {"tool_calls": [CALL | {"index": None, "function": {"name": "add", "arguments": {"x": 2, "y": None}}}]},
     ],
 )
-def test_calls_of_tools_are_read_in_their_usual_forms(calls):
+def test_tool_calls_are_read_in_their_common_formats(calls):
     for content in ({"content": None}, {"content": ""}, {}):
         messages = [USER, {"role": "assistant", **content, **calls}, RESULT | {"tool_call_id": "c1"}, ANSWER]
         example = check_example({"messages": messages, "tools": json.dumps([TOOL])})
@@ -111,7 +111,7 @@ def test_calls_of_tools_are_read_in_their_usual_forms(calls):
         assert example.tools == [TOOL]
 
 
-def test_the_older_form_of_calls_becomes_the_newer():
+def test_the_older_format_of_tool_calls_is_converted():
     function = {"name": "add", "arguments": '{"x": 2}'}
     older = [
         USER,
@@ -135,27 +135,30 @@ def test_the_older_form_of_calls_becomes_the_newer():
         ),
         ({"messages": [USER, ANSWER], "tools": "add"}, "tools is 'add', but it must be a list of {type: function"),
         ({"messages": [USER, ANSWER], "tools": [{}]}, "tools is [{}] (list), but it must be a list of {type"),
-        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but all rows are trained on alike"),
-        ({"prompt": "a", "response": "b", "train": False}, "has train False (bool), but all rows are trained on alike"),
-        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools beside prompt and response, which would not be"),
-        ({"text": "a", "reasoning_content": "b"}, "has reasoning_content beside text, which would not be trained on"),
+        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but weights of rows are not supported"),
+        (
+            {"prompt": "a", "response": "b", "train": False},
+            "has train False (bool), but weights of rows are not supported",
+        ),
+        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools in addition to prompt and response, which"),
+        ({"text": "a", "reasoning_content": "b"}, "has reasoning_content in addition to text, which would not be used"),
         (
             {"messages": [USER, ANSWER], "system": "Be brief."},
-            "has system beside messages, which would not be trained on",
+            "has system in addition to messages, which would not be used",
         ),
-        ({"prompt": "a", "response": "b", "context": "c"}, "has context beside prompt and response, which would not"),
-        ({"text": "a", "role": "prompter", "user": "x"}, "has role beside text, which would not be trained on"),
-        ({"prompt": "a", "completion": "b", "label": False}, "has label false, as an answer that is not wanted"),
+        ({"prompt": "a", "response": "b", "context": "c"}, "has context in addition to prompt and response, which"),
+        ({"text": "a", "role": "prompter", "user": "x"}, "has role in addition to text, which would not be used"),
+        ({"prompt": "a", "completion": "b", "label": False}, "has label false, which marks an unwanted answer"),
         ({"prompt": "a", "response": [{"value": "b"}]}, "response is [{'value': 'b'}] (list), but it must be text"),
         ({"prompt": [USER], "other": 1}, "prompt is [{'role': 'user', 'content': '2 + 2?'}] (list), but it must be"),
     ],
 )
-def test_what_would_change_what_is_trained_on_is_not_ignored(row, text):
+def test_columns_that_affect_training_are_not_ignored(row, text):
     assert text in problem_of(row)
 
 
 def test_prompt_and_completion_may_be_messages():
-    """TRL's form: the completion is what is trained on, whatever the assistant has said before."""
+    """TRL's form: only the completion is trained on, and not earlier answers of the assistant."""
     before = [USER, ANSWER, USER]
     example = check_example({"prompt": before, "completion": [ANSWER], "id": 1})
     assert example == Conversation([USER, ANSWER | {"train": False}, USER, ANSWER])
@@ -163,8 +166,8 @@ def test_prompt_and_completion_may_be_messages():
     assert check_example({"prompt": [SYSTEM, USER], "response": "4"}) == Conversation([SYSTEM, USER, ANSWER])
 
 
-def test_a_prompt_that_repeats_a_message_is_no_second_form():
-    """UltraChat's rows; a prompt that is in none of the messages would be lost."""
+def test_a_prompt_that_repeats_a_message_is_not_a_second_form():
+    """As in UltraChat's rows. A prompt that is in none of the messages would be lost."""
     reading = Reading()
     row = {"prompt": "2 + 2? ", "prompt_id": "x", "messages": [USER, ANSWER]}
     (example,) = read_examples([("here", row)], None, reading)
@@ -174,11 +177,11 @@ def test_a_prompt_that_repeats_a_message_is_no_second_form():
     assert "the row has prompt and messages, but an example has exactly one form" in text
 
 
-def test_a_system_column_that_the_messages_have_is_no_loss():
+def test_a_system_column_that_repeats_a_message_is_accepted():
     messages = [SYSTEM, USER, ANSWER]
     assert check_example({"messages": messages, "system": "Add."}) == Conversation(messages)
 
 
-def test_a_row_that_is_a_list_of_messages_says_where_they_belong():
+def test_the_error_about_a_list_of_messages_suggests_the_key():
     (problem,) = check_example([USER, ANSWER])
-    assert problem.text.endswith('text or turns is needed: write {"messages": [...]}')
+    assert problem.text.endswith('text or turns: write {"messages": [...]}')

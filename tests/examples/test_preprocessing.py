@@ -29,12 +29,12 @@ ROWS = {
     "numinamath": {"source": "cn_k12", "problem": "Add 2, 2.", "solution": "4", "messages": TURNS},
     "multiple_choice": {"question": "Add 2, 2.", "subject": "math", "choices": ["3", "4"], "answer": 1},
 }
-"""As the datasets' cards have them."""
+"""Rows in the format of the datasets' cards."""
 
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """A user's module `mine`; writes its source."""
+    """A function that writes the source of a user's module `mine`."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(source: str) -> None:
@@ -55,11 +55,11 @@ def module(tmp_path, monkeypatch):
         ("multiple_choice", "Add 2, 2.\nA. 3\nB. 4\nAnswer:", " B"),
     ],
 )
-def test_registered_functions_make_pairs_of_their_rows(name, prompt, response):
+def test_registered_functions_convert_their_rows_to_pairs(name, prompt, response):
     assert check_example(PREPROCESSORS[name](ROWS[name])) == PromptResponse(prompt, response)
 
 
-def test_registered_functions_make_conversations_of_their_rows():
+def test_registered_functions_convert_their_rows_to_conversations():
     assert check_example(PREPROCESSORS["numinamath"](ROWS["numinamath"])) == Conversation(TURNS)
     without = {"problem": "Add 2, 2.", "solution": "4"}
     assert check_example(PREPROCESSORS["numinamath"](without)) == Conversation(TURNS)
@@ -67,7 +67,7 @@ def test_registered_functions_make_conversations_of_their_rows():
     assert check_example(PREPROCESSORS["openhermes"](ROWS["openhermes"])) == Conversation(weighted)
 
 
-def test_sharegpt_reads_calls_of_tools_and_its_many_names():
+def test_sharegpt_reads_tool_calls_and_all_names_of_roles():
     call = {"name": "add", "arguments": {"x": 2}}
     turns = [("human", "Add."), ("function_call", json.dumps(call)), ("observation", "4"), ("gpt", "It is 4.")]
     tools = json.dumps([{"name": "add", "parameters": {}}])
@@ -79,16 +79,16 @@ def test_sharegpt_reads_calls_of_tools_and_its_many_names():
     assert example.tools == json.loads(tools)
 
 
-def test_what_a_registered_function_has_no_place_for_is_refused():
+def test_columns_that_a_registered_function_does_not_support_are_refused():
     for name, row in (("alpaca", {"history": [["a", "b"]]}), ("alpaca", {"system": "s"}), ("dolly", {"input": "i"})):
-        with pytest.raises(DataError, match=r"no place|of which dolly's prompt has one"):
+        with pytest.raises(DataError, match=r"does not support|but dolly's prompt has only one"):
             PREPROCESSORS[name](ROWS[name] | row)
     made = PREPROCESSORS["dolly"]({"instruction": "Add.", "input": "2, 2", "response": "4"})
     assert made == PREPROCESSORS["dolly"](ROWS["dolly"])
 
 
 @pytest.mark.parametrize(("name", "column"), [("alpaca", "input"), ("dolly", "context")])
-def test_what_a_row_has_besides_is_in_the_prompt(name, column):
+def test_additional_input_of_a_row_is_in_the_prompt(name, column):
     for value in ("2, 2", ""):
         example = check_example(PREPROCESSORS[name](ROWS[name] | {column: value}))
         assert isinstance(example, PromptResponse)
@@ -121,7 +121,7 @@ def test_an_answer_is_an_index_or_a_letter(answer, letter):
 
 
 @pytest.mark.parametrize("answer", [2, -1, "C", "", "AB", None, True, 1.0])
-def test_an_answer_that_is_no_choice_is_refused(answer):
+def test_an_answer_that_is_not_a_choice_is_refused(answer):
     with pytest.raises(DataError, match=r"answer is .*, but it must be an index from 0 or a letter, .*choices are AB"):
         PREPROCESSORS["multiple_choice"](ROWS["multiple_choice"] | {"answer": answer})
 
@@ -144,11 +144,11 @@ def test_each_function_names_its_card_and_needs_nothing_around_it(name):
 def test_columns_are_taken_by_name():
     function = resolve_preprocessing_fn({"prompt": "question", "response": "answer"})
     assert function({"question": "a", "answer": "b", "id": 1}) == {"prompt": "a", "response": "b"}
-    with pytest.raises(DataError, match=r"column 'question' is missing, .* for the prompt .*did you mean 'questoin'"):
+    with pytest.raises(DataError, match=r"column 'question' is missing, .* as the prompt .*did you mean 'questoin'"):
         function({"questoin": "a", "answer": "b"})
 
 
-def test_a_function_of_ones_own(module):
+def test_own_functions_are_imported(module):
     module("def make(row):\n    return {'prompt': row, 'response': row}\n")
     assert resolve_preprocessing_fn("mine:make")("a") == {"prompt": "a", "response": "a"}
 
@@ -162,17 +162,17 @@ def test_none_means_that_rows_are_examples():
     [
         (
             "alpacca",
-            "there is no such function; did you mean 'alpaca'? (registered: alpaca, dolly, p3, flan, sharegpt",
+            "no such function is registered; did you mean 'alpaca'? (registered: alpaca, dolly, p3, flan, sharegpt",
         ),
         ("mine:mak", "mine has no mak; did you mean 'make'?"),
         ("mine:number", "number is not callable (int)"),
         ("no_such_module:f", "no_such_module cannot be imported (ModuleNotFoundError: No module named"),
-        ("mine:", "one of your own is written module:function"),
-        (":make", "one of your own is written module:function"),
+        ("mine:", "your own must be module:function"),
+        (":make", "your own must be module:function"),
         ({"prompt": "a"}, "a mapping must be {prompt: COLUMN, response: COLUMN}"),
     ],
 )
-def test_what_is_no_function_is_refused(module, value, text):
+def test_invalid_functions_are_refused(module, value, text):
     module("number = 3\ndef make(row):\n    return row\n")
     with pytest.raises(ConfigError) as error:
         resolve_preprocessing_fn(value)
@@ -196,7 +196,7 @@ def test_a_module_that_raises_is_named(module):
 )
 def test_a_module_that_ends_the_process_is_named(module, end, how):
     module(f"{end}\ndef make(row):\n    return row\n")
-    with pytest.raises(ConfigError, match=f"'mine:make', but importing mine ends the process: {how}: put what"):
+    with pytest.raises(ConfigError, match=f"'mine:make', but importing mine ends the process: {how}: put code"):
         resolve_preprocessing_fn("mine:make")
 
 
@@ -271,28 +271,30 @@ def test_the_standard_library_is_refused_before_anything_is_imported(value, monk
         ("import operator\nmake = operator.itemgetter('messages')", "operator"),
     ],
 )
-def test_the_standard_library_under_another_name_is_refused(module, source, origin):
+def test_a_standard_library_function_from_another_module_is_refused(module, source, origin):
     module(source)
-    with pytest.raises(ConfigError, match=rf"'mine:make', but make is of Python's standard library \({origin}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"'mine:make', but make is defined in Python's standard library \({origin}\)"
+    ):
         resolve_preprocessing_fn("mine:make")
 
 
 @pytest.mark.parametrize("name", ["subprocess.call", "make.__globals__", "make.__call__", "Cls.make", "a b", ""])
-def test_a_name_does_not_lead_through_attributes(module, name):
+def test_names_with_attributes_are_refused(module, name):
     module("import subprocess\ndef make(row):\n    return row\n")
-    with pytest.raises(ConfigError, match="one of your own is written module:function"):
+    with pytest.raises(ConfigError, match="your own must be module:function"):
         resolve_preprocessing_fn(f"mine:{name}")
 
 
 @pytest.mark.parametrize("value", ["../x:f", "/abs/x:f", "..:f", "a\0b:f", "a\nb:f", "a\x1bb:f", "x" * 5000 + ":f"])
 def test_a_module_is_named_by_a_name(value):
-    with pytest.raises(ConfigError, match="one of your own is written module:function") as caught:
+    with pytest.raises(ConfigError, match="your own must be module:function") as caught:
         resolve_preprocessing_fn(value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
 
 
-def test_functions_of_ones_own_in_the_library_s_wrappers_are_taken(module):
+def test_own_functions_in_wrappers_of_the_standard_library_are_accepted(module):
     body = "def add(row, key): return {**row, key: 1}\nclass A:\n    def __call__(self, row): return row\n"
     module(f"import functools\n{body}make = functools.partial(functools.cache(add), key='b')\nother = A()\n")
     assert callable(resolve_preprocessing_fn("mine:make"))

@@ -81,8 +81,8 @@ def _save_my_part(folder, whole):
         for name, tensor in tensors.items()
     }
     dcp.save(state, checkpoint_id=folder)
-    dist.barrier()  # the store goes with rank 0
-    # Not destroyed: gloo's destructor hangs once in twenty times when the other ranks close their ends first.
+    dist.barrier()  # rank 0 serves the store until it ends
+    # The group is not destroyed: gloo's destructor hangs in one of twenty runs if other ranks close their ends first.
 
 
 @pytest.mark.ranks
@@ -111,7 +111,7 @@ def test_generate_writes_the_same_text_with_every_setting(exported, model):
     ours = greedy(model, ids, 12)
     for attention in ("eager", "sdpa"):
         theirs = stock(exported, attn_implementation=attention)
-        # A random model may well choose the token that ends a text, and it should go on here.
+        # A random model may generate the end-of-text token, which must not end the text here.
         theirs.generation_config.eos_token_id = None
         for use_cache in (True, False):
             written = theirs.generate(ids, max_new_tokens=12, do_sample=False, use_cache=use_cache)
@@ -266,7 +266,7 @@ def test_a_tensor_that_cannot_be_read_is_named(run, tmp_path):
     broken = copy_run(run, tmp_path / "run")
     (data,) = (broken / "ep0-ba10").glob("*.distcp")
     data.write_bytes(b"\0" * data.stat().st_size)
-    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp differs from what was written in bytes \[0, ")
+    refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not match its hash in bytes \[0, ")
     commit(broken / "ep0-ba10")
     refused(broken, tmp_path / "out", r"ep0-ba10 is corrupt: __0_0.distcp does not contain transformer.wte.weight: .")
 

@@ -255,7 +255,7 @@ def test_code_in_the_tokenizers_folder_is_not_executed(run: Path, tmp_path: Path
 def test_differences_are_relative_to_each_token() -> None:
     ours = torch.ones(3, 4)
     ours[0] = 1e5
-    with pytest.raises(ConfigError, match=r"block 7 differ by 1\.0e-02 of a token's largest value"):
+    with pytest.raises(ConfigError, match=r"block 7 differ by 1\.0e-02 relative to a token's largest value"):
         compare(ours + torch.tensor([0.0, 0.01, 0.0]).unsqueeze(1), ours, "block 7")
 
 

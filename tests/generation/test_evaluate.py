@@ -195,7 +195,7 @@ def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
 
     with pytest.raises(DataError, match=r"x.jsonl:2: response is null"):
         asked("--preprocessor", "{prompt: question, response: answer}")
-    with pytest.raises(DataError, match="say which columns to take with --preprocessor"):
+    with pytest.raises(DataError, match="choose the columns with --preprocessor"):
         asked()
     assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
     assert "--preprocessor skipped 1 of its rows" in capsys.readouterr().out
@@ -209,7 +209,7 @@ def answered(row):
 RESULT = {"asked": 4, "metrics": {"acc": 0.25}, "stderr": {"acc": 0.1}}
 
 
-def test_results_stay_until_they_are_made_again(exported):
+def test_results_are_kept_until_they_are_replaced(exported):
     (exported / "README.md").write_text("# Mine\n\nwords\n")
     keep(exported, {"one": RESULT, "a|b": RESULT}, "fp32")
     (exported / "README.md").write_text((exported / "README.md").read_text() + "more words\n")

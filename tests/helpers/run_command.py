@@ -107,23 +107,20 @@ def _launched(launcher: str, arguments: Sequence[str]) -> tuple[int, list[str]]:
     return int(args.nproc), args.program
 
 
-def run_program(program: Program, folder: Path, stdin: str = "", timeout: float = 120) -> Ended:
-    """Run a program to its end, with `folder` as the working folder."""
-    ends = ends_of_ranks(_run, max(program.ranks, 1), program, folder, stdin, timeout=timeout)
+def run_program(program: Program, folder: Path, timeout: float = 120) -> Ended:
+    """Run a program to its end in a folder, without input."""
+    ends = ends_of_ranks(_run, max(program.ranks, 1), program, folder, timeout=timeout)
     return Ended(max((end.code for end in ends), key=abs), "\n".join(end.output for end in ends))
 
 
-def _run(program: Program, folder: Path, stdin: str) -> int:
+def _run(program: Program, folder: Path) -> int:
     os.chdir(folder)
     if not program.ranks:
         for name in _RANK_VARIABLES:
             del os.environ[name]
     os.environ.update(program.env)
     sys.path[:0] = filter(None, program.env.get("PYTHONPATH", "").split(":"))
-    reader, writer = os.pipe()
-    os.write(writer, stdin.encode())
-    os.close(writer)
-    os.dup2(reader, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdin = os.fdopen(0, closefd=False)
     sys.argv[:] = [program.script, *program.arguments]
     try:
@@ -143,13 +140,13 @@ def _verified_here() -> Iterator[None]:
         yield
 
 
-def run_shell(text: str, folder: Path, stdin: str = "", timeout: float = 120) -> Ended:
+def run_shell(text: str, folder: Path, timeout: float = 120) -> Ended:
     """Run a command in bash, with the programs of the environment first on the PATH."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         cwd=folder,
         env=_env(),
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -163,7 +160,7 @@ def _env() -> dict[str, str]:
     return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **VARIABLES}
 
 
-VARIABLES = {"WEIGHTS": "weights", "DATA": "data.jsonl", "HOST": "127.0.0.1", "N": "0", "REPOSITORY": "repository"}
+VARIABLES = {"WEIGHTS": "weights", "DATA": "data.jsonl", "HOST": "127.0.0.1", "N": "0"}
 """Variables that commands of the documentation leave to the reader."""
 
 

@@ -116,9 +116,9 @@ def test_copies_and_near_copies_are_distinguished(tmp_path):
     assert _named(found.exact, at) == {(35, 30 - 20), (36, 30 - 20)}
     assert {tuple(sorted(each)) for each in _named(found.near, at)} == {(n, 30 + n) for n in range(5)}
     lines = duplicate_lines(survey)
-    assert lines[0] == "train: of 42 documents 2 (4.8%) are copies of an earlier one, 5 (11.9%) nearly so"
-    assert sum(" is train row " in line for line in lines) == 2
-    assert sum(" is nearly train row " in line for line in lines) == 5
+    assert lines[0] == "train: 42 documents, 2 (4.8%) copies of an earlier one, 5 (11.9%) near-duplicates"
+    assert sum(" equals train row " in line for line in lines) == 2
+    assert sum(" is close to train row " in line for line in lines) == 5
 
 
 def _numbers(survey: Survey, texts: list[str], folder: Path) -> dict[int, int]:
@@ -147,7 +147,7 @@ def test_eval_documents_that_are_trained_on_are_found(tmp_path):
     found = overlap(known, asked)
     assert (len(found.exact), len(found.near)) == (2, 1)
     lines = overlap_lines(known, asked)
-    assert lines[0] == "eval: of 13 documents 2 (15.4%) are in train too, 1 (7.7%) nearly so"
+    assert lines[0] == "eval: 13 documents, 2 (15.4%) also in train, 1 (7.7%) near-duplicates"
     assert overlap(asked, asked).exact[:, 0].tolist() == list(range(13))
 
 
@@ -176,8 +176,8 @@ def test_the_limit_of_compared_documents_is_reported(tmp_path, monkeypatch):
     survey = surveyed(tmp_path, [pair("same words")] * 15)
     assert (survey.n_documents, len(survey.hashes)) == (15, 10)
     lines = duplicate_lines(survey)
-    assert lines[0].startswith("train: of 10 documents 9 (90.0%) are copies")
-    assert lines[1] == "  (of train only the first 10 of 15)"
+    assert lines[0].startswith("train: 10 documents, 9 (90.0%) copies")
+    assert lines[1] == "  (compared: the first 10 of 15 in train)"
     assert lines[-1] == "  ... and 4 more"
 
 
@@ -234,8 +234,8 @@ def test_the_script_shows_rows_lengths_duplicates_and_overlap(run, tmp_path):
     assert "── row 1, document 1 of " in out
     assert "── row 0, " not in out
     assert "<|endoftext|>⟧" in out
-    assert "train: of 30 documents 0 (0.0%) are copies of an earlier one" in out
-    assert "eval: of 11 documents 10 (90.9%) are in train too" in out
+    assert "train: 30 documents, 0 (0.0%) copies of an earlier one" in out
+    assert "eval: 11 documents, 10 (90.9%) also in train" in out
     assert (tmp_path / "lengths.png").exists()
 
 

@@ -55,7 +55,7 @@ def test_verify(remote: RemoteFolder, server: Server, tmp_path: Path, capsys: py
     server.put("run/ep0-ba10/__0_0.distcp", b"x" * 4000)
     assert main(["verify", remote.url]) == 2
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("gs://bucket/run/ep0-ba10: corrupt: __0_0.distcp differs from what was written")
+    assert first.startswith("gs://bucket/run/ep0-ba10: corrupt: __0_0.distcp does not match its hash")
     assert second.startswith("gs://bucket/run/ep0-ba20: verified, 3 files")
     assert list((tmp_path / "staging").iterdir()) == []
 

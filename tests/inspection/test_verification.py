@@ -25,8 +25,8 @@ def test_each_corrupt_file_is_named(tmp_path: Path, threads: int) -> None:
     flip(checkpoint / "__0_0.distcp", 3000)
     flip(checkpoint / "state.json")
     assert verify(checkpoint, threads=threads).lines() == [
-        "ep0-ba10: corrupt: __0_0.distcp differs from what was written in bytes [0, 4,000)",
-        "ep0-ba10: corrupt: state.json differs from what was written in bytes [0, 2)",
+        "ep0-ba10: corrupt: __0_0.distcp does not match its hash in bytes [0, 4,000)",
+        "ep0-ba10: corrupt: state.json does not match its hash in bytes [0, 2)",
     ]
 
 

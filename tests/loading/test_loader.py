@@ -91,7 +91,7 @@ def test_a_batch_is_what_the_obvious_loop_makes():
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_trained_tokens_of_a_pass_are_the_manifests(rows, folder):
+def test_trained_tokens_of_an_epoch_are_those_of_the_manifest(rows, folder):
     (batch,) = train(rows, folder, global_batch_size=rows.n_rows, n_batches=1)
     assert int((batch["labels"] != -100).sum()) == rows.trained_tokens
     assert int((batch["document_ids"] >= 0).sum()) == rows.tokens
@@ -110,7 +110,7 @@ def test_any_number_of_ranks_and_workers_gives_the_same_rows(rows, folder, world
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("first", [0, 7, 24, 25])
-def test_going_on_at_a_batch_gives_the_rest_of_the_run(rows, folder, first, num_workers):
+def test_resuming_at_a_batch_yields_the_rest_of_the_run(rows, folder, first, num_workers):
     whole = global_sequence([train(rows, folder)])
     state = train(rows, folder).dataset.state_dict(first * 8, True)
     loaders = [train(rows, folder, num_workers, rank=rank, world_size=2) for rank in range(2)]
@@ -122,7 +122,7 @@ def test_going_on_at_a_batch_gives_the_rest_of_the_run(rows, folder, first, num_
     assert torch.equal(torch.cat([whole[:0], *batches]), whole[first * 8 :])
 
 
-def test_each_pass_has_each_row_once_in_another_order(rows, folder):
+def test_each_epoch_has_each_row_once_in_another_order(rows, folder):
     streams, ids = first_rows(train(rows, folder).dataset.plan, 2 * rows.n_rows)
     assert not streams.any()
     first, second = ids.reshape(2, -1).tolist()
@@ -146,14 +146,14 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
         ({"seed": 18}, "seed was 18, now 17"),
         (
             {"streams": [{"name": "", "fingerprint": "other"}]},
-            "of before (fingerprint was other, now ",
+            "have changed (fingerprint was other, now ",
         ),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
         ({"version": 9}, "data position has version 9, but this code reads 2"),
     ],
 )
-def test_a_position_that_means_something_else_is_refused(rows, folder, change, text):
+def test_a_position_with_another_meaning_is_refused(rows, folder, change, text):
     position = json.loads(train(rows, folder).dataset.state_dict(16, True)["position"])
     assert text in refusal(rows, folder, {"position": json.dumps(position | change)})
 
@@ -193,8 +193,8 @@ def test_evaluation_sees_each_row_once_in_order(rows, folder, world_size, size, 
     assert trained == rows.trained_tokens
 
 
-def test_samplers_are_what_composer_takes_and_nothing_is_trimmed(rows, folder):
-    """Composer's evaluation drops total_size - len(dataset) samples, and tells samplers any number as the epoch."""
+def test_composer_accepts_the_samplers_and_trims_nothing(rows, folder):
+    """Composer's evaluation drops total_size - len(dataset) samples, and passes any number as the epoch."""
     loader = eval_loader({"": rows}, loader_config(folder), device_batch_size=7, rank=1, world_size=2, pad_token_id=257)
     assert isinstance(loader.sampler, DistributedSampler)
     assert loader.sampler.total_size - len(loader.sampler.dataset) == 0
@@ -202,7 +202,7 @@ def test_samplers_are_what_composer_takes_and_nothing_is_trimmed(rows, folder):
     training = train(rows, folder)
     assert isinstance(training.sampler, DistributedSampler)
     training.sampler.set_epoch(0)
-    with pytest.raises(ValueError, match="epoch 1 was asked for"):
+    with pytest.raises(ValueError, match="epoch 1 was requested"):
         training.sampler.set_epoch(1)
 
 

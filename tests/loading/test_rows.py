@@ -1,4 +1,4 @@
-"""Rows, prepared here or lying in an MDS folder already: read as they were written, or refused with their place."""
+"""Rows that are prepared, or read from an MDS folder: read as they were written, or refused with their place."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def one_row(folder, columns, **sample):
 
 
 def documents(rows) -> list[bytes]:
-    """Of all rows, in order of their bytes."""
+    """The tokens of all rows, ordered by their bytes."""
     found = []
     for row_id in range(rows.n_rows):
         row = rows.read(row_id)
@@ -159,7 +159,7 @@ def test_tokens_that_end_with_eos_or_have_none(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["bytes", "ndarray:int64"])
-def test_labels_say_what_is_trained_on(tmp_path, encoding):
+def test_labels_determine_what_is_trained_on(tmp_path, encoding):
     ids, labels = np.array([1, 256, 3, 4]), np.array([-100, -100, 3, 4])
     if encoding == "bytes":
         ids, labels = ids.tobytes(), labels.tobytes()
@@ -174,10 +174,10 @@ TOKENS = {"tokens": "ndarray:int64"}
 
 
 @pytest.mark.parametrize(
-    ("columns", "sample", "said"),
+    ("columns", "sample", "message"),
     [
         (TOKENS, {"tokens": np.arange(33)}, "33 tokens, but max_seq_len is 32"),
-        (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer has ids below 258: is it another's"),
+        (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer's ids are below 258"),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
         (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be a 1-D integer"),
         ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is ndarray of float64"),
@@ -193,12 +193,12 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             COLUMNS,
             {"tokens": np.int32([1, 2]), "loss_mask": np.uint8([1, 1]), "lengths": np.int32([3])},
-            "2 tokens, 2 of mask, lengths 3",
+            "2 tokens, 2 in the loss mask, lengths sum to 3",
         ),
     ],
 )
-def test_rows_that_cannot_be_are_named_before_training(tmp_path, columns, sample, said):
-    with pytest.raises(DataError, match=said) as error:
+def test_invalid_rows_are_named_before_training(tmp_path, columns, sample, message):
+    with pytest.raises(DataError, match=message) as error:
         one_row(tmp_path / "mds", columns, **sample)
     assert str(error.value).startswith(f"row 0 of {tmp_path / 'mds' / 'shard.00000.mds'} cannot be read (")
 
@@ -223,7 +223,9 @@ def test_the_fingerprint_of_rows_in_place_is_the_content_s(tmp_path):
 
 
 def test_rows_already_need_no_preprocessing(tmp_path):
-    with pytest.raises(ConfigError, match=r"preprocessing_fn is 'm:f', but the samples of .* are rows already"):
+    with pytest.raises(
+        ConfigError, match=r"preprocessing_fn is 'm:f', but the samples of .* are already prepared rows"
+    ):
         open_mds_rows(tokens_folder(tmp_path / "mds"), preprocessing_fn="m:f")
 
 
@@ -291,7 +293,7 @@ def test_verify_names_the_samples_of_what_is_broken(tmp_path):
     assert (found.n_samples, found.n_shards, found.unhashed) == (100, len(sizes), 0)
 
 
-def test_verify_believes_no_memory(tmp_path):
+def test_verify_ignores_earlier_checks(tmp_path):
     folder = tokens_folder(tmp_path / "mds")
     rows = open_mds_rows(folder)
     shard = folder / "shard.00000.mds"
@@ -304,7 +306,7 @@ def test_verify_believes_no_memory(tmp_path):
     assert [each.file for each in verify(rows).broken] == ["shard.00000.mds"]
 
 
-def test_verify_says_what_has_no_hash(tmp_path):
+def test_verify_reports_shards_without_hash(tmp_path):
     folder = write_texts(tmp_path / "mds", hashes=())
     assert verify(folder).unhashed == verify(folder).n_shards > 0
     edit_index(folder, lambda index: index["shards"][0].update(samples=1))

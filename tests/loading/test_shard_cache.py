@@ -1,4 +1,4 @@
-"""What is downloaded of a remote stream stays below its limit, and is downloaded once a pass."""
+"""Downloaded shards of a remote stream stay below the limit, and are downloaded once per epoch."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def remote(tmp_path_factory):
 
 
 def opened(remote, local, limit, *, num_workers=0, n_batches=700, stages=(), streams=None):
-    """Streams, plan and config of a run of two rows a batch."""
+    """Streams, plan and config of a run with two rows per batch."""
     dataset = DatasetConfig(
         streams=streams or {"web": StreamConfig(remote=str(remote), local=str(local), max_repeats=9)},
         max_seq_len=8,
@@ -42,7 +42,7 @@ def opened(remote, local, limit, *, num_workers=0, n_batches=700, stages=(), str
 
 
 def train(there, plan, config, cache, first=0, n_batches=700):
-    """Each batch's tokens, and after it the bytes of the shards that are here."""
+    """The tokens of each batch, and the bytes of the local shards after it."""
     loader = train_loader(there, config, plan, n_batches=n_batches, rank=0, world_size=1, pad_token_id=0)
     loader.dataset.first = first
     folder = there["web"].folder
@@ -65,7 +65,7 @@ def test_the_fixture_is_what_it_says(remote):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_shards_stay_below_the_limit_and_are_downloaded_once_a_pass(remote, tmp_path, num_workers):
+def test_shards_stay_below_the_limit_and_are_downloaded_once_per_epoch(remote, tmp_path, num_workers):
     limit = 16 * shard_bytes(remote)
     there, plan, config = opened(remote, tmp_path / "few", limit, num_workers=num_workers)
     cache = ShardCache(there, plan, config)
@@ -76,7 +76,7 @@ def test_shards_stay_below_the_limit_and_are_downloaded_once_a_pass(remote, tmp_
     assert max(n_bytes) > limit // 2
     downloaded, needed = cache.downloads(700)["web"]
     assert needed == 2 * N_SHARDS + 16
-    # Not more than once a pass, but for the window that was begun ahead.
+    # At most once per epoch, except for the window that is prefetched.
     assert needed - 16 <= downloaded <= needed + 8
 
 
@@ -88,7 +88,7 @@ def test_without_a_limit_everything_is_kept_and_downloaded_once(remote, tmp_path
     assert cache.downloads(700)["web"] == (N_SHARDS - 1, 2 * N_SHARDS + 16)
 
 
-def test_what_is_here_already_makes_room_when_a_run_goes_on(remote, tmp_path):
+def test_local_shards_are_evicted_when_a_run_resumes(remote, tmp_path):
     there, plan, config = opened(remote, tmp_path / "local", None)
     train(there, plan, config, ShardCache(there, plan, config))
     limit = 16 * shard_bytes(remote)
@@ -99,13 +99,13 @@ def test_what_is_here_already_makes_room_when_a_run_goes_on(remote, tmp_path):
     assert cache.downloads(400)["web"][0] > 0
 
 
-def test_a_limit_below_what_the_plan_needs_is_refused(remote, tmp_path):
+def test_a_cache_limit_below_the_needed_shards_is_refused(remote, tmp_path):
     with pytest.raises(ConfigError) as error:
         ShardCache(*opened(remote, tmp_path / "local", "8kb"))
-    said = str(error.value)
-    assert said.startswith("dataset.cache_limit is '8kb', but ")
+    message = str(error.value)
+    assert message.startswith("dataset.cache_limit is '8kb', but ")
     # What it asks for is enough.
-    ShardCache(*opened(remote, tmp_path / "local", said.partition("but ")[2].split()[0]))
+    ShardCache(*opened(remote, tmp_path / "local", message.partition("but ")[2].split()[0]))
 
 
 def test_a_stream_without_a_share_needs_no_room(remote, tmp_path):
@@ -129,11 +129,11 @@ def test_sizes(size, n_bytes):
 
 
 @pytest.mark.parametrize("limit", ["", "many", "-5gb", "0", "5xb", 0])
-def test_what_is_no_size_is_refused(limit):
-    with pytest.raises(ValueError, match=r"cache_limit is .*, but a size is"):
+def test_invalid_sizes_are_refused(limit):
+    with pytest.raises(ValueError, match=r"cache_limit is .*, but it must be a positive number of bytes"):
         DatasetConfig(remote="s3://b/x", max_seq_len=8, cache_limit=limit)
 
 
-def test_a_limit_of_nothing_remote_is_refused():
+def test_a_limit_without_a_remote_is_refused():
     with pytest.raises(ValueError, match="there is no remote to cache"):
         DatasetConfig(local="/mds", max_seq_len=8, cache_limit="5gb")

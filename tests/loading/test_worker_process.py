@@ -1,4 +1,4 @@
-"""Workers of a loader outlive a scheduler's signals, and neither their training process nor its patience."""
+"""Workers of a loader ignore signals of schedulers, but end with their training process or on its SIGTERM."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def test_a_busy_worker_ends_with_a_killed_training_process(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="who sends a signal cannot be known")
-def test_a_worker_heeds_its_parent_alone(tmp_path: Path) -> None:
+def test_a_worker_only_obeys_its_parent(tmp_path: Path) -> None:
     def rank() -> int:
         batches = iter(_loader(tmp_path))
         (worker,) = batches._workers  # pyright: ignore[reportAttributeAccessIssue]

@@ -52,19 +52,19 @@ _of_others: set[int] = set()
 
 @pytest.fixture(autouse=True)
 def _note_processes_of_others() -> None:
-    """Such as workers of another test's loader, which end when it is collected."""
+    """Other children, such as workers of another test's loader, which end when it is collected."""
     _of_others.clear()
     _of_others.update(workers())
 
 
 def workers() -> list[int]:
-    """Pids of those of this test, in the order in which they were started."""
+    """Pids of the workers of this test, in the order in which they were started."""
     pids = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
     return sorted(pids - _of_others)
 
 
 def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) -> tuple[int, str]:
-    """How many batches came, and the error. `do` is called when `after` have."""
+    """The number of batches, and the error. `do` is called after `after` batches."""
     given = 0
     try:
         with loader.worker_errors():
@@ -97,7 +97,7 @@ def test_a_stopped_worker_is_named_with_the_batch_that_it_owes(
 
     given, message = read_until_error(loader_of(rows, folder, num_workers), 3, stop)
     named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is stopped (SIGSTOP)"
-    waited = re.match(rf"{re.escape(named)} and has not given batch {given}, which was waited for ([\d.]+) s ", message)
+    waited = re.match(rf"{re.escape(named)} and has not delivered batch {given} within ([\d.]+) s ", message)
     assert waited is not None
     assert float(waited[1]) >= LIMIT
     assert given % num_workers == number
@@ -117,7 +117,7 @@ def test_a_killed_worker_is_named_wherever_torch_raises(
 
     given, message = read_until_error(loader_of(rows, folder, num_workers), 3, kill)
     named = f"worker {number} of {num_workers} (pid {pids[0]}) of rank 0's train_loader is killed by signal: Killed"
-    assert message.startswith(f"{named} before it gave batch {given + (number - given) % num_workers}")
+    assert message.startswith(f"{named} before it delivered batch {given + (number - given) % num_workers}")
     wait_for_their_end()
 
 
@@ -126,10 +126,10 @@ def test_a_worker_whose_connection_breaks_before_its_end_is_known_is_named() -> 
     worker.start()
     assert worker.pid is not None
 
-    def told(number: int, frame: object) -> None:
+    def raised(number: int, frame: object) -> None:
         raise RuntimeError(f"DataLoader worker (pid {worker.pid}) is killed by signal: Killed. ")
 
-    before = signal.signal(signal.SIGCHLD, told)
+    before = signal.signal(signal.SIGCHLD, raised)
     try:
         threading.Timer(0.2, worker.kill).start()
         error = Workers("rank 0's train_loader", [worker.pid]).named(ConnectionResetError(), 3, 7)
@@ -137,20 +137,22 @@ def test_a_worker_whose_connection_breaks_before_its_end_is_known_is_named() -> 
         signal.signal(signal.SIGCHLD, before)
     worker.join()
     name = f"worker 0 of 1 (pid {worker.pid}) of rank 0's train_loader"
-    assert str(error).startswith(f"{name} is killed by signal: Killed before it gave batch 7")
+    assert str(error).startswith(f"{name} is killed by signal: Killed before it delivered batch 7")
 
 
 def test_a_worker_that_ends_is_named(rows: Rows, folder: Path) -> None:
     broken = dataclasses.replace(rows, decode=lambda sample: os._exit(1))
     _, message = read_until_error(loader_of(broken, folder, 1), 0, int)
-    assert re.match(r"worker 0 of 1 \(pid \d+\) of rank 0's train_loader exited unexpectedly.* before it gave", message)
+    assert re.match(
+        r"worker 0 of 1 \(pid \d+\) of rank 0's train_loader exited unexpectedly.* before it delivered", message
+    )
 
 
-def test_a_slow_worker_is_told_from_a_stopped_one(rows: Rows, folder: Path) -> None:
+def test_a_slow_worker_is_distinguished_from_a_stopped_one(rows: Rows, folder: Path) -> None:
     slow = dataclasses.replace(rows, decode=lambda sample: time.sleep(60))
     _, message = read_until_error(loader_of(slow, folder, 1), 0, int)
-    assert "is waiting (state S) and has not given batch 0" in message
-    assert "look for a file system that hangs, or raise deadlines.data" in message
+    assert "is waiting (state S) and has not delivered batch 0" in message
+    assert "check for a file system that hangs, or raise deadlines.data" in message
     wait_for_their_end()
 
 

@@ -65,7 +65,7 @@ def test_tensorboard_has_one_file_of_rank_0_with_each_value_once(tmp_path: Path)
     assert [line["batch"] for line in lines if "loss/train/lm" in line["metrics"]] == [1, 2, 3, 4]
 
 
-def test_composer_gets_a_log_file_s_name_with_nothing_left_to_fill_in(tmp_path: Path) -> None:
+def test_a_log_file_s_name_has_no_placeholders_left_for_composer(tmp_path: Path) -> None:
     for number in ("", "-2"):
         filename = f"{tmp_path}/{{run_name}}/{{rank}}.txt"
         (log,) = build_loggers(with_loggers(file=FileLoggerConfig(filename=filename)), LoggedRun(name="mine"))

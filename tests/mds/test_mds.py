@@ -77,7 +77,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_index_that_lies_is_refused_at_opening(folder, lie):
+def test_an_invalid_index_entry_is_refused_at_opening(folder, lie):
     edit, message = LIES[lie]
     edit_index(folder, edit)
     with pytest.raises(DataError, match=message) as error:
@@ -184,7 +184,7 @@ def header(shard: Path, place: int, value: int) -> None:
         (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
     ],
 )
-def test_a_header_that_lies_is_refused_before_training(tmp_path, damage, message):
+def test_a_false_header_is_refused_before_training(tmp_path, damage, message):
     folder = write_texts(tmp_path / "mds", hashes=())
     damage(folder / "shard.00001.mds")
     with pytest.raises(DataError, match=message) as error:
@@ -255,6 +255,6 @@ def test_the_error_about_a_missing_index_names_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["../mds", "/mds"])
-def test_a_split_stays_inside(folder, split):
+def test_a_split_cannot_leave_the_folder(folder, split):
     with pytest.raises(ConfigError, match=r"split is .*, but it must be a folder below the data"):
         open_folder(folder, split=split)

@@ -102,7 +102,7 @@ def test_the_shards_of_a_remote_are_checked_before_training(folder, tmp_path, ki
         open_folder(folder, to=tmp_path / "here").check()
 
 
-def test_a_flipped_bit_is_found_on_arrival(folder, tmp_path):
+def test_a_corrupt_download_is_detected(folder, tmp_path):
     shard = folder / "shard.00001.mds"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1

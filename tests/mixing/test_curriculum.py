@@ -20,7 +20,7 @@ from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_sta
 
 
 def exact_planned(stages, taken, stream, x):
-    """T_s(x) in fractions, stage after stage."""
+    """T_s(x) in fractions, stage by stage."""
     total, first = Fraction(int(taken[stream])), Fraction(0)
     for number, one in enumerate([*stages, Stage(math.inf, stages[-1].end, stages[-1].end)]):
         a, b = Fraction(float(one.start[stream])), Fraction(float(one.end[stream]))
@@ -34,8 +34,8 @@ def exact_planned(stages, taken, stream, x):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_merge_is_what_a_row_by_row_look_finds(seed):
-    """Each row the stream's next, no stream away from its plan by more than the bound, in the order of due times."""
+def test_the_merge_equals_a_row_by_row_search(seed):
+    """Rows of each stream are in order, streams stay within the bound, and rows are ordered by their due times."""
     rng = np.random.default_rng(seed)
     n_streams = int(rng.integers(1, 20))
     stages = random_stages(rng, n_streams)
@@ -104,7 +104,7 @@ def test_the_merge_at_a_billion_rows_is_exact():
 # Stages of a config.
 
 
-def test_stages_become_batches_and_the_last_goes_on():
+def test_stages_become_batches_and_the_last_continues():
     plan = make(loader(THREE), shapes())
     assert plan.stages() == [("broad", 0, 40), ("shift", 40, 60), ("anneal", 60, None)]
     assert [plan.stage(n) for n in (0, 39, 40, 59, 60, 99)] == ["broad"] * 2 + ["shift"] * 2 + ["anneal"] * 2
@@ -134,7 +134,7 @@ def test_shares_of_tokens_become_shares_of_rows():
     assert rows.count("a") == 32
 
 
-def test_without_proportions_each_stream_gives_in_proportion_to_its_size():
+def test_without_proportions_streams_contribute_by_their_size():
     plan = make(loader(b={"repeat": 2.0}, c={"choose": 34}), shapes(), 21)
     assert plan.shares(0).tolist() == pytest.approx([70 / 170, 66 / 170, 34 / 170])
 
@@ -144,7 +144,7 @@ def test_without_proportions_each_stream_gives_in_proportion_to_its_size():
     # 40 batches of 4 rows are past; a batch of 8 rows has 64 tokens.
     [("100ba", 100), ("6400tok", 120), ("6401tok", 121), ("1280tok", 40), ("100tok", 40), ("4ep", 70), ("1ep", 40)],
 )
-def test_a_duration_counts_what_was_given_in_batches_of_another_size(max_duration, length):
+def test_a_duration_counts_rows_drawn_in_batches_of_another_size(max_duration, length):
     clock = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=100)
     assert clock.until(max_duration, batch=40, rows=160).max_batches == length
     again = Clock(tokens_per_batch=64, rows_per_batch=8, rows_per_epoch=100)
@@ -186,7 +186,7 @@ def test_a_resumed_plan_is_the_uninterrupted_one(batch):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_random_changes_of_the_future_keep_the_past_and_repeat_nothing(seed):
-    """Killed and resumed several times, each time with another future; every stream goes on where it was."""
+    """Killed and resumed several times with changed plans. Every stream continues where it was."""
     rng = np.random.default_rng(seed)
     sizes = [int(rng.integers(20, 200)) for _ in "abcd"]
     there = {name: Shape(n, n * m) for name, n, m in zip("abcd", sizes, (7, 900, 31, 90), strict=True)}
@@ -237,7 +237,7 @@ def test_a_longer_run_freezes_the_stages_that_are_done():
     assert plan.stages()[0] == ("one", 0, 40)
 
 
-def test_a_ramp_that_is_made_longer_goes_on_from_where_it_is():
+def test_a_ramp_that_is_made_longer_continues_from_where_it_is():
     def ramp(duration):
         return loader([stage("r", duration, {"a": 1.0}, {"b": 1.0})], "ab")
 
@@ -249,7 +249,7 @@ def test_a_ramp_that_is_made_longer_goes_on_from_where_it_is():
 
 
 @pytest.mark.parametrize("batch", [20, 21, 33, 99])
-def test_the_mix_that_goes_on_after_the_stages_is_resumed_as_it_was(batch):
+def test_the_mix_after_the_last_stage_is_resumed_unchanged(batch):
     whole = make(loader(TWO), shapes())
     plan = make(loader(TWO), shapes())
     plan.resume(whole.state(batch * 8))
@@ -285,8 +285,8 @@ def test_no_change_of_the_stage_that_the_run_is_in_is_silent(change, note):
     was = {"name": "r", "duration": "50ba", "mix": {"a": 1.0}, "to": {"b": 1.0}, "lr_scale": {"from": 1.0, "to": 2.0}}
     plan = make(loader([stage(**was | change)]), shapes(), 50)
     plan.resume(make(loader([stage(**was)]), shapes(), 50).state(25 * 8))
-    said = [line for line in plan.notes if line.startswith(("stage", "the data plan"))]
-    assert [line.startswith(note or "") for line in said] == ([] if note is None else [True])
+    message = [line for line in plan.notes if line.startswith(("stage", "the data plan"))]
+    assert [line.startswith(note or "") for line in message] == ([] if note is None else [True])
 
 
 def test_the_start_of_a_ramp_to_come_may_change():
@@ -299,8 +299,8 @@ def test_the_start_of_a_ramp_to_come_may_change():
     assert plan.shares(10).tolist() == pytest.approx([0, 0.05, 0.95])
 
 
-def test_the_same_future_in_other_words_is_what_later_starts_are_held_to():
-    """... and not to the words of the first start, when the stage is done."""
+def test_later_starts_are_compared_with_a_rewritten_equal_plan():
+    """They are not compared with the plan of the first start, even when the stage is completed."""
     in_parts = [stage("one", "40ba", {"a": 7.0, "b": 3.0}), stage("two", None, {"a": 1.0})]
     to_one = [stage("one", "320tok", {"a": 0.7, "b": 0.3}), in_parts[1]]
     plan = make(loader(to_one), shapes(), size=1)
@@ -312,15 +312,15 @@ def test_the_same_future_in_other_words_is_what_later_starts_are_held_to():
     assert sequence(later, 50, 90) == sequence(whole, 50, 90)
 
 
-def test_a_run_of_one_mix_may_go_on_in_stages():
+def test_a_run_with_one_mix_may_continue_with_stages():
     plan = make(loader([stage("one", "60ba", {"a": 1.0}), TWO[1]]), shapes())
     plan.resume(make(loader(), shapes()).state(50 * 8))
     assert plan.stages() == [("one", 0, 60), ("two", 60, 70)]
     assert plan.shares(50).tolist() == [1, 0, 0]
 
 
-def test_repeats_are_those_of_the_past_there_was():
-    """b comes late: from the beginning it would be repeated 12 times."""
+def test_repeats_are_counted_with_the_actual_past():
+    """b starts late; from the beginning it would be repeated 12 times."""
     proportion = {"proportion": 1.0}
     saved = make(loader(names="a", a=proportion), shapes("a")).state(95 * 8)
     config = loader(names="ab", a=proportion, b=proportion | {"max_repeats": 1.0})
@@ -437,7 +437,7 @@ def test_a_plan_that_cannot_be(config, text):
         make(config, shapes())
 
 
-def test_a_small_stream_is_allowed_its_own_part_of_a_batch_and_not_all_of_it():
+def test_a_small_stream_may_exceed_its_repeats_by_its_part_of_a_batch():
     config = loader(names="ab", a={"proportion": 99.0}, b={"proportion": 1.0, "max_repeats": 1.0})
     there = {"a": Shape(10**6), "b": Shape(5)}
     with pytest.raises(
@@ -479,7 +479,7 @@ def test_looking_ahead_plans_no_block_twice(size, monkeypatch):
     assert len(planned) <= 1.6 * len(set(planned))
 
 
-def test_streams_of_nothing_but_zeros():
+def test_streams_with_only_zero_proportions_are_refused():
     with pytest.raises(ValueError, match="streams has only proportions of 0"):
         loader(names="ab", a={"proportion": 0.0}, b={"proportion": 0.0})
     streams = {"a": StreamConfig(local="a")}
@@ -493,7 +493,7 @@ def test_durations_in_epochs_need_no_max_repeats():
     assert make(config, there, "3ep").counts(27).tolist() == [216]
     with pytest.raises(
         ConfigError,
-        match=r"160 rows are drawn from the dataset, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
+        match=r"160 rows are drawn from .*, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
     ):
         make(config, there, 20)
     # A pass may end with its last batch.

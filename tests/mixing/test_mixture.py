@@ -37,7 +37,7 @@ def slow_permute(i: int, n: int, key: int) -> int:
 
 
 def slow_pass(sizes: list[int], seed: int, stream: int, number: int, window: int) -> list[int]:
-    """A whole pass, written out row by row in Python's integers."""
+    """A complete epoch, computed row by row with Python's integers."""
     key = slow_key(seed, 1, stream, number)
     order = sorted(range(len(sizes)), key=lambda shard: mix(key ^ shard))
     out = []
@@ -56,7 +56,7 @@ def test_the_hash_is_splitmix64():
     assert make_key(-1, 2) == slow_key(M64, 2)
 
 
-def test_the_order_is_what_it_was():
+def test_the_order_never_changes():
     """Golden: a change here changes the data of every run that is resumed."""
     order = StreamOrder(np.array([4, 3, 5]), seed=17, window=2)
     assert order.rows(np.arange(12)).tolist() == [8, 9, 6, 7, 5, 4, 11, 10, 1, 2, 3, 0]
@@ -89,7 +89,7 @@ def test_closed_form_equals_the_slow_replay(seed, stream, window):
     assert StreamOrder(SIZES, seed, stream, window=window).rows(some).tolist() == [replay[k] for k in some]
 
 
-def test_each_pass_shows_each_row_once_and_passes_differ():
+def test_each_epoch_has_each_row_once_and_epochs_differ():
     order = StreamOrder(SIZES, 17)
     passes = order.rows(np.arange(4 * order.n_rows)).reshape(4, -1)
     assert all(sorted(rows) == list(range(order.n_rows)) for rows in passes.tolist())
@@ -112,7 +112,7 @@ def test_seeds_and_streams_differ():
     assert len({tuple(order.rows(np.arange(order.n_rows)).tolist()) for order in orders}) == 4
 
 
-def test_without_shuffle_passes_are_in_the_order_of_the_files():
+def test_without_shuffle_epochs_are_in_the_order_of_the_files():
     order = StreamOrder(np.array([2, 3]), 17, shuffle=False)
     assert order.rows(np.arange(12)).tolist() == [0, 1, 2, 3, 4] * 2 + [0, 1]
 
@@ -128,8 +128,8 @@ def test_a_stream_without_rows_is_refused():
         StreamOrder(np.array([], dtype=np.int64), 17)
 
 
-def test_rows_are_mixed_well_and_each_shard_is_needed_for_one_stretch():
-    """Rows of a batch come from many shards; the order says nothing of the files'; a shard is wanted once a pass."""
+def test_rows_are_mixed_well_and_each_shard_is_needed_once_per_epoch():
+    """Rows of a batch come from many shards, and a shard is needed once per epoch."""
     n_shards, size, batch = 4000, 16, 64
     order = StreamOrder(np.full(n_shards, size), seed=3)
     ids = order.rows(np.arange(n_shards * size))

@@ -1,4 +1,4 @@
-"""The parts that a RowPlan is made of, each alone."""
+"""Unit tests of the parts of a RowPlan."""
 
 import dataclasses
 

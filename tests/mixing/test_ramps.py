@@ -1,4 +1,4 @@
-"""A ramp is linear in tokens, whatever a row of each stream holds; older checkpoints, linear in rows, are read."""
+"""Ramps are linear in tokens for any number of tokens per row; older checkpoints with ramps linear in rows are read."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ on (of `billion`: from the checkpoint on), as letters; its counts and plan at th
 
 
 def counted(per_row=(20, 100, 7), rows=(70, 33, 500)):
-    """Streams a, b, ... of so many tokens a row."""
+    """Streams a, b, ... with these numbers of tokens per row."""
     return {name: Shape(n, n * m) for name, n, m in zip("abcdefgh", rows, per_row, strict=False)}
 
 
@@ -141,7 +141,7 @@ def test_a_billion_rows_into_a_ramp_the_plan_is_exact(seed):
             assert rows.tolist() == list(range(counts[stream], counts[stream] + len(rows)))
 
 
-def test_where_rows_hold_equally_many_tokens_the_arithmetic_is_that_of_rows():
+def test_with_equal_tokens_per_row_ramps_are_linear_in_rows():
     rng = np.random.default_rng(0)
     for _ in range(50):
         stages = random_stages(rng, 7)
@@ -165,7 +165,7 @@ def tokens_given(plan, batch):
 
 
 def test_half_way_in_tokens_a_ramp_from_1_to_0_is_at_one_half():
-    """20 and 100 tokens a row: in rows, half-way would be 16.7% of the tokens."""
+    """With 20 and 100 tokens per row, half-way in rows would be 16.7% of the tokens."""
     plan = make(ramp(), counted(rows=(9000, 9000)), 1000)
     totals = np.array([tokens_given(plan, batch).sum() for batch in range(1001)])
     middle = int(np.searchsorted(totals, totals[-1] / 2))
@@ -197,7 +197,7 @@ def test_any_1000_batches_have_the_token_shares_of_their_token_midpoint(seed):
         assert abs(given_S / given_S.sum() - (a_S + middle * (b_S - a_S))).max() <= min(bound, 0.005 + bound / 2)
 
 
-def test_planned_shares_add_up_to_the_rows_and_tokens_that_are_given():
+def test_planned_shares_add_up_to_the_drawn_rows_and_tokens():
     stages = [*THREE[:2], stage("back", "30ba", {"c": 1.0}, {"a": 0.5, "b": 0.5})]
     plan = make(loader(stages), counted(), 100)
     batches = range(100)
@@ -234,7 +234,7 @@ def test_the_picture_has_a_step_where_a_stage_begins_with_another_mix_and_a_slop
     assert np.interp([50, 90, 100], drawn.batches, drawn.lr_scale) == pytest.approx([1, 0.75, 0.5])
 
 
-def test_a_duration_in_passes_of_a_stream_counts_its_rows_in_a_ramp():
+def test_a_duration_in_epochs_of_a_stream_counts_its_rows_in_a_ramp():
     for name, n_rows in (("a", 900), ("b", 300)):
         config = loader([stage("r", EpochsOf(ep=2.0, of=name), {"a": 0.9, "b": 0.1}, {"b": 1.0})], "ab")
         plan = make(config, counted(rows=(900, 300)), 4000)
@@ -251,7 +251,7 @@ def test_the_windows_of_shards_that_batches_need_are_bounded_in_a_ramp():
         assert all(len(shards) <= most[name] for name, shards in plan.shards(first, first + 5).items())
 
 
-def test_a_ramp_whose_duration_changes_goes_on_from_its_shares_linearly_in_tokens():
+def test_a_ramp_whose_duration_changes_continues_linearly_in_tokens():
     there, m_S = counted(rows=(9000, 9000)), np.array([20, 100])
     short = make(ramp("1000ba"), there, 3000)
     plan = make(ramp("2500ba"), there, 3000)
@@ -337,7 +337,7 @@ def test_what_a_checkpoint_of_version_2_has_trained_on_keeps_its_order_bit_for_b
 
 
 @pytest.mark.parametrize(("name", "batch", "last"), [("alike", 50, 100), ("constant", 15, 40)])
-def test_where_rows_and_tokens_give_the_same_a_run_of_version_2_is_not_changed(name, batch, last):
+def test_a_run_of_version_2_is_unchanged_if_rows_and_tokens_agree(name, batch, last):
     plan, golden = resumed(name), VERSION_2[name]
     assert len(plan.segments) == 1
     assert plan.notes == []

@@ -342,7 +342,7 @@ def test_impossible_adapters_are_rejected(tmp_path: Path) -> None:
     message = refusal(tmp_path, lora, "fsdp_config=null")
     assert "fsdp_config is null, but lora shards the base and its adapters separately" in message
     assert "lora.r is 4000, but it cannot exceed model.d_model" in refusal(tmp_path, lora, "lora.r=4000")
-    assert "lora.target_modules has 'Wq', which matches nothing" in refusal(tmp_path, lora.replace("experts", "Wq"))
+    assert "lora.target_modules has unknown names: 'Wq'" in refusal(tmp_path, lora.replace("experts", "Wq"))
 
 
 @pytest.mark.parametrize("per_expert", [False, True], ids=["shared", "per_expert"])

@@ -103,8 +103,8 @@ def test_flops_with_adapters(targets: list[str], per_expert: bool) -> None:
 
 
 def sums_on_cpu(config: ModelConfig, lora: LoraConfig, recompute: Recompute) -> int:
-    """FLOPs that exist only on a CPU: if w2 has an adapter, a bmm sums the results of a token's experts and of their
-    shared A. Otherwise an elementwise kernel does."""
+    """FLOPs that exist only on a CPU. If w2 has an adapter, a bmm sums each token's expert outputs and the products of
+    their shared A. Otherwise an elementwise kernel sums them."""
     if "w2" not in lora.targets:
         return 0
     width = config.d_model + (0 if lora.per_expert else lora.r)

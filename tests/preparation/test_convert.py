@@ -26,13 +26,13 @@ text = main_of(text_parser(None), convert_text)
 
 @pytest.fixture
 def toy(monkeypatch):
-    """`--tokenizer toy` is the one of bytes."""
+    """Make `--tokenizer toy` the tokenizer of bytes."""
     monkeypatch.setattr("data.preparation.conversion.arguments.build_tokenizer", lambda config: ToyTokenizer())
 
 
 @pytest.fixture
 def files(tmp_path) -> list[str]:
-    """Of two splits."""
+    """Files of two splits."""
     write_jsonl(tmp_path / "a.jsonl", questions(50))
     write_jsonl(tmp_path / "b.jsonl", questions(10, start=50))
     return [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
@@ -50,10 +50,10 @@ def test_each_split_becomes_a_folder_of_rows(tmp_path, toy, files, capsys):
     assert sorted(documents_of(tmp_path / "out" / "test")) == pairs(questions(10, start=50))
     assert manifest_of(tmp_path / "out" / "train")["max_seq_len"] == 64
     before = contents(tmp_path / "out")
-    assert "was whole already" not in capsys.readouterr().out
+    assert "was already complete" not in capsys.readouterr().out
     assert finetuning(flags) == 0
     assert contents(tmp_path / "out") == before
-    assert capsys.readouterr().out.count("was whole already") == 2
+    assert capsys.readouterr().out.count("was already complete") == 2
 
 
 def test_a_second_conversion_reads_the_files_only_with_rehash(tmp_path, toy, files, monkeypatch):
@@ -83,9 +83,9 @@ def test_bad_and_long_examples_are_dropped_where_that_is_asked_for(tmp_path, toy
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing", *tokenizer]
     flags += ["--out_root", str(tmp_path / "out"), "--on_bad_example", "drop"]
     assert finetuning([*flags, *(["--excess_length", "drop"] if tokenizer else [])]) == 0
-    said = manifest_of(tmp_path / "out" / "train")
-    assert said["examples_kept"] == (5 if tokenizer else 6)
-    assert said["dropped"]["bad rows"] == 1
+    message = manifest_of(tmp_path / "out" / "train")
+    assert message["examples_kept"] == (5 if tokenizer else 6)
+    assert message["dropped"]["bad rows"] == 1
     assert "bad rows: response is missing (1)" in capsys.readouterr().out
 
 
@@ -94,7 +94,7 @@ def test_an_example_that_is_too_long_is_an_error_where_that_is_asked_for(tmp_pat
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing", "--tokenizer", "toy"]
     flags += ["--max_seq_len", "32", "--out_root", str(tmp_path / "out"), "--excess_length"]
     assert finetuning([*flags, "error"]) == 2
-    assert "or write --excess_length truncate_response or drop" in capsys.readouterr().err
+    assert "or set --excess_length truncate_response or drop" in capsys.readouterr().err
     assert finetuning([*flags, "truncate_response"]) == 0
     assert finetuning([*flags, "drop"]) == 2
     assert "--excess_length was truncate_response, now drop" in capsys.readouterr().err
@@ -145,7 +145,7 @@ def test_tools_have_no_column_of_llm_foundry_s(tmp_path, capsys):
     write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"function": {"name": "add"}}]}])
     flags = ["--dataset", "json", "--splits", "train", "--data_files", str(tmp_path / "a.jsonl")]
     assert finetuning([*flags, "--skip-preprocessing", "--out_root", str(tmp_path / "out")]) == 2
-    assert "a row has tools, for which LLM Foundry's columns have no place" in capsys.readouterr().err
+    assert "a row has tools, which LLM Foundry's columns do not support" in capsys.readouterr().err
 
 
 def test_bad_rows_are_refused_without_a_tokenizer_too(tmp_path, capsys):
@@ -220,12 +220,18 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ([], "--dataset is 'json', for which no preprocessing function is registered"),
-        (["--preprocessor", "dollo"], "--preprocessor is 'dollo', but there is no such function"),
-        (["--preprocessor", "{prompt: a"], "--preprocessor is '{prompt: a', but a mapping is {prompt: COLUMN"),
+        ([], "--dataset is 'json', which has no registered preprocessing function"),
+        (["--preprocessor", "dollo"], "--preprocessor is 'dollo', but no such function is registered"),
+        (
+            ["--preprocessor", "{prompt: a"],
+            "--preprocessor is '{prompt: a', but a mapping must be like {prompt: COLUMN",
+        ),
         (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
-        (["--skip-preprocessing", "--splits", "a", "b"], "--data_files names 1 and --splits 2"),
-        (["--skip-preprocessing", "--splits", "../a"], "--splits has '../a', but it becomes a folder's name"),
+        (["--skip-preprocessing", "--splits", "a", "b"], "--data_files has 1 and --splits 2"),
+        (
+            ["--skip-preprocessing", "--splits", "../a"],
+            "--splits has '../a', but each must be a valid name of a folder",
+        ),
         (
             ["--skip-preprocessing", "--data_files", "s3://a/b.jsonl"],
             "--data_files has 's3://a/b.jsonl', but data files",
@@ -233,10 +239,10 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but it must be at least 2"),
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
-        (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but there cannot be fewer than 0"),
+        (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but it must be at least 0"),
         (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs needs exactly one of model_name"),
-        (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, but without a --tokenizer"),
-        (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs is given, but no --tokenizer"),
+        (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, which requires --tokenizer"),
+        (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs requires --tokenizer"),
         (
             ["--skip-preprocessing", "--tokenizer", "a", "--tokenizer_kwargs", "{a"],
             "--tokenizer_kwargs is '{a', which is not JSON",
@@ -247,11 +253,11 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         ),
         (
             ["--skip-preprocessing", "--tokenizer", "tiktoken", "--tokenizer_kwargs", '{"vocab_file": 3}'],
-            "--tokenizer_kwargs vocab_file is 3, but it must be text: write '3' in quotes",
+            "--tokenizer_kwargs vocab_file is 3, but it must be a string: write '3' in quotes",
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, capsys, flags, says):
+def test_invalid_flags_are_reported_in_one_line(tmp_path, capsys, flags, says):
     write_jsonl(tmp_path / "a.jsonl", questions(3))
     base = ["--dataset", "json", "--data_files", str(tmp_path / "a.jsonl"), "--out_root", str(tmp_path / "out")]
     splits = [] if "--splits" in flags else ["--splits", "train"]
@@ -303,7 +309,7 @@ def test_rows_that_workers_refuse_name_flags(tmp_path, monkeypatch, capsys):
     assert "a.jsonl:1: --preprocessor raised ValueError: no" in capsys.readouterr().err
 
 
-def test_what_a_user_has_quoted_is_left_as_it_is():
+def test_quoted_values_are_not_changed():
     with settings_written(as_flag):
         assert str(ConfigError("has 'hf_name', but split it", key="split")) == "--splits has 'hf_name', but split it"
 
@@ -314,14 +320,14 @@ def test_each_flag_that_errors_name_is_one_of_the_command_line():
 
 
 def test_a_command_that_an_error_suggests_works(tmp_path, capsys):
-    """Of a conversation with a tool, which ChatML does not know."""
+    """A conversation with a tool, which ChatML does not support."""
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"function": {"name": "add"}}]}] * 3)
     tokenizer = json.dumps({"vocab_file": str(ROOT / "quickstart" / "vocab.tiktoken")})
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing"]
     flags += ["--tokenizer", "tiktoken", "--tokenizer_kwargs", tokenizer, "--out_root", str(tmp_path / "out")]
     assert finetuning(flags) == 2
-    suggested = capsys.readouterr().err.strip().rpartition("allow it with ")[2].split()
+    suggested = capsys.readouterr().err.strip().rpartition("allow this with ")[2].split()
     assert suggested == ["--chat_template_drops", "tools"]
     assert finetuning([*flags, *suggested]) == 0
 
@@ -341,7 +347,7 @@ def test_texts_are_made_of_other_columns_where_that_is_asked_for(tmp_path, toy):
     assert (manifest["form"], manifest["ignored_columns"]) == ("text", {"lang": 1})
 
 
-def test_a_split_that_is_not_there_is_an_error_before_any_is_written(tmp_path, toy, capsys):
+def test_a_missing_split_is_an_error_before_any_is_written(tmp_path, toy, capsys):
     write_jsonl(tmp_path / "data" / "train.jsonl", questions(5))
     flags = ["--dataset", str(tmp_path / "data"), "--skip-preprocessing", "--tokenizer", "toy"]
     assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
@@ -351,7 +357,7 @@ def test_a_split_that_is_not_there_is_an_error_before_any_is_written(tmp_path, t
 
 def test_text_needs_one_source(tmp_path, capsys, toy):
     assert text(["--out_root", str(tmp_path / "out"), "--tokenizer", "toy"]) == 2
-    assert "exactly one of --path, --input_folder and --dataset is needed" in capsys.readouterr().err
+    assert "exactly one of --path, --input_folder and --dataset is required" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ def log_normal(n: int, mean: float, longest: int, sigma: float = 1.0) -> np.ndar
 
 
 def slow_best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
-    """The obvious loop over all rows."""
+    """The simple loop over all rows."""
     rows: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         rooms = [(row_length - sum(lengths[i] for i in row), row) for row in rows]
@@ -47,14 +47,14 @@ def test_best_fit_uses_99_percent_of_positions():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_best_fit_fills_rows_as_the_obvious_loop_does(seed):
+def test_best_fit_fills_rows_like_the_simple_loop(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 33, rng.integers(1, 80)).astype(np.int32)
 
     def fills(rows):
         return sorted(int(lengths[row].sum()) for row in rows)
 
-    # Which of two equally full rows takes a document is free, and does not change how full rows get.
+    # Either of two equally full rows may take a document; the number of tokens per row is the same.
     assert fills(best_fit(lengths, 32)) == fills(slow_best_fit(lengths.tolist(), 32))
 
 
@@ -75,7 +75,7 @@ def test_none_gives_each_document_its_row():
         ([1, 9, 1], [[1, 3], [4], [2, 1]]),
     ],
 )
-def test_texts_are_cut_and_go_on_in_the_next_row(lengths, rows):
+def test_texts_are_cut_and_continue_in_the_next_row(lengths, rows):
     assert list(concatenate_and_cut(np.array(lengths), 4)) == rows
 
 

@@ -46,7 +46,7 @@ def small_pieces(monkeypatch):
 
 
 def in_child(function, *args, **kwargs) -> int:
-    """Exit code of a forked process that runs it."""
+    """Run the function in a forked process, and return the exit code."""
     process = FORK.Process(target=function, args=args, kwargs=kwargs)
     process.start()
     process.join(60)
@@ -78,38 +78,43 @@ def test_texts_are_cut_and_continue_in_the_next_row(tmp_path):
     assert whole.tolist() == [token for text in texts for token in (*text.encode(), 256)]
     ends = np.cumsum(np.concatenate([row["lengths"] for row in rows]))
     assert set(ends) == {*np.cumsum([len(text) + 1 for text in texts]), *range(32, len(whole), 32)}
-    said = manifest_of(folder)
-    assert (said["tokens_in"], said["tokens_kept"], said["examples_truncated"]) == (len(whole), len(whole), 0)
-    assert said["trained_tokens"] == len(whole) - len(ends)
+    message = manifest_of(folder)
+    assert (message["tokens_in"], message["tokens_kept"], message["examples_truncated"]) == (len(whole), len(whole), 0)
+    assert message["trained_tokens"] == len(whole) - len(ends)
 
 
-def test_a_large_text_comes_through_a_file(tmp_path, monkeypatch):
+def test_a_large_text_is_sent_in_a_file(tmp_path, monkeypatch):
     texts = ["a" * 1000, "b", "c" * 500]
     expected = contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "a")), TOY))
     monkeypatch.setattr("data.preparation.documents.SPOOLED_BYTES", 100)
     assert contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "b")), TOY)) == expected
 
 
-def test_the_manifest_balances_and_is_what_the_rows_hold(tmp_path, capsys):
+def test_the_manifest_balances_and_matches_the_rows(tmp_path, capsys):
     examples = [*questions(50), {"prompt": "p" * 32, "response": "r"}, {"prompt": "p", "response": "r" * 40, "id": 7}]
     write_jsonl(tmp_path / "train.jsonl", examples)
     folder = prepare(dataset_config(tmp_path), TOY)
-    said, rows = manifest_of(folder), samples_of(folder)
-    assert said["tokens_in"] == sum(len(each["prompt"] + each["response"]) + 1 for each in examples)
-    assert said["tokens_in"] == said["tokens_kept"] + said["tokens_truncated"] + said["tokens_dropped"]
-    assert (said["tokens_truncated"], said["tokens_dropped"]) == (42 - 32, 34)
-    assert (said["rows_in"], said["examples_in"], said["examples_kept"], said["examples_truncated"]) == (52, 52, 51, 1)
-    assert said["dropped"] == {"the prompt leaves no room for a response": 1}
-    assert said["tokens_kept"] == sum(len(row["tokens"]) for row in rows)
-    assert said["trained_tokens"] == sum(int(row["loss_mask"].sum()) for row in rows)
-    assert said["padding"] == said["rows"] * 32 - said["tokens_kept"]
-    assert said["rows"] == len(rows)
-    assert sum(said["document_lengths"].values()) == 52
-    assert said["document_lengths"]["32"] == 2
-    assert said["ignored_columns"] == {"id": 1}
-    assert said["inputs"][0]["path"].endswith("train.jsonl")
+    message, rows = manifest_of(folder), samples_of(folder)
+    assert message["tokens_in"] == sum(len(each["prompt"] + each["response"]) + 1 for each in examples)
+    assert message["tokens_in"] == message["tokens_kept"] + message["tokens_truncated"] + message["tokens_dropped"]
+    assert (message["tokens_truncated"], message["tokens_dropped"]) == (42 - 32, 34)
+    assert (message["rows_in"], message["examples_in"], message["examples_kept"], message["examples_truncated"]) == (
+        52,
+        52,
+        51,
+        1,
+    )
+    assert message["dropped"] == {"the prompt leaves no room for a response": 1}
+    assert message["tokens_kept"] == sum(len(row["tokens"]) for row in rows)
+    assert message["trained_tokens"] == sum(int(row["loss_mask"].sum()) for row in rows)
+    assert message["padding"] == message["rows"] * 32 - message["tokens_kept"]
+    assert message["rows"] == len(rows)
+    assert sum(message["document_lengths"].values()) == 52
+    assert message["document_lengths"]["32"] == 2
+    assert message["ignored_columns"] == {"id": 1}
+    assert message["inputs"][0]["path"].endswith("train.jsonl")
     table = capsys.readouterr().out
-    assert f"kept{51:>20}{said['tokens_kept']:>20}" in table
+    assert f"kept{51:>20}{message['tokens_kept']:>20}" in table
     assert "1                      the prompt leaves no room for a response" in table
     assert "ignored columns: id (1)" in table
 
@@ -117,8 +122,8 @@ def test_the_manifest_balances_and_is_what_the_rows_hold(tmp_path, capsys):
 def test_a_long_list_of_ignored_columns_is_cut(tmp_path, capsys):
     extra = {f"c{number:02}": 1 for number in range(25)}
     write_jsonl(tmp_path / "train.jsonl", [each | extra for each in questions(3)])
-    said = manifest_of(prepare(dataset_config(tmp_path), TOY))
-    assert len(said["ignored_columns"]) == 25
+    message = manifest_of(prepare(dataset_config(tmp_path), TOY))
+    assert len(message["ignored_columns"]) == 25
     assert "ignored columns: c00 (3), c01 (3), " in (out := capsys.readouterr().out)
     assert ", c09 (3) and 15 more\n" in out
 
@@ -126,10 +131,10 @@ def test_a_long_list_of_ignored_columns_is_cut(tmp_path, capsys):
 def test_bad_rows_are_dropped_and_counted_where_that_is_asked_for(tmp_path, capsys):
     write_jsonl(tmp_path / "train.jsonl", [*questions(5), {"prompt": "a"}, [], *questions(5, start=5)])
     folder = prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)
-    said = manifest_of(folder)
+    message = manifest_of(folder)
     assert sorted(documents_of(folder)) == sorted(pairs(questions(10)))
-    assert (said["rows_in"], said["examples_kept"], said["dropped"]) == (12, 10, {"bad rows": 2})
-    assert said["bad_rows"] == {"response is missing": 1, "not an object": 1}
+    assert (message["rows_in"], message["examples_kept"], message["dropped"]) == (12, 10, {"bad rows": 2})
+    assert message["bad_rows"] == {"response is missing": 1, "not an object": 1}
     assert "bad rows: response is missing (1), not an object (1)" in capsys.readouterr().out
 
 
@@ -139,8 +144,12 @@ def test_rows_that_preprocessing_leaves_out_are_counted(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     write_jsonl(tmp_path / "train.jsonl", questions(20))
-    said = manifest_of(prepare(dataset_config(tmp_path, preprocessing_fn="half_of_them:f"), TOY))
-    assert (said["rows_in"], said["examples_in"], said["dropped"]) == (20, 11, {"preprocessing_fn returned None": 9})
+    message = manifest_of(prepare(dataset_config(tmp_path, preprocessing_fn="half_of_them:f"), TOY))
+    assert (message["rows_in"], message["examples_in"], message["dropped"]) == (
+        20,
+        11,
+        {"preprocessing_fn returned None": 9},
+    )
 
 
 def test_windows_bound_how_far_documents_move(tmp_path, small_pieces):
@@ -163,7 +172,7 @@ def test_prepared_rows_are_used_again(tmp_path, capsys):
 
 @pytest.mark.parametrize(("local_rank", "n_shown"), [(0, 1), (1, 0)])
 def test_local_rank_0_shows_once_what_another_rank_prepared(tmp_path, monkeypatch, capfd, local_rank, n_shown):
-    """Launchers show its output alone. It takes the lock, as here, or waits for it, after the other has finished."""
+    """Launchers show only the output of local rank 0. It may take the lock after the other rank has finished."""
 
     @contextmanager
     def after_another(path, waiting):
@@ -262,7 +271,7 @@ def test_all_bad_rows_are_found_in_one_pass_and_leave_nothing(tmp_path, small_pi
     assert left_behind(tmp_path / "cache") == []
 
 
-def test_what_only_shows_in_tokens_is_found_beside_other_bad_rows(tmp_path, small_pieces):
+def test_problems_found_in_tokens_are_reported_with_other_bad_rows(tmp_path, small_pieces):
     examples = [{"prompt": "a"}, *questions(100), {"prompt": "p", "response": "r" * 40}]
     write_jsonl(tmp_path / "train.jsonl", examples)
     with pytest.raises(DataError, match="cannot be used") as error:
@@ -291,7 +300,7 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
 
 
 def die_at_rename(number: int, folder: Path, config: DatasetConfig) -> None:
-    """kill -9 just before the folder gets its nth new name; what is between two names counts for nothing."""
+    """kill -9 just before the nth new file name in the folder. Other moments need no test."""
     numbers, rename = count(1), Path.rename
 
     def rename_or_die(self, target):
@@ -303,7 +312,7 @@ def die_at_rename(number: int, folder: Path, config: DatasetConfig) -> None:
     prepare_into(folder, config, TOY)
 
 
-def test_killed_anywhere_it_leaves_no_index_and_goes_on_to_the_same_bytes(tmp_path, small_pieces):
+def test_killed_anywhere_it_leaves_no_index_and_resumes_to_the_same_bytes(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     config = dataset_config(tmp_path, prepare_workers=1)
     expected = undisturbed(tmp_path)
@@ -318,12 +327,12 @@ def test_killed_anywhere_it_leaves_no_index_and_goes_on_to_the_same_bytes(tmp_pa
     assert number > 20
 
 
-def test_killed_again_and_again_it_goes_on_from_its_last_window(tmp_path, small_pieces):
+def test_killed_repeatedly_it_resumes_from_its_last_window(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     expected, folder = undisturbed(tmp_path), tmp_path / "out"
     config = dataset_config(tmp_path, prepare_workers=1)
     kills = 0
-    # Six names are more than a window takes, and far fewer than the whole.
+    # Six names are more than one window needs, and far fewer than all windows need.
     while in_child(die_at_rename, 6, folder, config) == -signal.SIGKILL:
         kills += 1
         assert kills < 50
@@ -331,7 +340,7 @@ def test_killed_again_and_again_it_goes_on_from_its_last_window(tmp_path, small_
     assert contents(folder) == expected
 
 
-def test_killed_while_it_writes_a_shard_it_goes_on(tmp_path, small_pieces, monkeypatch):
+def test_killed_while_it_writes_a_shard_it_resumes(tmp_path, small_pieces, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     config, expected = dataset_config(tmp_path, prepare_workers=1), undisturbed(tmp_path)
 
@@ -366,7 +375,7 @@ def test_a_full_disk_is_reported_and_what_is_done_is_kept(tmp_path, small_pieces
 
 
 class DyingTokenizer(ToyTokenizer):
-    """Its process is killed at one of the texts."""
+    """A tokenizer whose process is killed at one of the texts."""
 
     def encode(self, text):
         if text.startswith("200?"):
@@ -384,7 +393,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
 ENDS = {
     "sys.exit(0)": r"exit code 0 \(SystemExit at .*ends.py:3\)",
     "os._exit(3)": r"exit code 3",
-    "os.kill(os.getpid(), 31)": r"a process that ran it was ended by signal 31 \(SIGSYS\)",
+    "os.kill(os.getpid(), 31)": r"a process running it was ended by signal 31 \(SIGSYS\)",
 }
 
 
@@ -403,7 +412,7 @@ def test_a_preprocessing_fn_that_ends_its_process_is_named(tmp_path, monkeypatch
 
 
 class SleepingTokenizer(ToyTokenizer):
-    """Notes its process and works for ever."""
+    """A tokenizer that records its process and never finishes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -474,7 +483,9 @@ def test_names_in_the_way_are_refused(tmp_path, name):
     foreign = tmp_path / "out" / name
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
-    with pytest.raises(ConfigError, match=rf"out has an? ?{name.partition('/')[0]}|out has {name.partition('/')[0]}"):
+    with pytest.raises(
+        ConfigError, match=rf"out has an? ?{name.partition('/')[0]}|out already contains {name.partition('/')[0]}"
+    ):
         prepare_into(tmp_path / "out", dataset_config(tmp_path), TOY)
     assert contents(tmp_path / "out") == {name: b"mine"}
 
@@ -493,7 +504,7 @@ def test_files_of_others_stay(tmp_path, small_pieces):
 
 
 class CountingTokenizer(ToyTokenizer):
-    """Notes each text that it encodes in a file."""
+    """A tokenizer that records each text it encodes in a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -518,7 +529,7 @@ def test_processes_that_prepare_the_same_do_the_work_once(tmp_path):
     assert manifest_of(tmp_path / "cache" / name)["rows"] > 10
 
 
-def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkeypatch):
+def test_waiting_processes_show_the_progress(tmp_path, small_pieces, capsys, monkeypatch):
     monkeypatch.setattr("data.preparation.progress.BAR_DELAY", 0)
     monkeypatch.setattr("data.preparation.progress.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
@@ -527,7 +538,7 @@ def test_those_who_wait_see_how_far_it_is(tmp_path, small_pieces, capsys, monkey
     waiting()
     waiting()
     shown = capsys.readouterr()
-    assert shown.out.count("Waiting for another process that prepares the same rows") == 1
+    assert shown.out.count("Waiting for another process to prepare the same rows") == 1
     assert any(f"{percent}%|" in shown.err for percent in range(10, 90))
 
 
@@ -609,7 +620,7 @@ kwargs = TokenizerKwargs(vocab_file="quickstart/vocab.tiktoken")
 tokenizer = build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 config = DatasetConfig(hf_name=sys.argv[1] + "/train.jsonl", max_seq_len=2048, prepare_workers=2)
 prepare_into(Path(sys.argv[1]) / "out", config, tokenizer)
-# Not its own ru_maxrss, which begins with that of the process that started it.
+# The ru_maxrss of the process is not used because it starts with that of its parent.
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]
 print(int(peak) // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
 """

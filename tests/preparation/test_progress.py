@@ -1,4 +1,4 @@
-"""What a journal keeps."""
+"""The progress in a journal."""
 
 import pytest
 

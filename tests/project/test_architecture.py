@@ -6,7 +6,7 @@ from scripts.dev.package_tables import PAGE, description, packages, with_tables
 from tests.project.test_imports import ORDER
 
 
-def test_the_tables_contain_each_package_with_the_first_sentence_of_its_docstring() -> None:
+def test_the_tables_are_generated_from_the_docstrings() -> None:
     page = PAGE.read_text("utf-8")
     assert page == with_tables(page), "python scripts/dev/package_tables.py"
     for folder in ("train", "data"):

@@ -131,10 +131,10 @@ def run(text: str, rule: Run, folder: Path) -> Ended:
     program = program_of(text)
     if program is None:
         assert not rule.values, f"{text}: only programs of this repository have configuration keys"
-        return run_shell(text, folder, rule.stdin)
-    arguments = [rule.words.get(word, word) for word in program.arguments if word.partition("=")[0] not in rule.values]
+        return run_shell(text, folder)
+    arguments = [word for word in program.arguments if word.partition("=")[0] not in rule.values]
     arguments += [*rule.more, *(f"{key}={value}" for key, value in rule.values.items())]
-    return run_program(Program(program.script, arguments, program.ranks, program.env), folder, rule.stdin)
+    return run_program(Program(program.script, arguments, program.ranks, program.env), folder)
 
 
 def commands_by(kind: type) -> Iterator[object]:
@@ -195,6 +195,8 @@ def test_make_targets_and_named_tests_exist() -> None:
 def test_a_long_command_runs(command: FencedCommand, tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     assert run_shell(f"git clone --quiet {ROOT} {folder} && ln -s {ROOT}/.venv {folder}/.venv", tmp_path).code == 0
+    for name in ("pyproject.toml", "requirements.lock"):
+        os.utime(folder / name, (0, 0))  # older than the environment, or make would install the clone into it
     ended = run_shell(command.text, folder, timeout=0)
     assert ended.code == 0, ended.output[-3000:]
 
@@ -222,14 +224,14 @@ def test_commands_are_found_in_a_page() -> None:
 @pytest.mark.ranks
 @pytest.mark.subprocess
 def test_a_wrong_flag_or_key_is_refused() -> None:
-    wrong = (
+    invalid = (
         "python scripts/plan.py yamls/finetune/dbrx.yaml --nods 8",
         "composer -n 2 train.py yamls/finetune/dbrx.yaml optimizer.lrr=1",
         "srun python scripts/doctor.py yamls/finetune/dbrx.yaml seeed=1",
         "python train.py --explian seed",
     )
     right = "A=1 python scripts/doctor.py --json x"
-    programs = [program for text in (*wrong, right) if (program := program_of(text)) is not None]
+    programs = [program for text in (*invalid, right) if (program := program_of(text)) is not None]
     errors = refused_arguments(programs)
     assert len(errors) == 5
     assert all(errors[:4])

@@ -113,7 +113,7 @@ def test_a_template_s_file_with_another_name_is_refused(folder: Path, name: str)
         ("tokenizer_class", "AutoModel"),
     ],
 )
-def test_a_tokenizer_names_no_code_and_no_path(folder: Path, name: str, key: str, value: Any) -> None:
+def test_a_tokenizer_that_names_code_or_a_path_is_refused(folder: Path, name: str, key: str, value: Any) -> None:
     add(folder / name, **{key: value})
     message = load_and_save(folder)
     assert message.startswith(f"tokenizer.name is '{folder}', but {folder / name} has {key}")
@@ -154,7 +154,7 @@ ENTRANCES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 @pytest.mark.parametrize(("key", "value"), CONFIG_KEYS)
-def test_a_config_json_names_no_code(folder: Path, entrance: str, key: str, value: Any) -> None:
+def test_a_config_json_that_names_code_is_refused(folder: Path, entrance: str, key: str, value: Any) -> None:
     add(folder / "config.json", model_type="dbrx", **{key: value})
     (folder / "modeling_dbrx.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
     message = refused(lambda: ENTRANCES[entrance](folder))
@@ -165,7 +165,7 @@ def test_a_config_json_names_no_code(folder: Path, entrance: str, key: str, valu
 
 
 @pytest.mark.parametrize("below", ["attn_config", "ffn_config", "text_config"])
-def test_a_key_below_others_is_seen(folder: Path, below: str) -> None:
+def test_a_nested_key_is_found(folder: Path, below: str) -> None:
     add(folder / "config.json", **{below: {"list": [{"_attn_implementation": "acme/kernel"}]}})
     assert f"config.json has {below}.list.0._attn_implementation 'acme/kernel'" in refused(lambda: load(folder))
 
@@ -263,7 +263,7 @@ def test_a_link_to_a_file_of_the_same_name_or_a_hash_is_followed(folder: Path, n
 
 
 @pytest.mark.parametrize("target", ["/dev/stdin", "/proc/self/environ", "store", "../store", "missing"])
-def test_a_link_to_what_is_no_file_of_that_name_is_refused(folder: Path, target: str) -> None:
+def test_a_link_to_a_file_of_another_name_is_refused(folder: Path, target: str) -> None:
     (folder.parent / "store").mkdir()
     (folder / "vocab.txt").symlink_to(target)
     (folder / "store").symlink_to(folder.parent / "store")
@@ -365,7 +365,7 @@ def test_templates_with_names_are_loaded_and_saved(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("where", ["file", "override"])
-def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
+def test_a_yaml_creates_no_objects(tmp_path: Path, where: str) -> None:
     tag = f"!!python/object/apply:os.mkdir ['{tmp_path / 'canary'}']"
     (tmp_path / "a.yaml").write_text(f"seed: {tag}\n" if where == "file" else "seed: 1\n")
     overrides = [] if where == "file" else [f"seed={tag}"]
@@ -374,7 +374,7 @@ def test_a_yaml_makes_no_objects(tmp_path: Path, where: str) -> None:
     assert not (tmp_path / "canary").exists()
 
 
-def test_aliases_of_aliases_end_soon(tmp_path: Path) -> None:
+def test_nested_aliases_do_not_explode(tmp_path: Path) -> None:
     lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(8)]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
     assert "expansion exceeds the configured limit of 10000" in refused(lambda: read_config(str(tmp_path / "a.yaml")))

@@ -1,9 +1,15 @@
 """The documentation as a web site: it builds without a warning, loads nothing from the web, and looks as on GitHub."""
 
+import json
 import os
 import re
+import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,9 @@ from scripts.dev.mkdocs_hook import PAGES, navigation
 ROOT = Path(__file__).parents[2]
 SOURCES = [path for path in (*map(ROOT.joinpath, PAGES), *sorted((ROOT / "docs").rglob("*.md"))) if path.exists()]
 BLOCKS = {"ul", "ol", "li", "table", "tr", "pre", "blockquote", "h1", "h2", "h3", "h4", "img"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTHS = (420, 1400)
+"""In pixels: a phone and a desktop."""
 LOADED = {"script": "src", "link": "href", "img": "src", "source": "srcset", "iframe": "src", "video": "src"}
 
 
@@ -70,10 +79,10 @@ def test_lists_tables_and_code_are_those_that_github_shows(site: Path, source: P
     assert blocks(article) == blocks(MarkdownIt("commonmark").enable("table").render(text))
 
 
-def test_links_to_files_of_the_repository_stay_on_the_site(site: Path) -> None:
+def test_links_and_images_are_on_the_site(site: Path) -> None:
     for page in site.rglob("*.html"):
         for tag, attributes in Tags(page.read_text("utf-8")).tags:
-            target = (attributes.get("href") or "") if tag == "a" else ""
+            target = attributes.get({"a": "href", "img": "src", "source": "srcset"}.get(tag, "")) or ""
             if target and page.name != "404.html" and not re.match(r"[a-z]+:|#|/", target):
                 file = Path(os.path.normpath(page.parent / target.partition("#")[0]))
                 assert file.is_relative_to(site), f"{page.name}: {target}"
@@ -83,3 +92,44 @@ def test_links_to_files_of_the_repository_stay_on_the_site(site: Path) -> None:
 def test_the_index_is_the_navigation() -> None:
     index = "# Title\n\n## One\n\n- [A](a.md): text\n- [Read me](../README.md): text\n\n## Two\n\n- [B](b/c.md): text\n"
     assert navigation(index)[1:] == [{"One": [{"A": "a.md"}, {"Read me": "overview.md"}]}, {"Two": [{"B": "b/c.md"}]}]
+
+
+MEASURE = """<!doctype html><body><script>
+(async () => {
+  const wide = [];
+  for (const width of WIDTHS) for (const page of PAGES) {
+    const frame = document.createElement("iframe");
+    frame.style.width = width + "px";
+    document.body.append(frame);
+    await new Promise(loaded => { frame.onload = loaded; frame.src = page; });
+    await new Promise(drawn => setTimeout(drawn, 200));
+    if (frame.contentDocument.documentElement.scrollWidth > width) wide.push(page + " at " + width);
+    frame.remove();
+  }
+  document.body.innerText = "wide: " + JSON.stringify(wide);
+})();
+</script>"""
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_no_page_is_wider_than_the_screen(site: Path) -> None:
+    assert CHROMIUM is not None
+    pages = [str(page.relative_to(site)) for page in site.rglob("*.html") if page.name != "404.html"]
+    measure = MEASURE.replace("WIDTHS", json.dumps(WIDTHS)).replace("PAGES", json.dumps(pages))
+    (site / "measure.html").write_text(measure, "utf-8")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={site.parent / 'chromium'}",
+        ]
+        command += ["--window-size=1500,1000", "--virtual-time-budget=120000", "--dump-dom"]
+        command.append(f"http://127.0.0.1:{server.server_port}/measure.html")
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        server.shutdown()
+    (site / "measure.html").unlink()
+    assert "wide: []" in shown

@@ -41,7 +41,7 @@ KEYS = list(dict.fromkeys(changeable(TrainConfig)))
 
 def test_each_key_has_an_outcome() -> None:
     assert len(KEYS) > 200
-    assert {entry_of(key) for key in KEYS} == OUTCOMES.keys()  # entry_of raises for one that is not in the table
+    assert {entry_of(key) for key in KEYS} == OUTCOMES.keys()  # entry_of raises for a key without an entry
 
 
 def test_a_key_without_an_outcome_is_an_error() -> None:
@@ -111,7 +111,7 @@ def test_a_stream_can_be_added_but_not_removed(tmp_path: Path) -> None:
     assert found.startswith("refused: the run has used its rows")
 
 
-IN_STAGE = "the part of this stage before it is unchanged"
+IN_STAGE = "earlier batches of this stage are unchanged"
 STAGE = "{{name: {}, duration: 5ba, proportions: {{web: 1}}}}"
 
 

@@ -190,7 +190,7 @@ def test_a_refused_change_is_named(path: str) -> None:
         message = refused_before_the_model_is_built(path, [change])
         assert f"but {key} was " in message, message
         assert f", now {value} (" in message.replace(str(Path(path).parent), "FOLDER")
-        assert ": put it back, or start another run from the" in message
+        assert ": restore the old value, or start a new run from the" in message
 
 
 def test_all_refused_changes_are_named_together(path: str) -> None:
@@ -218,7 +218,7 @@ def test_changed_content_under_unchanged_keys_is_reported(path: str) -> None:
 def test_a_config_of_another_version_does_not_prevent_a_resume(path: str) -> None:
     with_config(save_folder(path), (save_folder(path) / "config.yaml").read_text() + "key_of_old: 3\n")
     config = read_config(path, [*COMMON, "optimizer.lr=1e-4"])
-    (line,) = (line for line in describe(open_inputs(config), config) if "changed" in line)
+    (line,) = (line for line in describe(open_inputs(config), config) if "changes since" in line)
     assert line.startswith("changes since ep0-ba2 cannot be listed: ")
     assert line.endswith("key_of_old is not a key here or anywhere below")
     message = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
@@ -251,5 +251,5 @@ def test_a_run_that_loads_the_whole_state_by_load_path_reports_the_same(path: st
     other = [f"load_path={save_folder(path) / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
     lines = lines_of(path, [*other, "train_loader.name=text"])
     assert lines["eval_first"].split() == ["was", "false,", "now", "true", "applied"]
-    assert lines["train_loader.name"].endswith("ignored: both kinds read the same")
+    assert lines["train_loader.name"].endswith("ignored: both kinds read the same data")
     assert lines_of(path, [*other, "load_weights_only=true"]) == {}

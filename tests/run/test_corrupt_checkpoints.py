@@ -35,12 +35,12 @@ def flip(path: Path, where: float = 0.5) -> None:
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "moments": ("__1_0.distcp differs from what was written in bytes [", lambda six: flip(six / "__1_0.distcp", 0.9)),
+    "moments": ("__1_0.distcp does not match its hash in bytes [", lambda six: flip(six / "__1_0.distcp", 0.9)),
     "swapped": (
-        "__0_0.distcp differs from what was written in bytes [",
+        "__0_0.distcp does not match its hash in bytes [",
         lambda six: shutil.copy(six.with_name("ep0-ba4") / "__0_0.distcp", six),
     ),
-    "config": ("config.yaml differs from what was written", lambda six: flip(six / "config.yaml")),
+    "config": ("config.yaml does not match its hash", lambda six: flip(six / "config.yaml")),
 }
 """Faults found before and while tensors are loaded. Other files: tests/checkpoint/storage, bench_faults.py."""
 
@@ -112,7 +112,7 @@ def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Pa
     finished, out = results["finished"]
     assert list(finished["losses"]) == [5, 6], "the end of the run is read before it is called done"
     (stopped, _), (none, _), (load_path, _) = (results[key] for key in ("stop", "none", "load_path"))
-    assert "__1_0.distcp differs from what was written" in stopped
+    assert "__1_0.distcp does not match its hash" in stopped
     assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
     assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint to resume from: restore")
     assert [f"ep0-ba{batch} is corrupt: __0_0" in none for batch in (2, 4, 6)] == [True] * 3
@@ -141,6 +141,6 @@ def newest_is_corrupt(path: str) -> tuple[list[str], list[str], str]:
 def test_the_last_verified_checkpoint_is_never_deleted(tmp_path: Path) -> None:
     ((damaged, left, out),) = run_ranks(newest_is_corrupt, 1, write_toy_run(tmp_path))
     assert damaged == ["ep0-ba2", "ep0-ba4"]
-    assert "ep0-ba4 is corrupt: __0_0.distcp differs from what was written" in out
+    assert "ep0-ba4 is corrupt: __0_0.distcp does not match its hash" in out
     assert "The checkpoints before it are kept" in out
     assert left == ["ep0-ba6"]

@@ -85,7 +85,7 @@ def stopped(path: str, overrides: list[str]) -> tuple[Ended, list[tuple[int, lis
 
 
 @pytest.mark.ranks
-def test_a_batch_is_computed_again_bit_for_bit(tmp_path: Path) -> None:
+def test_a_batch_is_recomputed_bit_for_bit(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     overrides = ["eval_loader=null", "model.n_layers=1", "device_train_microbatch_size=2", "max_duration=8ba"]
     run, found = run_ranks(skipped, 2, path, [*overrides, "run_name=skipped", "on_nonfinite=skip"])[0]

@@ -26,7 +26,7 @@ INVALID = [f"train_loader.dataset.hf_kwargs.token={SECRETS['hf']}", f"precision=
 
 
 @pytest.mark.subprocess
-def test_secrets_are_nowhere_and_the_saved_config_starts_again(
+def test_secrets_are_not_written_and_the_saved_config_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(write_toy_run(tmp_path))

@@ -94,7 +94,7 @@ def test_a_run_killed_in_an_upload_ends_as_if_it_had_not_been(s3: Server, tmp_pa
     contents = remote.look()
     assert (contents.committed, contents.incomplete) == (("ep0-ba10",), ())
     (tmp_path / "third").mkdir()
-    verify_files(remote.bring("ep0-ba10", tmp_path / "third", contents))
+    verify_files(remote.fetch_verified("ep0-ba10", tmp_path / "third", contents))
     assert {"config.yaml", "record.jsonl", "metrics.jsonl", "run.json"} < {*contents.beside}
 
 
@@ -121,14 +121,14 @@ def test_a_corrupt_checkpoint_in_the_store_is_skipped(gs: Server, tmp_path: Path
     gs.put(key, gs.content()[key][:-1] + b"x")
     stop = [*machine(tmp_path, "second", gs), "on_corrupt_checkpoint=stop"]
     with pytest.raises(
-        ConfigError, match=r"is corrupt: __0_0.distcp differs from what was written.*\(in gs://bucket/toy/ep0-ba8\)"
+        ConfigError, match=r"is corrupt: __0_0.distcp does not match its hash.*\(in gs://bucket/toy/ep0-ba8\)"
     ):
         open_inputs(read_config(path, stop))
     resumed = run_ranks(run_there, 1, gs.environment, path, machine(tmp_path, "second", gs))[0]
     assert list(resumed["losses"]) == [5, 6, 7, 8, 9, 10]
     remote = RemoteFolder(open_store(f"{gs.url}/toy"))
     (tmp_path / "third").mkdir()
-    verify_files(remote.bring("ep0-ba8", tmp_path / "third", remote.look()))  # written again
+    verify_files(remote.fetch_verified("ep0-ba8", tmp_path / "third", remote.look()))  # written again
 
     planned = read_config(path, machine(tmp_path, "planned", gs))
     with planned_folder(planned, "toy") as folder:

@@ -32,7 +32,7 @@ def test_verify_continues_after_a_corrupt_checkpoint(tmp_path: Path, capsys: pyt
     flip(folder / "ep0-ba10" / "__0_0.distcp")
     assert main(["verify", str(folder), str(GOLDEN), str(folder / "ep0-ba20")]) == 2
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{folder / 'ep0-ba10'}: corrupt: __0_0.distcp differs from what was written")
+    assert first.startswith(f"{folder / 'ep0-ba10'}: corrupt: __0_0.distcp does not match its hash")
     assert second.startswith(f"{folder / 'ep0-ba20'}: verified, 3 files")
     assert third.startswith(f"{GOLDEN / 'ep0-ba4'}: cannot be verified")
     assert main(["verify", str(folder / "ep0-ba20")]) == 0

@@ -28,7 +28,7 @@ def test_bench_export_measures_both_precisions(
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["-c", side, str(source), str(output), precision])
             capsys.readouterr()
-            exec(script._SIDE, {})
+            exec(script._VARIANT, {})
         return [float(word) for word in capsys.readouterr().out.split()[-3:]]
 
     monkeypatch.setattr(script, "in_fresh_process", once_in_a_fresh_process)

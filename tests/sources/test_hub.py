@@ -120,7 +120,7 @@ def test_csv_of_the_hub_is_read_as_text(hub: Hub, tmp_path):
     assert pairs[0] == ("acme/cells/data.csv row 1 (line 2)", ROWS[0])
 
 
-def test_a_name_that_leads_elsewhere_is_no_file_of_the_dataset(hub: Hub, tmp_path, monkeypatch):
+def test_file_names_that_point_outside_the_dataset_are_ignored(hub: Hub, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "here"))
     outside = {"train.jsonl": JSONL, "../../train-1.jsonl": JSONL, f"{tmp_path}/train-2.jsonl": JSONL}
@@ -269,7 +269,7 @@ def test_data_files_may_be_named_by_split(hub: Hub, tmp_path):
         ),
     ],
 )
-def test_what_is_not_there_is_told(hub: Hub, tmp_path, settings, text):
+def test_missing_or_unreadable_datasets_are_reported(hub: Hub, tmp_path, settings, text):
     assert refusal(config(tmp_path, **settings)).startswith(text)
 
 
@@ -360,7 +360,7 @@ except ConfigError as error:
 
 
 @pytest.mark.subprocess
-def test_the_variables_of_the_environment_are_heeded(tmp_path):
+def test_environment_variables_of_the_hub_are_used(tmp_path):
     """Runs in a separate process, in which the hub's library reads the variables itself."""
 
     def run(name="acme/tiny", **variables) -> str:

@@ -85,7 +85,7 @@ def test_a_saved_folder_must_be_named_itself(tmp_path):
         ({"_data_files": [{"filename": "gone.arrow"}]}, r"files listed in state.json are missing \(gone.arrow\)"),
     ],
 )
-def test_a_state_that_cannot_be_followed_is_refused(tmp_path, change, text):
+def test_an_unusable_state_file_is_refused(tmp_path, change, text):
     folder = save(tmp_path / "saved")
     state = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(state | change))

@@ -98,7 +98,7 @@ def test_other_unicode_encodings_are_refused_once_a_file(tmp_path, suffix, encod
         (b"PAR1" + LINE, "is not UTF-8 text but Parquet: write `hf_name: parquet`"),
     ],
 )
-def test_what_is_no_text_at_all_is_refused(tmp_path, content, text):
+def test_files_that_are_not_text_are_refused(tmp_path, content, text):
     assert refusal(tmp_path / "a.jsonl", content) == f"{tmp_path / 'a.jsonl'} {text}"
 
 

@@ -75,7 +75,7 @@ def talk(*texts: str) -> Conversation:
 
 
 @pytest.mark.parametrize("template", ATTACKS)
-def test_a_template_that_has_no_end_is_refused_with_its_tokenizer(
+def test_an_endless_template_is_refused_with_its_tokenizer(
     folder: Path, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if ATTACKS[template] in (MEMORY, INTEGERS):
@@ -89,7 +89,7 @@ def test_a_template_that_has_no_end_is_refused_with_its_tokenizer(
 
 @pytest.mark.parametrize("ask", [lambda talk, tokenizer: tokenize(talk, tokenizer, CONFIG), encode_question])
 @pytest.mark.parametrize(("attack", "why"), [(LOOP, TIME), ("{{ 'x' * 2**31 }}", MEMORY)])
-def test_what_only_some_messages_set_off_names_the_tokenizer(
+def test_a_limit_exceeded_by_some_messages_names_the_tokenizer(
     folder: Path, ask: Callable[..., Any], attack: str, why: str
 ) -> None:
     turns = "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}"

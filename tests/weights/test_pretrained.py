@@ -102,7 +102,7 @@ def test_contradicting_keys_are_reported_together_with_both_values(tmp_path: Pat
 
 
 def test_a_preset_must_match_the_weights(tmp_path: Path) -> None:
-    tiny = ModelConfig()  # what "tiny" leaves as it is
+    tiny = ModelConfig()  # for values that the preset tiny does not set
     shape = {"d_model": 64, "n_layers": 2, "vocab_size": 512, "max_seq_len": 512}
     attn = {"kv_n_heads": 2, "rope_theta": 500.0, "clip_qkv": tiny.attn_config.clip_qkv}
     ffn = {"ffn_hidden_size": 64, "moe_num_experts": 16, "moe_top_k": 4}
@@ -224,7 +224,7 @@ def test_a_wrong_dtype_is_named(folder: Path) -> None:
     assert "transformer.wte.weight is F64, expected F32, BF16 or F16" in refused(folder)
 
 
-def test_files_that_are_not_whole(folder: Path) -> None:
+def test_truncated_and_missing_files_are_named(folder: Path) -> None:
     first, second, *_ = shards(folder)
     os.truncate(first, first.stat().st_size - 1)
     second.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -253,7 +253,7 @@ def test_a_file_that_is_truncated_while_it_is_read_is_reported(folder: Path) -> 
         opened.rows("transformer.wte.weight", 0, 97, torch.empty(97, 32))
 
 
-def test_an_index_that_is_not_true(folder: Path) -> None:
+def test_an_index_that_does_not_match_the_files_is_reported(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     contents = json.loads(index.read_text())
     contents["weight_map"]["transformer.wte.weight"] = shards(folder)[-1].name
@@ -270,7 +270,7 @@ def test_an_index_that_is_not_true(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])
-def test_an_index_whose_names_leave_the_folder(folder: Path, name: str) -> None:
+def test_an_index_that_names_files_outside_of_the_folder_is_refused(folder: Path, name: str) -> None:
     index = folder / "model.safetensors.index.json"
     contents = json.loads(index.read_text())
     shutil.copy(shards(folder)[0], folder.parent / "x.safetensors")

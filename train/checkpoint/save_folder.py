@@ -115,7 +115,7 @@ def check_tokenizer(folder: Path) -> None:
             found = digest_file(path).xxh3_128
         if found != expected:
             raise ConfigError(
-                f"{path} differs from what the run wrote: restore it from a copy or, if you changed it on purpose, "
+                f"{path} differs from what the run wrote: restore it from a copy or, if you changed it deliberately, "
                 f"remove {folder / RUN}"
             )
 

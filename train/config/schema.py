@@ -54,8 +54,8 @@ class FSDPConfig(Section):
     """Number of replicas under HYBRID_SHARD. Must divide the number of ranks."""
     expert_parallel_degree: Count = 1
     """Number N of ranks that share the experts of a layer: each has 1/N of the experts, unsharded, and tokens are sent
-    to the ranks of their experts. Must divide moe_num_experts and the number of ranks of a replica; best the GPUs of a
-    node."""
+    to the ranks of their experts. Must divide moe_num_experts and the number of ranks of a replica; ideally the GPUs of
+    a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
     """With amp_bf16, which computes in bf16: the dtypes of all-gathered weights and of reduced gradients. DEFAULT: bf16
     and fp32; PURE: both bf16; FULL: both fp32."""
@@ -348,8 +348,7 @@ class TrainConfig(Section):
     autoresume: bool = False
     """Resume from the newest checkpoint in save_folder."""
     on_corrupt_checkpoint: Literal["fallback", "stop"] = "fallback"
-    """If the files of the newest checkpoint differ from what was written: fallback resumes from the previous one; stop
-    ends the run."""
+    """If the newest checkpoint is corrupt: fallback resumes from the previous one; stop ends the run."""
     load_path: PathText | None = None
     """Checkpoint to start from: a path, s3:// or gs://. In an object store, /latest names the newest checkpoint."""
     load_weights_only: bool = False

@@ -1,5 +1,5 @@
-"""Checks that all ranks run the same. They compare config, source code, packages and rows through the store, before the
-process group is created: ranks that differ may be unable to create one.
+"""Checks that config, source code, packages and rows are the same on all ranks. Ranks compare them through the store,
+before the process group is created: ranks that differ may be unable to create one.
 
 A rank that differs would train a different model, or wait in a collective that the others do not call.
 """

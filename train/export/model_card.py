@@ -50,7 +50,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
     parts = [
         front_matter("transformers", base),
         f"# {config.run_name or checkpoint.parent.name}",
-        f"A DBRX mixture-of-experts model with {total:,} parameters ({active:,} active per token), {how} with Dropless.",
+        f"A DBRX mixture-of-experts model with {total:,} parameters ({active:,} active), {how} with Dropless.",
         f"Exported in {precision} from the checkpoint `{checkpoint.name}`.",
         _section("Usage", _usage()),
         _section("Model", _model(config)),
@@ -140,7 +140,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         "optimizer": f"{optimizer.name}, betas {optimizer.betas}, weight decay {optimizer.weight_decay:g}",
         "learning rate": f"{optimizer.lr:g}, {scheduler.name}, warmup {scheduler.t_warmup}",
         "rows per step": config.global_train_batch_size,
-        "sequence length of a row": f"{config.max_seq_len:,} tokens",
+        "sequence length": f"{config.max_seq_len:,} tokens",
         "precision": _precision(config, record),
         "seed": config.seed,
     }

@@ -192,7 +192,7 @@ def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
     if not apart <= TOLERANCE:  # NaN too
         raise ConfigError(
-            f"transformers {transformers.__version__} computes other values: {where} differ by {apart:.1e} of a "
-            f"token's largest value (at most {TOLERANCE:.0e} is rounding)"
+            f"transformers {transformers.__version__} computes other values: {where} differ by {apart:.1e} relative "
+            f"to a token's largest value (at most {TOLERANCE:.0e} is rounding)"
         )
     return apart

@@ -17,7 +17,7 @@ from train.models.precision import Precision
 RESULTS = "evaluation.json"
 CARD = "README.md"
 MARKER = "<!-- evaluation -->"
-"""Precedes and follows the generated part of the card; the rest of the card is not changed."""
+"""Marks the beginning and the end of the generated part of the card; the rest of the card is not changed."""
 
 Result = dict[str, Any]
 """`asked`: number of questions; `metrics`: name -> value (or null); `stderr`: the same for metrics with an error; and

@@ -21,7 +21,7 @@ idle."""
 
 
 class Wording(NamedTuple):
-    """How an error names what the user can change: keys of a config, or options of a script."""
+    """The parts of an error message that suggest a fix: keys of a config, or options of a script."""
 
     choice: str
     bf16: str

@@ -99,11 +99,11 @@ def _repeated(product: Flops) -> Flops:
 
 
 class _Block:
-    """The products of one block. The object tracks whether a gradient flows back into the input of each product.
+    """The products of one block. Tracks whether a gradient flows back into the input of each product.
 
-    trained and adapted: names without the block's prefix. selective: selective activation checkpointing
-    (train/models/recompute.py) recomputes attention and the adapters on its projections, but not the projections
-    themselves.
+    trained and adapted: names without the block's prefix. selective: whether activation checkpointing is selective
+    (train/models/recompute.py). It then recomputes attention and the adapters on its projections, but not the
+    projections themselves.
     """
 
     def __init__(

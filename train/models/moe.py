@@ -1,6 +1,6 @@
 """The mixture of experts: a router in fp32, dropless experts, and the load-balancing and router z-losses.
 
-Shapes: T tokens, D d_model, E experts, K experts a token.
+Shapes: T tokens, D d_model, E experts, K experts per token.
 """
 
 from typing import NamedTuple

@@ -30,7 +30,7 @@ FORMATS = {
     "bf16": Format("bfloat16", "BF16", 2),
     "fp16": Format("float16", "F16", 2),
 }
-"""fp16 can only be read."""
+"""Weights in fp16 can be read, but not written."""
 BY_SAFETENSORS = {each.safetensors: each for each in FORMATS.values()}
 BY_DTYPE: dict[str, Precision] = {FORMATS[precision].dtype: precision for precision in PRECISIONS}
 NF4_BLOCK, NF4_BLOCK_BYTES = 64, 36

@@ -97,7 +97,8 @@ class _Block:
         # Tokens received for this rank's experts, the sorted copy of these tokens, and the gradient of their results.
         self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
         self.gradient = self.KD if self.divided else 0
-        # The experts' sums over a token; with expert parallelism, the rank of the token computes them.
+        # Experts' results: one row per token or, with expert parallelism, one per assignment, because the token's rank
+        # sums them.
         self.rows = self.KD if self.divided else self.normed
         self.hidden = 0 if self.recomputes else 2 * self.KF
         # A frozen GEMM does not keep its input.

@@ -73,7 +73,7 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     common = ranks_that_fit(config, parse_bytes(_COMMON_GPU) * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
         return message
-    # Such GPUs come in nodes of 8.
+    # Nodes usually have 8 of these GPUs.
     gpus = f"{math.ceil(common / 8) * 8} GPUs of {_COMMON_GPU}"
     return f"{message}, or {gpus}" if enough else f"{message}: at least {gpus} are needed"
 

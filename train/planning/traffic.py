@@ -87,8 +87,8 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
-    """Tokens and their routing weights are sent to their experts and results are sent back; gradients take the reverse
-    way. Block checkpointing sends the tokens again, but not the results."""
+    """Tokens and their routing weights are sent to their experts and results are sent back; gradients are sent in the
+    reverse direction. Block checkpointing sends the tokens again, but not the results."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}

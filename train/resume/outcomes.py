@@ -145,7 +145,7 @@ def _stage(case: Case) -> Outcome:
         return APPLIED
     if _begins_a_ramp(case, case.now.train_loader.stages[number]):
         return Outcome("ignored", "the run is in this ramp, which continues from its current value")
-    return Outcome("applied", f"from batch {case.state.batch:,} on; the part of this stage before it is unchanged")
+    return Outcome("applied", f"from batch {case.state.batch:,} on; earlier batches of this stage are unchanged")
 
 
 def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
@@ -185,10 +185,12 @@ def _of_schedules(*names: str) -> Callable[[Case], Outcome]:
 
 
 def _freeze(case: Case) -> Outcome:
-    thawed = trained_names(case.now) - trained_names(case.was)
-    if not thawed:
+    unfrozen = trained_names(case.now) - trained_names(case.was)
+    if not unfrozen:
         return APPLIED
-    return Outcome("refused", f"the checkpoint has no optimizer state for parameters that were frozen ({min(thawed)})")
+    return Outcome(
+        "refused", f"the checkpoint has no optimizer state for parameters that were frozen ({min(unfrozen)})"
+    )
 
 
 def _at_the_start(case: Case) -> Outcome:

@@ -168,7 +168,7 @@ def _own_category(name: str) -> str | None:
 
 
 def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, float]:
-    """Seconds of each category between start and end, where one slice counts at each moment."""
+    """Seconds of each category between start and end. At each moment only one slice counts."""
     taken = dict.fromkeys(CATEGORIES, 0.0)
     coming = sorted((each for each in slices if each.end > start and each.start < end), key=lambda each: each.start)
     edges = sorted({start, end, *(edge for each in coming for edge in each[:2] if start < edge < end)})

@@ -92,7 +92,7 @@ def _newest(
         try:
             if remote is not None and contents is not None and path in there:
                 with store_errors_named("save_folder"):
-                    remote.bring(path.name, folder, contents)
+                    remote.fetch_verified(path.name, folder, contents)
             elif path in without_manifest:
                 raise CorruptCheckpointError(path, MANIFEST, "is missing")
             return _open(path, config, corrupt)

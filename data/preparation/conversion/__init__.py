@@ -1,4 +1,4 @@
-"""Conversion by hand, once: the command lines of scripts/convert_*.py, and what they call.
+"""Manual conversion of datasets: the command lines of scripts/convert_*.py and their implementation.
 
-How rows are written belongs to data/preparation.
+The code that writes rows is in data/preparation.
 """

@@ -1,4 +1,4 @@
-"""From the parsed arguments of a converter to configs, splits and the tokenizer. Errors name the flag."""
+"""Convert the parsed arguments of a converter to configs, splits and the tokenizer. Errors name the flag."""
 
 import argparse
 import json
@@ -19,28 +19,28 @@ from data.tokenization.tokenizer import Tokenizer
 
 def config_of(args: argparse.Namespace, **settings: Any) -> DatasetConfig:
     if args.num_workers is not None and args.num_workers < 0:
-        raise ConfigError(f"--num_workers is {args.num_workers}, but there cannot be fewer than 0")
+        raise ConfigError(f"--num_workers is {args.num_workers}, but it must be at least 0")
     workers = None if args.num_workers is None else max(args.num_workers, 1)
     own = {key: getattr(args, key) for key in ("max_seq_len", "packing", "on_bad_example")}
     return DatasetConfig(**own, prepare_workers=workers, **settings)
 
 
 def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each split's name and the source that it is read from."""
+    """The name and the source of each split."""
     if args.data_files and len(args.data_files) != len(args.splits):
         raise ConfigError(
-            f"--data_files names {len(args.data_files)} and --splits {len(args.splits)}, but each split has one file"
+            f"--data_files has {len(args.data_files)} and --splits {len(args.splits)}, but each split needs one file"
         )
     if args.dataset in FORMATS and not args.data_files:
         raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: name them in --data_files")
     if len(set(args.splits)) != len(args.splits):
-        raise ConfigError(f"--splits is {' '.join(args.splits)}, but each can be written only once")
+        raise ConfigError(f"--splits is {' '.join(args.splits)}, but it must not contain duplicates")
     for split in args.splits:
         if not is_file_name(split) or not split.isprintable():
-            raise ConfigError(f"--splits has {split!r}, but it becomes a folder's name in --out_root")
+            raise ConfigError(f"--splits has {split!r}, but each must be a valid name of a folder in --out_root")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
-        with unchecked():  # it is checked as part of the dataset
+        with unchecked():  # HFKwargs is checked as part of the dataset
             kwargs = HFKwargs(name=args.data_subset, data_files=files)
         yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
@@ -53,8 +53,8 @@ def preprocessing_fn_of(args: argparse.Namespace) -> str | dict[str, str] | None
     if args.dataset in PREPROCESSORS:
         return args.dataset
     raise ConfigError(
-        f"--dataset is {args.dataset!r}, for which no preprocessing function is registered: name one in "
-        "--preprocessor, or say --skip-preprocessing where rows are examples already"
+        f"--dataset is {args.dataset!r}, which has no registered preprocessing function: name one in "
+        "--preprocessor, or use --skip-preprocessing if rows are already examples"
     )
 
 
@@ -70,7 +70,7 @@ def _mapping(text: str) -> dict[str, str]:
         return {str(key): str(value) for key, value in yaml.safe_load(text).items()}
     except (yaml.YAMLError, AttributeError):
         form = "{prompt: COLUMN, response: COLUMN}"
-        raise ConfigError(f"--preprocessor is {text!r}, but a mapping is {form}") from None
+        raise ConfigError(f"--preprocessor is {text!r}, but a mapping must be like {form}") from None
 
 
 def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
@@ -88,7 +88,7 @@ def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
     length = config.kwargs.model_max_length
     if length not in (None, args.max_seq_len):
         raise ConfigError(
-            f"is {length}, but {setting('max_seq_len')} is {args.max_seq_len}: leave it out",
+            f"is {length}, but {setting('max_seq_len')} is {args.max_seq_len}: remove it",
             key="tokenizer.kwargs.model_max_length",
         )
     return build_tokenizer(config)
@@ -96,10 +96,10 @@ def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
 
 def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
     if args.tokenizer_kwargs is not None:
-        raise ConfigError("--tokenizer_kwargs is given, but no --tokenizer")
+        raise ConfigError("--tokenizer_kwargs requires --tokenizer")
     if args.chat_template_drops or args.chat_date is not None:
-        raise ConfigError("--chat_template_drops and --chat_date are of a --tokenizer's chat template: give one")
+        raise ConfigError("--chat_template_drops and --chat_date require --tokenizer")
     if args.excess_length != DatasetConfig.excess_length:
         raise ConfigError(
-            f"--excess_length is {args.excess_length}, but without a --tokenizer no example is too long: give one"
+            f"--excess_length is {args.excess_length}, which requires --tokenizer: without one no example is too long"
         )

@@ -1,4 +1,4 @@
-"""The converters' command lines. Flags have LLM Foundry's names and meaning where it has them."""
+"""The command lines of the converters. Flags have the names and meanings of LLM Foundry's where they exist there."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ _PATHS = (
 
 
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
-    """The main function of a converter: 0, or 2 after one line that says what is wrong."""
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
+    """The main function of a converter. It returns 0, or 2 after printing one line with the error."""
+    parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
@@ -33,7 +33,7 @@ def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespa
             show_error(error, debug=args.debug)
             return 2
         except KeyboardInterrupt:
-            print("stopped: the same command goes on from here", file=sys.stderr)
+            print("stopped: run the same command again to resume", file=sys.stderr)
             return 130
         return 0
 
@@ -44,15 +44,15 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     _add_dataset(parser, required=True)
     _add_preprocessor(parser)
-    skip = "rows are examples already; without it, and without --preprocessor, the dataset's name must be registered"
+    skip = "rows are already examples; without it, set --preprocessor or use a registered dataset"
     parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
     _add_output(parser)
-    untokenized = "tiktoken, or a Hugging Face folder or name; without it the examples are written as they are, checked"
+    untokenized = "tiktoken, or a Hugging Face folder or name; without it, checked examples are written as text"
     _add_tokens(parser, tokenizer_help=untokenized)
     parser.add_argument("--target_prompts", default="none", help="none, all or length>=N (default: %(default)s)")
     default = "default: %(default)s"
     parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=default)
-    too_long = f"what becomes of an example longer than max_seq_len ({default})"
+    too_long = f"what to do with an example longer than max_seq_len ({default})"
     parser.add_argument(
         "--excess_length", choices=_choices("excess_length"), default=DatasetConfig.excess_length, help=too_long
     )
@@ -61,8 +61,8 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
 
 def text_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--path", nargs="+", help="text files, each a document: names or patterns")
-    parser.add_argument("--input_folder", help="the same for all .txt files in a folder and those below it")
+    parser.add_argument("--path", nargs="+", help="text files, one document each: names or patterns")
+    parser.add_argument("--input_folder", help="a folder: all .txt files in it and its subfolders")
     _add_dataset(parser, required=False)
     _add_preprocessor(parser)
     _add_output(parser)
@@ -71,13 +71,13 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    what = "a hub dataset's name; json, csv or parquet for local --data_files; or the path of such a file or folder"
+    what = "name of a hub dataset; json, csv or parquet for local --data_files; or path of such a file or folder"
     parser.add_argument("--dataset", required=required, help=what)
     parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
-    splits = "each becomes a folder of its own (default: train validation)"
+    splits = "splits; each is written to its own folder (default: train validation)"
     parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
-    parser.add_argument("--data_files", nargs="+", default=[], help="a file for each split, in their order")
-    bad = "error: all bad rows are reported, and nothing is written; drop: they are counted (default: %(default)s)"
+    parser.add_argument("--data_files", nargs="+", default=[], help="one file per split, in the same order")
+    bad = "error: report all invalid rows and write nothing; drop: count and skip them (default: %(default)s)"
     parser.add_argument(
         "--on_bad_example", choices=_choices("on_bad_example"), default=DatasetConfig.on_bad_example, help=bad
     )
@@ -85,35 +85,35 @@ def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _add_preprocessor(parser: argparse.ArgumentParser) -> None:
     maker = (
-        "what makes examples of rows: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}', "
+        "how to convert rows to examples: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}', "
         "'{messages: COLUMN}' or '{text: COLUMN}'"
     )
     parser.add_argument("--preprocessor", help=maker)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    where = "where the folders are written: a folder, or s3:// and the like"
+    where = "output folder: a path, or an address such as s3://..."
     parser.add_argument("--out_root", "--output_folder", required=True, help=where)
-    parser.add_argument("--local", help="a folder for a local copy, when --out_root is remote")
-    parser.add_argument("--remote", help="where the finished folders are sent as well: a folder, or s3:// and the like")
-    parser.add_argument("--compression", help="of the shards, such as zstd or zstd:7 (default: none)")
-    parser.add_argument("--rehash", action="store_true", help="read files again that seem not to have changed")
-    parser.add_argument("--num_workers", "--processes", type=int, help="processes that work (default: one a core)")
+    parser.add_argument("--local", help="a folder for a local copy, if --out_root is remote")
+    parser.add_argument("--remote", help="additional destination of the finished folders: a path, or s3://...")
+    parser.add_argument("--compression", help="compression of the shards, such as zstd or zstd:7 (default: none)")
+    parser.add_argument("--rehash", action="store_true", help="read input files again even if they seem unchanged")
+    parser.add_argument("--num_workers", "--processes", type=int, help="number of processes (default: one per core)")
 
 
 def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, required: bool = False) -> None:
     parser.add_argument("--tokenizer", required=required, help=tokenizer_help)
     parser.add_argument("--tokenizer_kwargs", help='JSON, such as \'{"model_name": "gpt-4"}\'')
-    length = "tokens in a row (default: %(default)s)"
+    length = "maximum number of tokens in a row (default: %(default)s)"
     parser.add_argument("--max_seq_len", "--concat_tokens", type=int, default=2048, help=length)
-    drops = "what of conversations the chat template may leave out"
+    drops = "parts of conversations that the chat template may leave out"
     choices = get_args(get_args(get_type_hints(TokenizerConfig)["chat_template_drops"])[0])
     parser.add_argument("--chat_template_drops", nargs="+", choices=choices, default=[], help=drops)
-    parser.add_argument("--chat_date", help="the date that a chat template writes where it asks for today's")
-    packing = "best_fit fills rows with several documents; none gives each its own (default: %(default)s)"
+    parser.add_argument("--chat_date", help="the date for chat templates that insert today's date")
+    packing = "best_fit: several documents per row; none: one document per row (default: %(default)s)"
     parser.add_argument("--packing", choices=("best_fit", "none"), default="best_fit", help=packing)
 
 
 def _choices(key: str) -> tuple[str, ...]:
-    """The values that the config takes."""
+    """The valid values of the config key."""
     return get_args(get_type_hints(DatasetConfig)[key])

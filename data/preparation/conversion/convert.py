@@ -1,4 +1,4 @@
-"""Converts what a command line names: each split, or the text files, into a folder, and to a remote one."""
+"""Convert the dataset of a command line: each split, or the text files, to a folder and to a remote one."""
 
 import argparse
 import shutil
@@ -26,21 +26,21 @@ from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
-"""Where the output lies until it is sent, when only a remote place was named for it."""
+"""Folder for the output until it is uploaded, if only a remote destination was given."""
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:
-    """Each split into a folder of its own."""
+    """Convert each split to its own folder."""
     settings = {key: getattr(args, key) for key in ("target_prompts", "target_responses", "excess_length")}
     _convert_splits(args, tokenizer_of(args), preprocessing_fn=preprocessing_fn_of(args), **settings)
 
 
 def convert_text(args: argparse.Namespace) -> None:
-    """Text files into the one folder, or each split of a dataset with a column `text` into one of its own."""
+    """Convert text files to one folder, or each split of a dataset with a column `text` to its own folder."""
     given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
     if len(given) != 1:
-        found = " and ".join(f"--{name}" for name in given) or "none of them is given"
-        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is needed, but {found}")
+        found = f"{' and '.join(f'--{name}' for name in given)} are set" if given else "none of them is set"
+        raise ConfigError(f"exactly one of --path, --input_folder and --dataset is required, but {found}")
     tokenizer, preprocessing_fn = tokenizer_of(args), preprocessor_of(args)
     if args.dataset is not None:
         _convert_splits(args, tokenizer, preprocessing_fn=preprocessing_fn)
@@ -52,7 +52,7 @@ def convert_text(args: argparse.Namespace) -> None:
 
 def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
     outputs = [(_Place.of(args, split), config_of(args, **source, **settings)) for split, source in splits_of(args)]
-    # All first: one that is not there is an error before any is written.
+    # All sources are opened first, so that a missing one is an error before anything is written.
     sources = [open_source(config, rehash=args.rehash) for _, config in outputs]
     for (place, config), source in zip(outputs, sources, strict=True):
         _convert(place, config, tokenizer, source, args.compression)
@@ -60,19 +60,19 @@ def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **set
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where an output goes."""
+    """The destination of an output."""
 
     folder: Path
     remote: str | None
     passing: bool
-    """The folder is only on the way to the remote place."""
+    """Whether the folder is only temporary, until it is uploaded."""
 
     @classmethod
     def of(cls, args: argparse.Namespace, split: str) -> "_Place":
         is_url = bool(urlsplit(args.out_root).scheme)
         remote = args.out_root if is_url or args.local is not None else args.remote
         if args.remote is not None and remote != args.remote:
-            raise ConfigError(f"--remote is {args.remote!r}, but the output goes to {remote!r} already: leave one out")
+            raise ConfigError(f"--remote is {args.remote!r}, but the output already goes to {remote!r}: remove one")
         if args.local is not None:
             root = Path(args.local)
         else:
@@ -90,6 +90,6 @@ def _convert(
     else:
         prepare_into(place.folder, config, tokenizer, source=source, compression=compression, remote=place.remote)
     if was_whole:
-        node_logger.info(f"{place.folder} was whole already")
+        node_logger.info(f"{place.folder} was already complete")
     if place.passing:
         shutil.rmtree(place.folder)

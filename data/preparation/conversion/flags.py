@@ -1,4 +1,4 @@
-"""How the errors of a converter name settings: by the flags of its command line, as a shell takes them."""
+"""Names of settings in the errors of a converter: the flags of its command line, quoted for a shell."""
 
 import shlex
 from typing import Any
@@ -14,7 +14,7 @@ _ALIKE = (
     "target_prompts",
     "target_responses",
 )
-"""Keys that are flags too."""
+"""Keys whose flag has the same name."""
 FLAGS = {
     "hf_name": "--dataset",
     "hf_kwargs.name": "--data_subset",
@@ -30,11 +30,11 @@ FLAGS = {
     "tokenizer.chat_date": "--chat_date",
     **{key: f"--{key}" for key in _ALIKE},
 }
-"""What a YAML file calls it, and its flag."""
+"""YAML key -> flag."""
 
 
 def as_flag(key: str, value: Any = None) -> str:
-    """What has no flag is named as in YAML."""
+    """The flag for a key, with a value if given. A key without a flag is written as in YAML."""
     if key.startswith("tokenizer.kwargs."):
         return f"{FLAGS['tokenizer.kwargs']} {key.removeprefix('tokenizer.kwargs.')}"
     if key not in FLAGS or value is None:

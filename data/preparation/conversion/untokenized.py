@@ -1,4 +1,4 @@
-"""The recipe of samples that are not tokenized: the valid examples, in LLM Foundry's columns."""
+"""The recipe for samples that are not tokenized: the valid examples, in LLM Foundry's columns."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from data.examples.examples import Reading, read_examples
 from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
 from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.writer import check_compression
-from data.preparation.manifest import what_decides
+from data.preparation.manifest import fingerprint_inputs
 from data.preparation.prepare import write_once
 from data.preparation.recipe import Part, Tally, Task
 from data.sources.source import Source
@@ -21,15 +21,15 @@ COLUMNS = {
     Conversation.form: {"messages": "json"},
     Text.form: {"text": "str"},
 }
-"""LLM Foundry's columns of what is not tokenized yet."""
+"""LLM Foundry's columns for data that is not tokenized."""
 
 
 def write_untokenized(
     folder: Path, config: DatasetConfig, source: Source, *, compression: str | None = None, remote: str | None = None
 ) -> None:
-    """The valid examples in the source's order, in LLM Foundry's columns."""
+    """Write the valid examples in the order of the source, in LLM Foundry's columns."""
     check_compression(compression)
-    made_from = {**what_decides(config, source, None), "columns": "untokenized", "compression": compression}
+    made_from = {**fingerprint_inputs(config, source, None), "columns": "untokenized", "compression": compression}
     recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
     with plain_os_errors(str(folder), "name another folder"):
         write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
@@ -37,7 +37,7 @@ def write_untokenized(
 
 @dataclass(frozen=True)
 class Samples:
-    """MDS samples, and how much they are: characters."""
+    """MDS samples, and their number of characters as weight."""
 
     samples: list[dict[str, Any]]
     weight: int
@@ -48,7 +48,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Untokenized:
-    """The way of a chunk to samples of text."""
+    """Converts chunks to samples of text."""
 
     source: Source
     preprocess: Callable[[Any], Any] | None
@@ -57,7 +57,7 @@ class Untokenized:
         return COLUMNS[form]
 
     def read(self, task: Task) -> Part:
-        """Runs in a worker. Raises what the source raises, and ConfigError when rows are tokens already."""
+        """Runs in a worker. Raises the errors of the source, and ConfigError if rows are already tokens."""
         part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
         samples = []
         for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
@@ -75,10 +75,10 @@ class Untokenized:
 
 def _as_columns(example: Example) -> dict[str, Any]:
     if isinstance(example, TokenTurns):
-        raise ConfigError("the rows have turns, which are tokens already: give the --tokenizer that they are of")
+        raise ConfigError("the rows have turns, which are already tokens: set --tokenizer to their tokenizer")
     if isinstance(example, Conversation):
         if example.tools is not None:
-            raise ConfigError("a row has tools, for which LLM Foundry's columns have no place: give the --tokenizer")
+            raise ConfigError("a row has tools, which LLM Foundry's columns do not support: set --tokenizer")
         return {"messages": example.messages}
     return (
         {"text": example.text}

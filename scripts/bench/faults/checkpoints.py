@@ -186,7 +186,7 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
 
 
 def _flip_what_is_saved() -> None:
-    """Runs in the process of a run: a disk that flips a bit of each checkpoint."""
+    """Called in the process of a run: simulates a disk that flips a bit of each checkpoint."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint

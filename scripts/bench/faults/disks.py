@@ -44,7 +44,7 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Runs in the process of a run: call before() and after() around saving the checkpoint of _BATCH."""
+    """Called in the process of a run: call before() and after() around saving the checkpoint of _BATCH."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
 
     real = CheckpointSaver.batch_checkpoint
@@ -181,7 +181,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 
 def _sleep_in_a_batch() -> None:
-    """Runs in the process of a run: sleep before the checkpoint of _BATCH is saved."""
+    """Called in the process of a run: sleep before the checkpoint of _BATCH is saved."""
     _during(partial(time.sleep, 120), lambda: None)
 
 

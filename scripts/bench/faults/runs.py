@@ -43,7 +43,7 @@ class Case:
 
 
 class Lab:
-    """The folders of runs in a temporary folder."""
+    """Creates the folders of runs in a temporary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._numbers = folder, itertools.count()

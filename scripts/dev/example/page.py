@@ -9,7 +9,7 @@ import jinja2
 
 from scripts.dev.example.commands import ROOT, Output
 from scripts.dev.example.server import completion_request
-from scripts.dev.example.steps import KINDS, RUNS, STREAMS, Results, Settings
+from scripts.dev.example.steps import KINDS, RUNS, STREAMS, Results, Settings, task
 
 TEMPLATE = Path(__file__).with_name("python-stdlib.md.jinja")
 LABELS = {"pretrain": "pretrained", "finetune": "fine-tuned", "lora": "with LoRA, merged"}
@@ -36,7 +36,7 @@ def render(results: Results, settings: Settings) -> str:
         "labels": LABELS,
         "streams": STREAMS,
         "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "kinds")},
-        "task": (ROOT / settings.data / "tasks" / f"{STREAMS[0]}.yaml").read_text("utf-8").strip(),
+        "task": task(settings, STREAMS[0]).strip(),
         "settings": settings,
         "request": completion_request(settings.model(RUNS[-1]), results.served["prompt"]),
     }

@@ -1,4 +1,4 @@
-"""Save folders in object stores: what commits a checkpoint, what is fetched, and what is wrong with it."""
+"""Save folders in object stores: commits, fetches, and defects of checkpoints."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 pytestmark = pytest.mark.timeout(60)
 of_one_store = pytest.mark.parametrize("served", ["s3"], indirect=True)
-"""For tests of what has no code of a store's own."""
+"""For tests of code that does not depend on the store."""
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -57,7 +57,7 @@ def test_the_manifest_is_sent_last_and_deleted_first(remote: RemoteFolder, serve
     assert server.content() == {}
 
 
-def test_a_checkpoint_comes_back_as_it_was(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_a_sent_checkpoint_is_fetched_unchanged(remote: RemoteFolder, tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path / "run", 5)
     (folder / "ep0-ba5" / KEEP).touch()
     remote.send(folder / "ep0-ba5", "ep0-ba5", confirm=lambda: None)
@@ -65,24 +65,24 @@ def test_a_checkpoint_comes_back_as_it_was(remote: RemoteFolder, tmp_path: Path)
     contents = remote.look()
     assert (contents.committed, contents.incomplete, contents.beside) == (("ep0-ba5",), (), ["config.yaml"])
     (tmp_path / "new").mkdir()
-    brought = remote.bring("ep0-ba5", tmp_path / "new", contents)
+    brought = remote.fetch_verified("ep0-ba5", tmp_path / "new", contents)
     verify_files(brought)
     for path in (folder / "ep0-ba5").iterdir():
         assert (brought / path.name).read_bytes() == path.read_bytes()
-    remote.bring_beside(tmp_path / "new", contents)
+    remote.fetch_beside(tmp_path / "new", contents)
     assert (tmp_path / "new" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["config.yaml", "ep0-ba5"]
 
 
 @of_one_store
-def test_what_is_here_and_right_is_not_fetched_again(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_a_valid_local_copy_is_not_fetched_again(remote: RemoteFolder, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 5)
     contents, here = remote.look(), tmp_path / "run" / "ep0-ba5" / "__0_0.distcp"
     inode = here.stat().st_ino
-    remote.bring("ep0-ba5", tmp_path / "run", contents)
+    remote.fetch_verified("ep0-ba5", tmp_path / "run", contents)
     assert here.stat().st_ino == inode
     flip(here, 17)
-    remote.bring("ep0-ba5", tmp_path / "run", contents)
+    remote.fetch_verified("ep0-ba5", tmp_path / "run", contents)
     assert here.stat().st_ino != inode
     verify_files(here.parent)
 
@@ -104,29 +104,31 @@ def test_damage_in_the_store_is_named(remote: RemoteFolder, server: Server, tmp_
         return
     (tmp_path / "new").mkdir()
     with pytest.raises(CorruptCheckpointError, match=rf"ep0-ba5 is corrupt.*\(in {remote.url}/ep0-ba5\)") as error:
-        remote.bring("ep0-ba5", tmp_path / "new", contents)
+        remote.fetch_verified("ep0-ba5", tmp_path / "new", contents)
     assert error.value.checkpoint == tmp_path / "new" / "ep0-ba5"
     assert error.value.name == key.rpartition("/")[2]
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_body_that_ends_too_early_is_fetched_again(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+def test_a_truncated_response_is_fetched_again(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 5)
     server.faults += [Fault("GET", "ep0-ba5/__0_0.distcp", 1, "cut"), Fault("GET", "ep0-ba5/state.json", 1, "reset")]
     (tmp_path / "new").mkdir()
-    verify_files(remote.bring("ep0-ba5", tmp_path / "new", remote.look()))
+    verify_files(remote.fetch_verified("ep0-ba5", tmp_path / "new", remote.look()))
     assert not any(fault.times for fault in server.faults)
 
 
-def test_what_cannot_be_sent_is_not_committed(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_sent_is_not_committed(
+    remote: RemoteFolder, server: Server, tmp_path: Path
+) -> None:
     folder = write_save_folder(tmp_path / "run", 5, 6)
     sending = "POST" if server.scheme == "gs" else "PUT"
-    if server.scheme == "s3":  # where the URL has the key
+    if server.scheme == "s3":  # whose URLs contain the key, so that the fault can match it
         server.faults += [Fault(sending, "state.json", 1, "denied")]
         with pytest.raises(StoreError, match=rf"{remote.url}/ep0-ba5/state.json cannot be written: permission denied"):
             remote.send(folder / "ep0-ba5", "ep0-ba5", confirm=lambda: None)
     flip(folder / "ep0-ba6" / "state.json")
-    with pytest.raises(CorruptCheckpointError, match=r"state.json differs from what was written"):
+    with pytest.raises(CorruptCheckpointError, match=r"state.json does not match its hash"):
         remote.send(folder / "ep0-ba6", "ep0-ba6", confirm=lambda: None)
 
     def lost() -> None:
@@ -138,16 +140,16 @@ def test_what_cannot_be_sent_is_not_committed(remote: RemoteFolder, server: Serv
 
 
 @of_one_store
-def test_retention_counts_what_is_in_the_store(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_retention_counts_checkpoints_in_the_store(remote: RemoteFolder, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 2, 4, 6, 8, 10)
     remote.store.send([(tmp_path / "run" / "config.yaml", f"ep0-ba2/{KEEP}")])
     assert remote.prune(Retention(newest=2), 8) == ["ep0-ba4"]
-    # A later one is left alone: the run has resumed from one before it.
+    # A later checkpoint is not deleted: the run has resumed from an earlier one.
     assert remote.look().committed == ("ep0-ba2", "ep0-ba6", "ep0-ba8", "ep0-ba10")
 
 
 @of_one_store
-def test_a_run_from_the_beginning_clears_it(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
+def test_a_run_from_the_beginning_clears_the_folder(remote: RemoteFolder, server: Server, tmp_path: Path) -> None:
     send(remote, tmp_path / "run", 2)
     for name in (*LOGS, "incidents/ba1/batch.pt", "incidents.txt", "config.yaml"):
         remote.store.send([(tmp_path / "run" / "config.yaml", name)])

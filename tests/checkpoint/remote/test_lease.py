@@ -16,7 +16,7 @@ from train.checkpoint.remote.lease import TakenOverError, take
 
 pytestmark = pytest.mark.timeout(60)
 of_one_store = pytest.mark.parametrize("remote", ["s3"], indirect=True)
-"""For tests of what has no code of a store's own."""
+"""For tests of code that does not depend on the store."""
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
@@ -55,7 +55,9 @@ def test_a_second_run_is_refused_until_the_first_has_ended(remote: RemoteFolder)
 
 
 @of_one_store
-def test_what_a_killed_run_on_this_machine_left_is_taken_over_at_once(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_the_lease_of_a_killed_run_on_this_machine_is_taken_over_immediately(
+    remote: RemoteFolder, tmp_path: Path
+) -> None:
     if (child := os.fork()) == 0:
         (tmp_path / "owner").write_bytes(this_owner("killed"))
         os._exit(0)
@@ -65,14 +67,14 @@ def test_what_a_killed_run_on_this_machine_left_is_taken_over_at_once(remote: Re
 
 
 @of_one_store
-def test_a_run_elsewhere_that_is_silent_is_taken_over(remote: RemoteFolder, monkeypatch) -> None:
+def test_the_lease_of_a_remote_run_without_renewals_is_taken_over(remote: RemoteFolder, monkeypatch) -> None:
     monkeypatch.setattr(lease, "STALE", 0.1)
     leave(remote, owner_elsewhere(monkeypatch))
     take(remote, "mine").renew()
 
 
 @of_one_store
-def test_a_run_elsewhere_that_renews_is_not(remote: RemoteFolder, monkeypatch) -> None:
+def test_the_lease_of_a_remote_run_with_renewals_is_not_taken_over(remote: RemoteFolder, monkeypatch) -> None:
     owner = owner_elsewhere(monkeypatch)
     leave(remote, owner)
     timer = threading.Timer(0.2, leave, (remote, owner, 1))
@@ -82,7 +84,7 @@ def test_a_run_elsewhere_that_renews_is_not(remote: RemoteFolder, monkeypatch) -
     timer.join()
 
 
-def test_who_has_lost_the_folder_notices_and_leaves_the_other_alone(remote: RemoteFolder, monkeypatch) -> None:
+def test_a_run_that_has_lost_the_folder_notices_and_changes_nothing(remote: RemoteFolder, monkeypatch) -> None:
     held = take(remote, "mine")
     leave(remote, owner_elsewhere(monkeypatch))
     with pytest.raises(TakenOverError, match=r"no longer belongs to this run: taken over by run 'theirs'"):
@@ -95,13 +97,13 @@ def test_who_has_lost_the_folder_notices_and_leaves_the_other_alone(remote: Remo
 
 
 @of_one_store
-def test_an_answer_that_is_lost_refuses_nobody(remote: RemoteFolder, monkeypatch) -> None:
+def test_a_lost_response_does_not_refuse_the_owner(remote: RemoteFolder, monkeypatch) -> None:
     write = remote.store.write
 
     def write_unanswered(name: str, data: bytes, *, replaces: str | None = None) -> str | None:
         write(name, data, replaces=replaces)
         monkeypatch.undo()
-        return None  # of the next try, which finds what this one has written
+        return None  # the next attempt finds the object that this one has written
 
     monkeypatch.setattr(remote.store, "write", write_unanswered)
     take(remote, "mine").renew()

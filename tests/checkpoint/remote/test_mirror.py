@@ -1,4 +1,4 @@
-"""What is committed is sent by a process of its own, and what happens when that fails."""
+"""Committed checkpoints are sent by a separate process, also when it fails."""
 
 import errno
 import os
@@ -45,10 +45,10 @@ def at(batch: int) -> Any:
     return SimpleNamespace(timestamp=SimpleNamespace(batch=SimpleNamespace(value=batch)))
 
 
-def test_checkpoints_are_sent_and_pruned_also_when_they_are_deleted_meanwhile(remote: RemoteFolder, tmp_path) -> None:
+def test_checkpoints_are_sent_and_pruned_even_if_they_are_deleted_meanwhile(remote: RemoteFolder, tmp_path) -> None:
     local = write_save_folder(tmp_path, 2)
     mirror = mirror_of(remote, local)
-    mirror.begin(resuming=True)  # what an earlier run has left unsent
+    mirror.begin(resuming=True)  # sends the checkpoint that an earlier run left unsent
     for batch in (4, 6):
         write_save_folder(local, batch)
         mirror.on_committed(local / f"ep0-ba{batch}")
@@ -100,7 +100,9 @@ def test_an_error_stops_the_run_before_the_next_step(remote: RemoteFolder, serve
     assert remote.look().committed == ("ep0-ba2",)
 
 
-def test_with_warn_it_is_sent_with_the_next_one(remote: RemoteFolder, server: Server, tmp_path, monkeypatch) -> None:
+def test_with_warn_a_failed_checkpoint_is_sent_with_the_next_one(
+    remote: RemoteFolder, server: Server, tmp_path, monkeypatch
+) -> None:
     local = write_save_folder(tmp_path)
     mirror = mirror_of(remote, local, stop=False)
     mirror.begin(resuming=False)
@@ -125,11 +127,11 @@ def test_with_warn_it_is_sent_with_the_next_one(remote: RemoteFolder, server: Se
     assert mirror.seconds_to_send() == sender.longest > 0
     write_save_folder(local, 6)
     mirror.on_committed(local / "ep0-ba6")
-    with pytest.raises(DataError, match="ep0-ba6 was not sent"):  # a run does not end without its last one
+    with pytest.raises(DataError, match="ep0-ba6 was not sent"):  # the last checkpoint is required
         mirror.finish()
 
 
-def test_the_others_wait_no_longer_when_rank_0_has_a_defect(tmp_path: Path, monkeypatch) -> None:
+def test_other_ranks_stop_waiting_if_rank_0_fails(tmp_path: Path, monkeypatch) -> None:
     message = []
     monkeypatch.setattr("train.checkpoint.remote.mirror.from_first_rank", lambda key, value: message.append(key))
     mirror = Mirror(cast(Sender, object()), url="s3://bucket/run", local=tmp_path, stop_on_error=True)
@@ -153,14 +155,14 @@ def test_a_sending_process_that_is_killed_is_an_error(remote: RemoteFolder, serv
     mirror.abandon()
 
 
-def test_one_that_is_killed_while_it_has_nothing_to_do_is_started_again(remote: RemoteFolder, tmp_path: Path) -> None:
+def test_an_idle_sending_process_that_is_killed_is_restarted(remote: RemoteFolder, tmp_path: Path) -> None:
     local = write_save_folder(tmp_path)
     mirror = mirror_of(remote, local)
     mirror.begin(resuming=False)
     sender: Any = mirror._sender
     killed = sender._process
     killed.kill()
-    killed.stdout.peek(1)  # until it has ended
+    killed.stdout.peek(1)  # wait until it has ended
     mirror.batch_start(at(2), None)  # pyright: ignore[reportArgumentType]
     assert sender._process is not killed
     (local / "record.jsonl").write_text("{}\n")

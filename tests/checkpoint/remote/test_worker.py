@@ -1,4 +1,4 @@
-"""A process that sends checkpoints for a run that has lost its folder changes nothing of the new owner's."""
+"""The sending process of a run that has lost its folder changes no files of the new owner."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def worker_of(remote: RemoteFolder, local: Path, lease: Lease) -> Worker:
 
 
 def carry_out(worker: Worker, *checkpoints: Path) -> list[dict[str, Any]]:
-    """Returns what it reports."""
+    """Return the reports of the process."""
     for batch, path in enumerate(checkpoints, 2):
         worker.orders.put({"path": str(path), "name": f"ep0-ba{batch}", "batch": batch})
     worker.orders.put(None)
@@ -41,12 +41,12 @@ def carry_out(worker: Worker, *checkpoints: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in worker.reports.getvalue().splitlines()]
 
 
-def test_nothing_of_a_new_owner_is_changed(server: Server, tmp_path: Path) -> None:
+def test_files_of_a_new_owner_are_not_changed(server: Server, tmp_path: Path) -> None:
     remote = RemoteFolder(open_store(f"{server.url}/run"))
     mine = write_save_folder(tmp_path / "mine", 2, 3)
     (mine / "record.jsonl").write_text("mine\n")
     first = worker_of(remote, mine, take(remote, "mine"))
-    remote.store.delete([OWNER])  # as another run does that has seen no renewal
+    remote.store.delete([OWNER])  # another run deletes it if it sees no renewal
     theirs = write_save_folder(tmp_path / "theirs", 2)
     (theirs / "record.jsonl").write_text("theirs\n")
     (theirs / "ep0-ba2" / "keep").touch()
@@ -61,7 +61,7 @@ def test_nothing_of_a_new_owner_is_changed(server: Server, tmp_path: Path) -> No
     assert server.content() == before
 
 
-def test_a_long_log_is_sent_with_checkpoints_alone(server: Server, tmp_path: Path) -> None:
+def test_a_long_log_is_only_sent_with_checkpoints(server: Server, tmp_path: Path) -> None:
     remote = RemoteFolder(open_store(f"{server.url}/run"))
     folder = write_save_folder(tmp_path / "mine", 2)
     worker = worker_of(remote, folder, take(remote, "mine"))
@@ -75,7 +75,7 @@ def test_a_long_log_is_sent_with_checkpoints_alone(server: Server, tmp_path: Pat
     assert server.content()["run/metrics.jsonl"] == b"{}\n{}\n"
 
 
-def test_files_beside_are_not_sent_either(server: Server, tmp_path: Path) -> None:
+def test_files_beside_the_checkpoints_are_not_sent_either(server: Server, tmp_path: Path) -> None:
     remote = RemoteFolder(open_store(f"{server.url}/run"))
     lease = take(remote, "mine")
     remote.store.delete([OWNER])

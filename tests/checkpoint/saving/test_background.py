@@ -1,4 +1,4 @@
-"""What is saved while training continues: the checkpoint of the step that it names, and every error is noticed."""
+"""Saving while training continues: a checkpoint has the state of the step that it names, and every error is noticed."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ from train.checkpoint.storage.writer import HashingWriter
 from train.config.load import read_config
 from train.run.fit import fit
 
-# A learning rate with which a step changes every weight.
+# With this learning rate a step changes every weight.
 COMMON = ["save_interval=2ba", "max_duration=4ba", "eval_loader=null", "optimizer.lr=0.5", "dist_timeout=60"]
 KINDS = {
     "sharded": [],
@@ -46,7 +46,7 @@ HYBRID = {"hybrid": ["fsdp_config={sharding_strategy: HYBRID_SHARD, data_paralle
 
 
 class Hold(Callback):
-    """The thread writes the checkpoint of batch 2 when batch 3 has been trained."""
+    """The thread writes the checkpoint of batch 2 after batch 3 has been trained."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.trained, self.threads = threading.Event(), set[str]()
@@ -66,7 +66,7 @@ class Hold(Callback):
 
 
 def both_ways(path: str, kinds: dict[str, list[str]]) -> list[set[str]]:
-    """Each kind of run, saved in the background and while training waits. Returns the threads that have written."""
+    """Save each kind of run in the background and while training waits. Return the threads that wrote."""
     threads = []
     for name, changes in kinds.items():
         overrides = [each.replace("BASE", str(Path(path).parent)) for each in changes]
@@ -79,7 +79,7 @@ def both_ways(path: str, kinds: dict[str, list[str]]) -> list[set[str]]:
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """But for how long things took."""
+    """The state without durations."""
     state = json.loads((checkpoint / "state.json").read_text())
     state["timestamp"] = {key: value for key, value in state["timestamp"].items() if not key.endswith("_wct")}
     state["callbacks"]["Throughput"].pop("seconds")
@@ -113,7 +113,7 @@ def test_a_checkpoint_has_the_state_of_the_step_that_it_names(
 
 
 class WaitsAtBatch3(Callback):
-    """Until its thread has ended, on some ranks; notes the batches that have begun."""
+    """Waits on some ranks until the thread has ended; records the batches that have started."""
 
     def __init__(self, ranks: tuple[int, ...]) -> None:
         self.ranks, self.begun = ranks, []
@@ -127,7 +127,7 @@ class WaitsAtBatch3(Callback):
 
 
 def fails(path: str, name: str, ranks: tuple[int, ...]) -> tuple[str, list[int], list[str]]:
-    """The error, the batches that have begun, and the checkpoints that are left."""
+    """The error, the batches that have started, and the remaining checkpoints."""
     waits = WaitsAtBatch3(ranks)
     with pytest.raises((DataError, SaveFailed)) as caught:
         fit(read_config(path, [*COMMON, f"run_name={name}"]), callbacks=[waits])
@@ -135,7 +135,7 @@ def fails(path: str, name: str, ranks: tuple[int, ...]) -> tuple[str, list[int],
 
 
 def failing(path: str) -> list[tuple[str, list[int], list[str]]]:
-    """A thread to which a file system refuses something, and one with a defect, for which that of rank 0 waits."""
+    """A thread with a file system error, and a thread with a defect, for which the thread of rank 0 waits."""
 
     def no_space(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -173,7 +173,7 @@ class Raises(Callback):
 
 
 class SavesNow(Callback):
-    """As a run does that ends early, at batch 3."""
+    """A run that ends early, at batch 3."""
 
     def __init__(self) -> None:
         self.present: list[list[str]] = []
@@ -206,7 +206,7 @@ def ended_early(path: str) -> tuple[list[str], list[list[str]], str, list[str], 
 
 
 @pytest.mark.ranks
-def test_a_run_that_ends_early_has_what_it_was_saving_and_one_without_memory_waits(tmp_path: Path) -> None:
+def test_a_run_that_ends_early_completes_its_save_and_a_run_without_memory_waits(tmp_path: Path) -> None:
     ((raised, now, out, small, threads),) = run_ranks(ended_early, 1, write_toy_run(tmp_path))
     assert raised == ["ep0-ba2"]
     assert now == [["ep0-ba3", "ep0-ba2", "ep0-ba3"]] * 2
@@ -215,7 +215,7 @@ def test_a_run_that_ends_early_has_what_it_was_saving_and_one_without_memory_wai
     assert (small, threads) == (["ep0-ba2", "ep0-ba4"], ["MainThread"])
 
 
-def test_a_copy_takes_the_same_memory_again() -> None:
+def test_copies_reuse_the_same_memory() -> None:
     tensors = {"a": torch.rand(3, 5), "b": torch.tensor(2.0), "c": torch.rand(0, 4), "d": torch.rand(6).bfloat16()}
     before = {key: tensor.clone() for key, tensor in tensors.items()}
     snapshot = Snapshot()

@@ -1,4 +1,4 @@
-"""A thread that saves rests while training goes on, and not while somebody waits for it."""
+"""The saving thread pauses while training continues, and not while somebody waits for it."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from train.checkpoint.saving import pace as module
 from train.checkpoint.saving.pace import Pace
 
 
-def test_the_thread_rests_three_times_as_long_as_it_computes() -> None:
+def test_pauses_are_three_times_as_long_as_the_computing_time() -> None:
     pace = Pace()
     pace.begin(background=True)
 
@@ -22,12 +22,12 @@ def test_the_thread_rests_three_times_as_long_as_it_computes() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         busy, seconds = pool.submit(save).result()
-    assert seconds > 3 * busy  # the last piece is followed by no rest
+    assert seconds > 3 * busy  # there is no pause after the last call
 
 
 @pytest.mark.parametrize("moment", ["the save begins", "it rests", "it has been waited for"])
-def test_nobody_waits_for_a_rest(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "thread_time", lambda: 1e6)  # a rest of weeks
+def test_there_are_no_pauses_while_somebody_waits(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "thread_time", lambda: 1e6)  # the pause would last weeks
     pace = Pace()
     pace.begin(background=moment != "the save begins")
     if moment == "it rests":

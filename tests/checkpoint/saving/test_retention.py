@@ -18,7 +18,7 @@ PRESENT = [Path(f"ep0-ba{batch}") for batch in (2, 4, 6, 8, 10, 12)]
         (Retention(newest=6), 12, []),
         (Retention(newest=1, every=4), 12, [2, 6, 10]),
         (Retention(newest=2, every=6), 12, [2, 4, 8]),
-        # 10 and 12 are of a time before a fallback.
+        # 10 and 12 were saved before the run fell back to an earlier checkpoint.
         (Retention(newest=1), 8, [2, 4, 6]),
     ],
 )
@@ -26,7 +26,7 @@ def test_the_newest_and_every_kth_are_kept(retention: Retention, batch: int, sup
     assert retention.superseded(PRESENT, batch) == [Path(f"ep0-ba{number}") for number in superseded]
 
 
-def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_deletion_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "ep0-ba2"
     checkpoint.mkdir()
     (checkpoint / "manifest.json").touch()
@@ -36,7 +36,7 @@ def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path: Path, monk
     assert left.name.startswith(".part-removed-ep0-ba2-")
 
 
-def test_what_was_to_be_kept_is_kept_under_other_settings(tmp_path: Path) -> None:
+def test_pinned_checkpoints_are_kept_under_other_settings(tmp_path: Path) -> None:
     present = [tmp_path / f"ep0-ba{batch}" for batch in (4, 5, 6)]
     for path in present:
         path.mkdir()

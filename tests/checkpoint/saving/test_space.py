@@ -1,4 +1,4 @@
-"""What checkpoints take, next to those of real runs; who is refused and who is warned."""
+"""Predicted sizes of checkpoints compared with real runs, and runs that are refused or warned."""
 
 import contextlib
 import io
@@ -61,20 +61,20 @@ def compare(folder: Path, names: list[str], world_size: int) -> None:
 
 
 @pytest.mark.ranks
-def test_sizes_are_those_of_real_checkpoints(tmp_path: Path) -> None:
+def test_predicted_sizes_match_real_checkpoints(tmp_path: Path) -> None:
     compare(tmp_path, ["adamw", "lora", "file"], 1)
 
 
 @pytest.mark.proof
 @pytest.mark.ranks
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_sizes_of_every_optimizer_and_kind_are_those_of_real_checkpoints(tmp_path: Path, world_size: int) -> None:
+def test_predicted_sizes_match_for_every_optimizer_and_kind(tmp_path: Path, world_size: int) -> None:
     compare(tmp_path, list(RUNS), world_size)
 
 
-def test_the_largest_file_is_cut_over_shards_alone(tmp_path: Path) -> None:
+def test_the_largest_file_is_divided_by_shards_only(tmp_path: Path) -> None:
     config = load(tmp_path, "optimizer.name=sgd", "model.vocab_size=1001")
-    odd_rows = 2 * 4 * config.model.d_model  # of the embedding and the head
+    odd_rows = 2 * 4 * config.model.d_model  # one row each of the embedding and the head
     assert file_bytes(config, 2) == (file_bytes(config, 1) + odd_rows) / 2
     hybrid = "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}"
     replicated = load(tmp_path, "optimizer.name=sgd", "model.vocab_size=1001", hybrid)
@@ -109,7 +109,9 @@ def write_checkpoint(folder: Path, n_bytes: int) -> None:
         ),
     ],
 )
-def test_what_is_kept_is_described(tmp_path: Path, monkeypatch, overrides, n_saves, kept: str) -> None:
+def test_the_number_of_kept_checkpoints_is_described(
+    tmp_path: Path, monkeypatch, overrides, n_saves, kept: str
+) -> None:
     with_space(monkeypatch, 2**31)
     monkeypatch.setattr("train.checkpoint.saving.space.checkpoint_bytes", lambda config, ranks: 2**20)
     kept = re.sub(r"\{(\d+)\}", r"\1mb", kept)
@@ -138,7 +140,7 @@ def test_a_run_without_space_for_one_checkpoint_is_refused(tmp_path: Path, monke
     assert capsys.readouterr().out == ""
 
 
-def test_what_save_overwrite_deletes_counts_as_free(tmp_path: Path, monkeypatch) -> None:
+def test_checkpoints_that_save_overwrite_deletes_count_as_free(tmp_path: Path, monkeypatch) -> None:
     write_checkpoint(tmp_path / "x", 100)
     with_space(monkeypatch, checkpoint_bytes(load(tmp_path)) - 100)
     check_space(load(tmp_path, "save_overwrite=true"), tmp_path / "x", 1)
@@ -150,7 +152,7 @@ def test_what_save_overwrite_deletes_counts_as_free(tmp_path: Path, monkeypatch)
 def test_a_run_whose_checkpoints_will_not_fit_is_warned(tmp_path: Path, monkeypatch, capsys) -> None:
     config = load(tmp_path, "save_num_checkpoints_to_keep=2")
     needed = checkpoint_bytes(config)
-    write_checkpoint(tmp_path / "x", needed)  # of this run's earlier start
+    write_checkpoint(tmp_path / "x", needed)  # saved by an earlier start of this run
     with_space(monkeypatch, 2 * needed)
     check_space(config, tmp_path / "x", 10)
     with_space(monkeypatch, 2 * needed - 1)
@@ -162,13 +164,13 @@ def test_a_run_whose_checkpoints_will_not_fit_is_warned(tmp_path: Path, monkeypa
     assert "(the newest 2 are kept): free some space, or lower save_num_checkpoints_to_keep" in line
 
 
-def test_a_file_system_that_does_not_say_what_is_free(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_system_that_does_not_report_free_space(tmp_path: Path, monkeypatch) -> None:
     with_space(monkeypatch, 0, total=0)
     check_space(load(tmp_path), tmp_path, 10)
     assert describe_space(load(tmp_path), tmp_path, None).endswith("all are kept")
 
 
-def test_a_folder_that_cannot_be_looked_into_is_a_configuration_error(tmp_path: Path, monkeypatch) -> None:
+def test_an_unreadable_folder_is_a_configuration_error(tmp_path: Path, monkeypatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -177,7 +179,7 @@ def test_a_folder_that_cannot_be_looked_into_is_a_configuration_error(tmp_path: 
         check_space(load(tmp_path), tmp_path, 1)
 
 
-def test_a_limit_on_the_size_of_files_is_compared_with_the_largest_of_a_rank(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_size_limit_is_compared_with_the_largest_file_of_a_rank(tmp_path: Path, monkeypatch) -> None:
     config = load(tmp_path)
     limit = file_bytes(config, 2)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (limit, resource.RLIM_INFINITY))
@@ -187,7 +189,7 @@ def test_a_limit_on_the_size_of_files_is_compared_with_the_largest_of_a_rank(tmp
         check_space(config, tmp_path, 1, world_size=1)
 
 
-def test_the_copies_of_a_node_are_what_its_ranks_write(tmp_path: Path) -> None:
+def test_the_copies_of_a_node_equal_the_data_that_its_ranks_write(tmp_path: Path) -> None:
     def copies(world_size: int, *overrides: str) -> int:
         return snapshot_bytes(load(tmp_path, "optimizer.name=decoupled_lionw", *overrides), world_size, 8)
 

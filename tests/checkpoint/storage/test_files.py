@@ -1,4 +1,4 @@
-"""Reading with hashes gives what plain reading gives, and finds every flipped bit in what it reads."""
+"""Verified reads return the same data as plain reads, and detect every flipped bit in it."""
 
 import random
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_hashes_do_not_depend_on_how_a_file_is_written(tmp_path: Path, n_bytes: 
     assert digester.digest().xxh3_128 == xxhash.xxh3_128_hexdigest(data)
 
 
-def test_any_range_is_read_as_it_is(tmp_path: Path) -> None:
+def test_any_range_is_read_unchanged(tmp_path: Path) -> None:
     checkpoint, data = make(tmp_path, 3 * BLOCK_BYTES + 777)
     files, draw = CheckpointFiles(checkpoint), random.Random(2)
     with files.open(NAME) as file:
@@ -46,7 +46,7 @@ def test_any_range_is_read_as_it_is(tmp_path: Path) -> None:
             assert out == data[start:stop]
 
 
-def test_a_flipped_bit_is_found_where_it_is_read_and_only_there(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_only_found_where_it_is_read(tmp_path: Path) -> None:
     checkpoint, data = make(tmp_path, 3 * BLOCK_BYTES)
     place = BLOCK_BYTES + 12345
     changed = bytearray(data)
@@ -59,11 +59,11 @@ def test_a_flipped_bit_is_found_where_it_is_read_and_only_there(tmp_path: Path) 
         for start in (place, BLOCK_BYTES, 2 * BLOCK_BYTES - 1):
             with pytest.raises(CorruptCheckpointError, match=r"in bytes \[1,048,576, 2,097,152\)"):
                 file.read_into(start, one)
-    with pytest.raises(CorruptCheckpointError, match=f"is corrupt: {NAME} differs from what was written"):
+    with pytest.raises(CorruptCheckpointError, match=f"is corrupt: {NAME} does not match its hash"):
         verify_files(checkpoint)
 
 
-def test_no_block_is_read_twice_by_reads_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_block_is_read_twice_by_consecutive_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     checkpoint, data = make(tmp_path, 2 * BLOCK_BYTES + 5000)
@@ -82,7 +82,7 @@ def test_no_block_is_read_twice_by_reads_one_after_the_other(tmp_path: Path, mon
     assert n_read == len(data)
 
 
-def test_what_lies_beyond_the_end_is_corrupt_and_not_nothing(tmp_path: Path) -> None:
+def test_reading_beyond_the_end_is_an_error(tmp_path: Path) -> None:
     checkpoint, data = make(tmp_path, 100)
     with CheckpointFiles(checkpoint).open(NAME) as file, pytest.raises(CorruptCheckpointError, match="ends too early"):
         file.read_into(len(data) - 5, memoryview(bytearray(10)))

@@ -41,7 +41,7 @@ def test_the_error_survives_a_pickle_between_ranks(tmp_path: Path) -> None:
 
 
 class Diverge(Callback):
-    """A weight on the last rank is NaN once batch 2 has been trained, and only then."""
+    """Sets a weight on the last rank to NaN after batch 2."""
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if state.timestamp.batch.value == 2 and dist.get_global_rank() == dist.get_world_size() - 1:

@@ -1,4 +1,4 @@
-"""A manifest says exactly which files a checkpoint has; nothing else passes for it."""
+"""A manifest lists exactly the files of a checkpoint, and any other content is detected."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ def make(folder: Path, name: str = "ep0-ba4", fill: int = 1, run_id: str = "a-ru
     return commit(checkpoint, run_id)
 
 
-def test_what_is_committed_is_verified(tmp_path: Path) -> None:
+def test_a_committed_checkpoint_is_verified(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     manifest = read_manifest(checkpoint)
     assert manifest is not None
@@ -34,7 +34,7 @@ def test_what_is_committed_is_verified(tmp_path: Path) -> None:
     assert CheckpointFiles(checkpoint).read("state.json") == b"{}"
 
 
-def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path) -> None:
+def test_any_changed_byte_of_a_manifest_is_detected_or_has_no_effect(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     true, data, draw = read_manifest(checkpoint), (checkpoint / MANIFEST).read_bytes(), random.Random(0)
     seen = 0
@@ -61,14 +61,14 @@ def test_any_changed_byte_of_a_manifest_is_seen_or_says_the_same(tmp_path: Path)
         (lambda folder: (folder / "state.json").write_text("{ }"), r"state.json has 3 bytes, but 2 were written"),
     ],
 )
-def test_what_is_not_whole_is_named(tmp_path: Path, change, message: str) -> None:
+def test_incomplete_checkpoints_are_named(tmp_path: Path, change, message: str) -> None:
     checkpoint = make(tmp_path)
     change(checkpoint)
     with pytest.raises(CorruptCheckpointError, match=rf"^checkpoint {checkpoint} is corrupt: {message}"):
         CheckpointFiles(checkpoint)
 
 
-def test_without_its_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_the_commit_marker_is_not_a_checkpoint(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     assert checkpoints(tmp_path) == [checkpoint]
     (checkpoint / MANIFEST).unlink()
@@ -78,7 +78,7 @@ def test_without_its_marker_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path) == [], "it may be all that there is"
 
 
-def test_a_checkpoint_that_a_killed_run_has_written_whole_is_recovered(tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_killed_run_has_completed_is_recovered(tmp_path: Path) -> None:
     whole, half = make(tmp_path, ".part-ep0-ba4"), tmp_path / ".part-ep0-ba6"
     half.mkdir()
     assert recover(tmp_path) == [tmp_path / "ep0-ba4"]
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_a_killed_run_has_written_whole_is_recovered(tmp_path:
     assert checkpoints(tmp_path) == [tmp_path / "ep0-ba4"]
 
 
-def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_not_corruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> int:
         raise OSError(errno.ESTALE, "Stale file handle")
 
@@ -98,10 +98,10 @@ def test_a_file_that_may_not_be_read_is_no_corruption(tmp_path: Path, monkeypatc
     assert not isinstance(caught.value, CorruptCheckpointError)
 
 
-def test_a_file_of_another_checkpoint_is_named_as_that(tmp_path: Path) -> None:
+def test_a_file_of_another_checkpoint_is_identified(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    message = r"__0_0.distcp differs from what was written in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
+    message = r"__0_0.distcp does not match its hash in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
     with pytest.raises(CorruptCheckpointError, match=message):
         verify_files(ours)
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", "", "manifest.json", "a\\b"])
-def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     checkpoint = make(tmp_path)
     _rewrite(checkpoint, lambda values: values["files"].update({name: values["files"]["state.json"]}))
     with pytest.raises(CorruptCheckpointError, match="which is not a file of the checkpoint"):
@@ -139,7 +139,7 @@ def test_a_newer_format_is_not_called_corrupt(tmp_path: Path) -> None:
 
 
 def _rewrite(checkpoint: Path, change) -> None:
-    """With a hash that is right."""
+    """Rewrite the manifest with a valid hash."""
     from train.checkpoint.storage.digests import text_hash
 
     values = json.loads((checkpoint / MANIFEST).read_text())["manifest"]

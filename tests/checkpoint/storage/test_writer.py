@@ -9,7 +9,7 @@ from train.checkpoint.storage.writer import HashingWriter
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_small_tensors_lie_together_at_the_beginning(tmp_path: Path) -> None:
+def test_small_tensors_are_written_together_at_the_beginning(tmp_path: Path) -> None:
     sizes = {"large": 999, "small": 1}
     tensors = {f"{number} {kind}": torch.zeros(size) for number in range(4) for kind, size in sizes.items()}
     writer = HashingWriter(tmp_path)

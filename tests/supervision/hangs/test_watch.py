@@ -170,7 +170,7 @@ def test_a_stopped_worker_of_a_loader_ends_all_ranks(tmp_path: Path) -> None:
     ends = run(tmp_path, 1, "stop a worker", "train_loader.num_workers=1", "deadlines.step=30")
     assert re.match(
         r"error: rank 1 failed: worker 0 of 1 \(pid \d+\) of rank 1's train_loader is stopped \(SIGSTOP\) and has not "
-        r"given batch \d+, which was waited for",
+        r"delivered batch \d+ within ",
         the_error(ends),
     )
     assert [end.code for end in ends] == [2, 2]

@@ -79,11 +79,11 @@ class RemoteFolder:
             sizes=sizes,
         )
 
-    def bring(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
+    def fetch_verified(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
         """Fetch a committed checkpoint into the folder and verify it, unless a valid copy is already there.
 
         trust_present: check an existing copy only by its manifest; its files are verified when they are read. Raises
-        CorruptCheckpointError, with the path in the folder, if the data differ from what was written.
+        CorruptCheckpointError, with the path in the folder, if the data do not match the manifest.
         """
         path, part = folder / name, folder / f"{PART}fetched-{name}"
         if path.is_dir() and self.is_same(name, path) and (trust_present or _defect(path) is None):
@@ -104,7 +104,7 @@ class RemoteFolder:
             shutil.rmtree(part, ignore_errors=True)
         return path
 
-    def bring_beside(self, folder: Path, contents: Contents) -> None:
+    def fetch_beside(self, folder: Path, contents: Contents) -> None:
         """Fetch the files beside the checkpoints that exports read, replacing those in the folder."""
         names = [name for name in contents.beside if "/" not in name or name.startswith("tokenizer/")]
         for name in names:

@@ -87,7 +87,7 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
         if run_id is None or run_id != read_run_id(folder):
             _empty(folder, remote.url)
         if config.autoresume and contents.committed and not (folder / RUN).exists():
-            remote.bring_beside(folder, contents)
+            remote.fetch_beside(folder, contents)
     return contents
 
 
@@ -142,8 +142,8 @@ def fetch_checkpoint(url: str, root: str, key: str) -> Path:
         if name not in contents.committed:
             raise ConfigError(f"is {url!r}, but {_what_is_there(name, url, contents)}", key=key)
         folder.mkdir(parents=True, exist_ok=True)
-        remote.bring_beside(folder, contents)
-        return remote.bring(name, folder, contents, trust_present=True)
+        remote.fetch_beside(folder, contents)
+        return remote.fetch_verified(name, folder, contents, trust_present=True)
 
 
 def load_path_of(config: TrainConfig) -> Path | None:
@@ -172,7 +172,7 @@ def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
             for name in contents.committed[-1:]:
                 (folder / name).mkdir(parents=True)
                 remote.fetch(name, folder / name, contents, tensors=False)
-                remote.bring_beside(folder, contents)
+                remote.fetch_beside(folder, contents)
         yield folder if contents.committed else None
 
 

@@ -1,7 +1,7 @@
 """The commit marker of a checkpoint: a manifest of its files with their hashes, written last.
 
-A checkpoint without a manifest is not committed. The exception are checkpoints written before manifests existed: they
-have no state.json either, and are read without being verified.
+A checkpoint without a manifest is not committed, except for checkpoints written before manifests existed. These have no
+state.json either, and are read without being verified.
 """
 
 import base64
@@ -29,7 +29,7 @@ _MOST_BYTES = 1 << 30
 
 
 class CorruptCheckpointError(ConfigError):
-    """A checkpoint whose files differ from what was written."""
+    """A checkpoint whose files do not match its manifest."""
 
     def __init__(self, checkpoint: Path, name: str, defect: str) -> None:
         super().__init__(f"checkpoint {checkpoint} is corrupt: {name} {defect}")
@@ -136,7 +136,7 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> CorruptCheckpointError:
     """The error for bytes [start, stop) of a file, whose hash differs from the manifest."""
-    defect = f"differs from what was written in bytes [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
+    defect = f"does not match its hash in bytes [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
     return CorruptCheckpointError(checkpoint, name, defect)
 
 
@@ -183,7 +183,7 @@ def sync_folder(folder: Path) -> None:
 
 def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
     """The error for a file that cannot be read. A missing file or a bad disk sector is corruption. Other errors, such
-    as a permission or an unavailable network, do not mean that the checkpoint is lost."""
+    as missing permissions or an unavailable network, do not mean that the checkpoint is lost."""
     if error.errno in (errno.ENOENT, errno.EIO):
         return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
     return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix this and start again")

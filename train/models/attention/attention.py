@@ -70,8 +70,9 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 
 @functools.cache
 def gradient_bound(clip: float, dtype: torch.dtype) -> float:
-    """The magnitude from which inputs get no gradient: the clip value in this dtype, or the next larger number if clamp
-    in this version of torch passes the gradient of an input equal to the clip value (2.7 does, 2.15 does not)."""
+    """Inputs of at least this magnitude get no gradient. It is the clip value in this dtype, or the next larger number
+    if clamp in this version of torch passes the gradient of an input equal to the clip value (2.7 does, 2.15 does
+    not)."""
     # With its own saved-tensor hooks, so that activation checkpointing does not count what the probe saves.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)

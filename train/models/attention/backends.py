@@ -52,7 +52,7 @@ class FlexBackend(NamedTuple):
 def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
     """If compiled, a kernel that computes only the blocks of the mask; otherwise the plain formula over all T x T, as a
     reference."""
-    # A local import: it loads torch's compiler, which takes seconds.
+    # Imported here, because it loads torch's compiler, which takes seconds.
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention

@@ -19,7 +19,7 @@ from train.models.config import ModelConfig
 
 class Documents(NamedTuple):
     lengths: list[int]
-    """Of the documents, row by row."""
+    """The length of each document, row by row."""
     n_positions: int
     """B * S."""
     place_T: Tensor
@@ -186,7 +186,7 @@ def _why_not_flex(device_type: str) -> str | None:
         return None
     x = torch.zeros(1, 1, 1, 16, device=device_type, requires_grad=True)
     try:
-        # A local import: it loads torch's compiler, which takes seconds.
+        # Imported here, because it loads torch's compiler, which takes seconds.
         from torch.nn.attention.flex_attention import flex_attention
 
         with torch.enable_grad(), warnings.catch_warnings():

@@ -22,14 +22,14 @@ _SIMULATED = SimpleNamespace(
     fused_glu=lambda *tensors: None,
     fused_glu_backward=lambda *tensors: None,
 )
-"""The allocations of the kernels, for a simulation, where tensors have no data."""
+"""Stand-ins for the kernels in a simulation, where tensors have no data: they only allocate memory."""
 
 
 @functools.cache
 def _triton() -> Any:
     try:
         from train.models.experts import glu_triton
-    except Exception:  # Triton raises any exception of its driver
+    except Exception:  # Triton passes on any exception of its driver
         return None
     return glu_triton
 

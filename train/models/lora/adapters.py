@@ -103,7 +103,8 @@ def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = to
         if isinstance(module, Linear) and path.rpartition(".")[2] in config.targets:
             module.lora = LoraLinear(module, config).to(dtype)
         elif isinstance(module, ExpertsMLP) and (experts or config.base_dtype == "nf4"):
-            # For 4 bits, also without adapters: the other implementations would save the unpacked weights for backward.
+            # Also for 4-bit weights without adapters: other implementations would save the unpacked weights for
+            # backward.
             module.lora = LoraExperts(module, experts, config).to(dtype)
 
 

@@ -51,7 +51,7 @@ def lora_glu(
     dropped is the input of the adapters of w1 and v1: x with dropout, or x itself without dropout.
     """
     adapters = [tensor for pair in pairs for tensor in (pair or (None, None))]
-    # Drawn on the CPU, which needs no device synchronization, and such that a recomputed forward draws the same seed.
+    # Drawn on the CPU: this needs no device synchronization, and a recomputed forward draws the same seed.
     seed = int(torch.randint(2**62, ())) if options.dropout and x_TD.shape[0] else 0
     products_of = functools.partial(_AdaptedProducts, grouped, options, seed)
     return experts_glu(products_of, options.recompute, weights_TK, x_TD, dropped_TD, *weights, *adapters)

@@ -157,7 +157,7 @@ def assumptions_line(assumed: Assumptions) -> str:
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """Candidates by their changes of the config."""
+    """A table of candidates, each with its config changes."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))

@@ -112,8 +112,8 @@ def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Can
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """The candidates, and additional changes outside the search, that fit with the smallest number of changes; the
-    fastest first, at most this many."""
+    """Among the candidates and some changes outside the search, those that fit with the fewest changes; the fastest
+    first, at most this many."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)

@@ -3,7 +3,7 @@ measured.
 
 The time of a step is the sum of: GEMMs and attention at a share of the peak TFLOPs; all other operations of the model
 at a share of the memory bandwidth; gathers and reductions of weights, as far as they do not overlap with computation;
-the exchange of tokens for expert parallelism, which nothing overlaps; and the optimizer, which is limited by memory
+the exchange of tokens for expert parallelism, which is not overlapped; and the optimizer, which is limited by memory
 bandwidth. Not included: kernel launches and latencies of collectives, which dominate for small models; waiting for data
 or slower ranks, an uneven load of the experts, checkpoints and evaluations.
 """
@@ -161,8 +161,8 @@ def _communication(
 ) -> tuple[float, float, float]:
     """Seconds within and between nodes that are not hidden by computation, and seconds that are.
 
-    A ring is as slow as its slowest hop. The first gather and the last reduction cannot overlap with computation: one
-    block's share.
+    A ring is as slow as its slowest hop. The first gather and the last reduction, one block's share, cannot overlap
+    with computation.
     """
     gpu = _known(cluster)
     exchange, weights = [0.0, 0.0], [0.0, 0.0]
@@ -182,9 +182,9 @@ def _communication(
 
 
 def _elementwise_bytes(config: TrainConfig) -> float:
-    """Bytes per token that are read and written in a step outside of GEMMs: vectors of d_model in the residual stream
-    (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of a token for its experts and back,
-    and the GLU. Backward counts twice, and recomputation once more."""
+    """The bytes per token that are read and written in a step outside of GEMMs: vectors of d_model in the residual
+    stream (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of a token for its experts and
+    back, and the GLU. Backward is counted twice, and recomputation once."""
     model, ffn = config.model, config.model.ffn_config
     width = FORMATS[precisions.computed(config.precision)].n_bytes
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim

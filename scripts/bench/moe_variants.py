@@ -1,4 +1,4 @@
-"""The sides of the MoE layer bench: our backends, transformers' and MegaBlocks' layers, a dense layer, and GEMMs."""
+"""The variants of the MoE layer bench: our backends, transformers' and MegaBlocks' layers, a dense layer, and GEMMs."""
 
 import argparse
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from train.hf.config_json import transformers_config
 from train.models.config import FFNConfig, ModelConfig
 from train.models.moe import MoE
 
-Side = Callable[[Tensor, Tensor], Any]
+Variant = Callable[[Tensor, Tensor], Any]
 
 
-def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
-    """Return all sides, with the same weights, and notes on sides that are not available."""
-    sides: dict[str, Side] = {}
+def build_variants(args: argparse.Namespace) -> tuple[dict[str, Variant], list[str]]:
+    """Return all variants, with the same weights, and notes on variants that are not available."""
+    variants: dict[str, Variant] = {}
     notes: list[str] = []
     dtype = getattr(torch, args.dtype)
     reference = our_layer(args, "torch")
@@ -29,15 +29,15 @@ def build_sides(args: argparse.Namespace) -> tuple[dict[str, Side], list[str]]:
         for recompute in (False, True):
             layer = our_layer(args, moe_impl, recompute)
             layer.load_state_dict(weights, assign=True)
-            sides[f"ours, {moe_impl}" + ", recompute" * recompute] = layer_side(layer)
-    sides["ours, torch"] = layer_side(reference)
+            variants[f"ours, {moe_impl}" + ", recompute" * recompute] = layer_variant(layer)
+    variants["ours, torch"] = layer_variant(reference)
     for part, experts in ((1 / 2, "half of all tokens to one expert"), (1.0, "all tokens to one expert")):
-        sides[f"ours, torch, {experts}"] = skewed_side(args, reference, part)
-    add_transformers(args, sides, notes, weights)
-    add_megablocks(args, sides, notes, weights)
-    sides["dense layer of equal active FLOPs"] = dense_side(args)
-    add_gemms(args, sides)
-    return sides, notes
+        variants[f"ours, torch, {experts}"] = skewed_variant(args, reference, part)
+    add_transformers(args, variants, notes, weights)
+    add_megablocks(args, variants, notes, weights)
+    variants["dense layer of equal active FLOPs"] = dense_variant(args)
+    add_gemms(args, variants)
+    return variants, notes
 
 
 def model_config(args: argparse.Namespace, moe_impl: str = "torch", recompute: bool = False) -> ModelConfig:
@@ -57,23 +57,23 @@ def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) 
     return layer.to(getattr(torch, args.dtype))
 
 
-def layer_side(layer: Any, batched: bool = False) -> Side:
+def layer_variant(layer: Any, batched: bool = False) -> Variant:
     """Forward and backward of a module whose first result is [T, D] (batched: [1, T, D])."""
 
-    def side(x: Tensor, dy: Tensor) -> Any:
+    def variant(x: Tensor, dy: Tensor) -> Any:
         x = x.detach().requires_grad_()
         y = layer(x.unsqueeze(0) if batched else x)
         y = y if hasattr(y, "backward") else y[0]
         y.reshape(dy.shape).backward(dy)
-        # Freed before the next side runs: at DBRX's width the gradients of a layer take 6 GB.
+        # Freed before the next variant runs: at DBRX's width the gradients of a layer take 6 GB.
         for param in layer.parameters():
             param.grad = None
         return y
 
-    return side
+    return variant
 
 
-def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
+def skewed_variant(args: argparse.Namespace, layer: Any, part: float) -> Variant:
     """Route a part of the tokens to the first expert; their other choices stay random.
 
     The logits are chosen so that the other weights are small but normal numbers: Intel CPUs are 100 times slower with
@@ -86,19 +86,19 @@ def skewed_side(args: argparse.Namespace, layer: Any, part: float) -> Side:
         logits[:, 0] = torch.where(tokens, 20.0, -20.0).to(logits.dtype)
         return logits
 
-    run = layer_side(layer)
+    run = layer_variant(layer)
 
-    def side(x: Tensor, dy: Tensor) -> Any:
+    def variant(x: Tensor, dy: Tensor) -> Any:
         with_hook = layer.router.layer.register_forward_hook(push)
         try:
             return run(x, dy)
         finally:
             with_hook.remove()
 
-    return side
+    return variant
 
 
-def add_transformers(args: argparse.Namespace, sides: dict[str, Side], notes: list[str], weights: dict) -> None:
+def add_transformers(args: argparse.Namespace, variants: dict[str, Variant], notes: list[str], weights: dict) -> None:
     try:
         import transformers
         from transformers.models.dbrx.modeling_dbrx import DbrxFFN
@@ -108,11 +108,11 @@ def add_transformers(args: argparse.Namespace, sides: dict[str, Side], notes: li
     with torch.device(args.device):
         layer = DbrxFFN(transformers_config(model_config(args)))
     layer.to(getattr(torch, args.dtype)).load_state_dict(weights, assign=True)
-    sides["transformers"] = layer_side(layer, batched=True)
+    variants["transformers"] = layer_variant(layer, batched=True)
     notes.append(f"transformers {transformers.__version__}")
 
 
-def add_megablocks(args: argparse.Namespace, sides: dict[str, Side], notes: list[str], weights: dict) -> None:
+def add_megablocks(args: argparse.Namespace, variants: dict[str, Variant], notes: list[str], weights: dict) -> None:
     """Add MegaBlocks' own layer, with its router."""
     try:
         layer = megablocks_layer(args)
@@ -120,15 +120,15 @@ def add_megablocks(args: argparse.Namespace, sides: dict[str, Side], notes: list
     except Exception as error:
         notes.append(f"not measured: MegaBlocks' own layer ({type(error).__name__}: {error})")
         return
-    run = layer_side(layer, batched=True)
+    run = layer_variant(layer, batched=True)
 
-    def side(x: Tensor, dy: Tensor) -> Any:
+    def variant(x: Tensor, dy: Tensor) -> Any:
         from megablocks.layers.moe import clear_load_balancing_loss  # pyright: ignore[reportMissingImports]
 
         clear_load_balancing_loss()
         return run(x, dy)
 
-    sides["MegaBlocks' own layer"] = side
+    variants["MegaBlocks' own layer"] = variant
 
 
 def megablocks_layer(args: argparse.Namespace) -> Any:
@@ -165,22 +165,22 @@ class DenseGLU(torch.nn.Module):
         return self.w2(torch.nn.functional.silu(self.w1(x)) * self.v1(x))
 
 
-def dense_side(args: argparse.Namespace) -> Side:
+def dense_variant(args: argparse.Namespace) -> Variant:
     """A GLU as wide as the active experts of a token together."""
     with torch.device(args.device):
         layer = DenseGLU(args.d_model, args.moe_top_k * args.ffn_hidden_size)
-    return layer_side(layer.to(getattr(torch, args.dtype)))
+    return layer_variant(layer.to(getattr(torch, args.dtype)))
 
 
-def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
+def add_gemms(args: argparse.Namespace, variants: dict[str, Variant]) -> None:
     """The nine GEMMs of a layer alone: as if there were one expert, and with equal shares for all experts."""
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)
     out_F, out_D, out_w = torch.empty_like(h), torch.empty_like(x), torch.empty_like(w)
 
-    def by(mm: Callable[..., Any], n_experts: int) -> Side:
-        def side(*inputs: Any) -> None:
+    def by(mm: Callable[..., Any], n_experts: int) -> Variant:
+        def variant(*inputs: Any) -> None:
             rows = A // n_experts
             for e in range(n_experts):
                 part, flat = slice(e * rows, (e + 1) * rows), slice(e * F, (e + 1) * F)
@@ -189,8 +189,8 @@ def add_gemms(args: argparse.Namespace, sides: dict[str, Side]) -> None:
                     mm(h[part], w[flat], out_D[part])
                     mm(h[part].t(), x[part], out_w[flat])
 
-        return side
+        return variant
 
     for n_experts, what in ((1, "dense"), (args.moe_num_experts, "one expert after the other")):
         for kind, mm in gemm_kinds(w).items():
-            sides[f"GEMMs, {kind}, {what}"] = by(mm, n_experts)
+            variants[f"GEMMs, {kind}, {what}"] = by(mm, n_experts)

@@ -1,4 +1,4 @@
-"""The sides of the training step bench: models under Composer, on the same batch."""
+"""The variants of the training step bench: models under Composer, on the same batch."""
 
 import argparse
 import warnings
@@ -99,7 +99,7 @@ class TransformersForComposer(ComposerModel):
         return outputs.loss
 
 
-def transformers_side(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
+def transformers_variant(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
     """transformers' own model and loss with SDPA, with the same weights."""
     model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
