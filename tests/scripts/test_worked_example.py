@@ -138,7 +138,7 @@ def test_the_short_form_runs_every_step(tmp_path):
 @pytest.mark.proof
 @pytest.mark.subprocess
 def test_the_whole_example_learns_its_tasks(tmp_path):
-    """About 15 minutes on 2 cores."""
+    """This takes about half an hour on 2 busy cores."""
     require_server()
     losses = check_page(run_example(tmp_path), tmp_path)
     assert losses["pretrain"] < 1.6
