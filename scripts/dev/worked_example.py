@@ -1,7 +1,8 @@
 """Runs the worked example and writes its page: docs/examples/python-stdlib.md, with its figures.
 
 Every command on the page is run, and the page shows what it printed. Outputs are kept in runs/stdlib-example: a second
-call runs only what is missing. To run everything again, remove runs/stdlib-*. It takes about half an hour on 2 busy cores.
+call runs only what is missing. To run everything again, remove runs/stdlib-*. This takes about half an hour on 2 busy
+cores.
 """
 
 import sys
