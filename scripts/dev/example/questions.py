@@ -58,7 +58,7 @@ def parameters_questions(source: str) -> Iterator[Question]:
 
 
 def kind_questions(source: str) -> Iterator[Question]:
-    """Whether a name is that of a class, a function or a constant. Functions are thinned out to a quarter."""
+    """Whether a name is that of a class, a function or a constant. A quarter of the functions is used."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):

@@ -72,7 +72,7 @@ def run_steps(commands: Commands, settings: Settings) -> Results:
         outputs[f"export-{name}"] = commands.run(f"export-{name}", *_export(settings, name))
         for kind in SHORT_EVALUATED[name] if settings.short else EVALUATED[name]:
             results.exact.setdefault(name, {})[kind] = _exact_match(commands, settings, outputs, name, kind)
-        if not (settings.short and number):
+        if not settings.short:
             results.perplexity[name] = _perplexity(commands, settings, outputs, name)
     _generate(commands, settings, outputs)
     results.served = _serve(commands, settings)
@@ -159,10 +159,14 @@ def _perplexity(commands: Commands, settings: Settings, outputs: dict[str, Outpu
     folder = settings.data / "tasks"
     (ROOT / folder).mkdir(exist_ok=True)
     for stream in STREAMS:
-        task = TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
-        (ROOT / folder / f"{stream}.yaml").write_text(task, encoding="utf-8")
+        (ROOT / folder / f"{stream}.yaml").write_text(task(settings, stream), encoding="utf-8")
     results = _evaluate(commands, settings, outputs, f"perplexity-{name}", name, "--tasks", str(folder))
     return {stream: results[f"heldout_{stream}"]["metrics"]["byte_perplexity"] for stream in STREAMS}
+
+
+def task(settings: Settings, stream: str) -> str:
+    """The YAML of a stream's task."""
+    return TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
 
 
 def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]) -> None:
