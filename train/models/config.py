@@ -63,8 +63,8 @@ class FFNConfig(Section):
     moe_loss_weight: NotNegative = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
-    """The order p of the p-norm by which the weights of a token's selected experts are divided. null disables the
-    normalization."""
+    """The weights of the experts that a token selects are divided by their p-norm. This key is the order p of the norm.
+    null disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
     """The tokens for which the load-balancing loss counts the assignments to experts. ranks: a microbatch on all ranks,
     which takes one all-reduce. batch: the whole global batch, which takes an extra forward pass if there are several
