@@ -1,4 +1,5 @@
-"""The data sections of a config, and the base of all sections: rules, types of values, pydantic.
+"""The config sections for data, and the base of all config sections: rules, types of values, and validation with
+pydantic.
 
 No files are opened here. The packages that read the data check whether it exists.
 """

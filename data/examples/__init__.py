@@ -1,4 +1,5 @@
-"""Valid examples, their possible defects, and functions that convert a dataset's record to an example.
+"""The definition of valid examples, the errors that examples can have, and functions that convert records of a dataset
+to examples.
 
 Tokens are handled in data/tokenization.
 """

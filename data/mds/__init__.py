@@ -1,4 +1,4 @@
-"""MDS folders, local or remote: index, shards, download, upload, and a writer that can be resumed.
+"""Local and remote MDS folders: index, shards, download, upload, and a writer that can resume.
 
 The packages that read samples define what they mean.
 """

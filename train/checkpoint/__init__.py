@@ -1,5 +1,5 @@
-"""The save folder, the run that owns it, and its checkpoints: which are complete, what they contain, and how their
-tensors are read.
+"""The save folder, the lock of the run that writes to it, and its checkpoints: which are complete, what they contain,
+and how their tensors are read.
 
 train/weights decides what a run starts from.
 """

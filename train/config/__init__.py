@@ -1,5 +1,5 @@
-"""Read a YAML into a checked config, or report all of its problems: sections and their rules, the reader, the JSON
-schema, hints for LLM Foundry's keys.
+"""Reads a YAML file into a validated config, or reports all of its errors. Contains the config sections and their
+rules, the JSON schema, and hints for LLM Foundry's keys.
 
 Imports neither torch nor Composer, so that errors are reported quickly.
 """

@@ -1,4 +1,5 @@
-"""A conversation rendered by the chat template and split into prompts and responses, with checks that nothing is lost.
+"""Renders a conversation with the chat template and splits it into prompts and responses. Checks that no part of the
+conversation is lost.
 
 Token ids and loss masks are computed in data/tokenization.
 """

@@ -1,4 +1,5 @@
-"""Saving a checkpoint while training continues: the copy that is written, the thread that writes it, what is kept.
+"""Saves a checkpoint while training continues: the copy in memory, the thread that writes it, and the choice of the
+checkpoints to keep.
 
 Does not depend on Composer's callbacks; reading a checkpoint belongs in train/checkpoint.
 """
