@@ -71,7 +71,7 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.dropout=0.5", "applied"),
         ("seed=17", "optimizer.momentum=0.5", "ignored: adamw does not use it"),
         ("seed=17", "optimizer.name=decoupled_adamw", "applied"),
-        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to another optimizer"),
+        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to a different optimizer"),
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
         ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use it"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),

@@ -100,7 +100,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """Add LLM Foundry's keys that are ignored if their value is what this framework always does."""
+    """Add LLM Foundry's keys that are ignored because their value describes what this framework always does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above

@@ -76,9 +76,9 @@ def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
 
 
 def routed_sizes(config: TrainConfig, n_rows: int) -> tuple[int, int, int]:
-    """(tokens, experts per token, d_model): an upper bound of what a rank's experts process per microbatch of n_rows.
+    """(tokens, experts per token, d_model): an upper bound on what a rank's experts process per microbatch of n_rows.
 
-    With expert parallelism, the tokens are those of all ranks that share the experts, in the worst case that each token
+    With expert parallelism, the tokens of all ranks that share the experts are counted: in the worst case, each of them
     selects as many of this rank's experts as possible.
     """
     ffn, degree = config.model.ffn_config, _expert_ranks(config)

@@ -13,7 +13,7 @@ from train.checkpoint.storage.manifest import METADATA, STATE
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Checkpoints at a path."""
+    """The checkpoints that were found at a path."""
 
     folder: Path
     """The save folder, or the folder that contains the checkpoint."""
@@ -25,7 +25,7 @@ class Found:
 
 @contextmanager
 def read_errors_named(path: Path) -> Iterator[None]:
-    """Convert OSError to ConfigError with the name of the file in the error, or else of the path."""
+    """Convert OSError to ConfigError, which names the file in the error or, if there is none, the path."""
     try:
         yield
     except OSError as error:

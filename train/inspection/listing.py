@@ -68,7 +68,7 @@ def entries(found: Found) -> list[Entry]:
 
 
 def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
-    """None if the run has deleted the checkpoint meanwhile."""
+    """None if the run has deleted the checkpoint in the meantime."""
     manifest, error = None, None
     with read_errors_named(checkpoint):
         try:
@@ -139,7 +139,7 @@ def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
         if owner is not None and owner.alive is not False:
             yield f"{path.name} is not committed yet: the run may still be writing it"
         else:
-            yield f"{path.name} was not committed: the next run deletes it, as prune does"
+            yield f"{path.name} was not committed: the next run or prune deletes it"
     yield f"owner: {_described(owner)}"
     if len(listed) > 1:
         yield f"{len(listed)} checkpoints, {format_bytes(sum(entry.size for entry in listed))}"

@@ -25,7 +25,7 @@ METADATA = ".metadata"
 FORMAT = 1
 """Version of the manifest's format. Newer versions are refused."""
 _MOST_BYTES = 1 << 30
-"""Maximum size of a manifest. That of 1 TB of tensors has about 12 MB."""
+"""Maximum size of a manifest. The manifest of 1 TB of tensors has about 12 MB."""
 
 
 class CorruptCheckpointError(ConfigError):
@@ -210,7 +210,7 @@ def _decoded(name: str, entry: Mapping[str, Any]) -> FileDigest:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file directly in the folder."""
+    """Whether a name refers to a file directly in the folder."""
     return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
