@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def modules() -> Iterator[Path]:
     """The source files of the standard library, in the order of their paths, without tests and invalid syntax."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [file for file in sorted(root.rglob("*.py")) if not SKIPPED & set(file.relative_to(root).parts)]
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in SKIPPED]
+    found = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    files = [file for file in sorted(found) if not SKIPPED & set(file.relative_to(root).parts)]
     return filter(_reads, files)
 
 

@@ -1,6 +1,6 @@
-"""External inputs of a run: tokenizer, hub, pretrained model and object store; and the kernels that it would use.
+"""External inputs of a run: tokenizer, hub, pretrained model, object store, and the kernels for this machine.
 
-Libraries are imported where they are used, so that a missing one is a row of the table."""
+Libraries are imported where they are used, so that a missing library only makes one check fail."""
 
 from collections.abc import Iterator
 from pathlib import Path

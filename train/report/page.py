@@ -131,7 +131,7 @@ def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: di
 
 
 def _json(value: Any) -> str:
-    """Return JSON for a script element, escaped so that a text with `</script>` cannot end the element."""
+    """Return JSON for a script element. It is escaped so that a text with `</script>` cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
