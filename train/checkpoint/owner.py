@@ -274,7 +274,7 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
 
 
 def _age(folder: Path, found: _Found) -> float:
-    """Seconds since the last heartbeat, in [0, STALE], by the clock that sets file times in this folder."""
+    """Seconds since the last heartbeat, in [0, STALE], measured with the clock that sets file times in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
             os.utime(file.fileno())  # as a heartbeat does; on a network file system, this is the server's time

@@ -284,7 +284,8 @@ def furnish_save_folder(
             (Path(made) / "config.yaml").write_text(to_yaml(config))
             _write_run(Path(made), run_id)
             if not resuming:
-                # Before run.json is written: checkpoints cannot be resumed if run.json names another run.
+                # Done before run.json is written, because runs do not resume from checkpoints if run.json names another
+                # run.
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)

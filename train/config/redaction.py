@@ -1,4 +1,4 @@
-"""Print a config, completely or only the values that differ from defaults, and save it, each without secrets."""
+"""Print or save a config without secrets. Either all values are printed, or only those that differ from defaults."""
 
 import dataclasses
 from typing import Any

@@ -124,7 +124,7 @@ def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
 def _divided_experts(config: "TrainConfig") -> Iterator[Defect]:
     degree = config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
     if (experts := config.model.ffn_config.moe_num_experts) % degree:
-        text = f"is {degree}, but it must divide the {experts} experts (model.ffn_config.moe_num_experts)"
+        text = f"is {degree}, but it must divide model.ffn_config.moe_num_experts ({experts})"
         yield Defect("fsdp_config.expert_parallel_degree", text)
 
 

@@ -52,7 +52,7 @@ class DeadlinesConfig(Section):
     run ends. The limit is `multiple` times the run's own median, but at least the seconds below; null sets no limit."""
 
     multiple: Positive | None = 10.0
-    """Multiple of the median of the run so far, without its first steps; null uses only the seconds."""
+    """Multiple of the run's median so far, not counting its first steps; null uses only the seconds below."""
     setup: Positive | None = 3600.0
     """Seconds from when all ranks have connected to the end of the first step. This includes building the model,
     loading weights and compilation."""

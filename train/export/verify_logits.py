@@ -34,7 +34,7 @@ WHOLE_BYTES = parse_bytes("20gb")
 """Up to this size in fp32, the whole model is compared as well."""
 _N_ROWS, _ROW_LENGTH = 2, 48
 _TIE = 1e-5
-"""If the probabilities of two experts differ by less than this, the two sides may select different ones."""
+"""If the probabilities of two experts differ by less than this, the two sides may select different experts."""
 
 
 def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:

@@ -33,8 +33,8 @@ def read_errors_named(path: Path) -> Iterator[None]:
 
 
 def find_checkpoints(path: Path) -> Found:
-    """The checkpoints of a save folder, or the one that the path is or links to. Raises ConfigError if there is
-    none."""
+    """The checkpoints of a save folder, or the single checkpoint at the path or at the target of a link. Raises
+    ConfigError if there is none."""
     with read_errors_named(path):
         if _is_checkpoint(path):
             real = path.resolve()
@@ -64,7 +64,8 @@ def find_save_folder(path: Path) -> Found:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that the path is, or the newest in a save folder. Raises ConfigError like find_checkpoints."""
+    """The checkpoint at the path, or the newest one if the path is a save folder. Raises the errors of
+    find_checkpoints."""
     return find_checkpoints(path).checkpoints[-1]
 
 

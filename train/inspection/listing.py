@@ -153,7 +153,7 @@ def _described(owner: FoundOwner | None) -> str:
 
 
 def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
-    """The same as JSON, with sizes in bytes. Raises ConfigError like notes."""
+    """The listing as JSON, with sizes in bytes. Raises the errors of `notes`."""
     with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     return {

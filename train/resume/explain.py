@@ -36,8 +36,8 @@ class Change:
 
 
 def changes_between(was: TrainConfig, now: TrainConfig, **known: Any) -> list[Change]:
-    """The changes from one config to the other, in the order of the schema. `known`: the other fields of Case, with
-    what is known about the checkpoint."""
+    """The changes from one config to the other, in the order of the schema. `known`: values for the other fields of
+    Case."""
     cases = [Case(difference=difference, was=was, now=now, **known) for difference in differences(was, now)]
     return [Change(case=case, outcome=outcome_of(case)) for case in cases]
 

@@ -104,7 +104,7 @@ def _load(case: Case) -> Outcome:
 def _lora(case: Case) -> Outcome:
     if case.now.lora is None:
         return Outcome("refused", "the checkpoint contains only adapters", also_of_weights=True)
-    return Outcome("refused", "the checkpoint is a whole model, of which a run with lora loads only the weights")
+    return Outcome("refused", "the checkpoint is a whole model, from which a run with lora loads only the weights")
 
 
 def _adapters(case: Case) -> Outcome:
@@ -127,7 +127,7 @@ def streams_of(case: Case) -> set[str]:
 
 def _stream(case: Case) -> Outcome:
     if case.difference.now is ABSENT:
-        return Outcome("refused", "the run has used its rows; keep it with a proportion of 0")
+        return Outcome("refused", "the run has used rows of this stream; keep the stream with a proportion of 0")
     return Outcome("applied", "from here on")
 
 
@@ -204,7 +204,7 @@ APPLIED = Outcome("applied")
 _FROM_CHECKPOINT = Outcome("ignored", "the weights come from the checkpoint")
 _BASE_IS_COMPARED = Outcome("applied", "the frozen base must have the same weights")
 _OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have different shapes", also_of_weights=True)
-_OTHER_MEANING = Outcome("refused", "the weights were trained with it")
+_OTHER_MEANING = Outcome("refused", "the weights were trained with the old value")
 _ONE_SOURCE = Outcome("refused", "the checkpoint has different streams")
 _OTHER_ROWS = Outcome("refused", "the rows have changed")
 _PERHAPS_OTHER_ROWS = Outcome("refused", "unless the rows are unchanged")

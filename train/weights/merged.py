@@ -69,7 +69,7 @@ def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource
 
 
 class MergedWeights:
-    """W + alpha / r * B A for weights with an adapter, added in fp32; the rows of the base for others."""
+    """W + alpha / r * B A for weights with an adapter, added in fp32. For other weights, the rows of the base."""
 
     def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.base, self.adapters, self.lora = base, adapters, lora

@@ -47,7 +47,7 @@ class PretrainedFolder:
         self.model = model
         """The model config of the weights."""
         self.tensors = tensors
-        """The file of each parameter and its location there, by its name in stock DBRX."""
+        """For each parameter, by its name in stock DBRX, the file that contains it and its location in the file."""
 
     @classmethod
     def open(cls, name: str, model: ModelConfig | None = None) -> "PretrainedFolder":

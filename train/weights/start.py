@@ -135,7 +135,7 @@ def fall_back(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start:
-    """The checkpoint before one whose tensors are corrupt. Raises ConfigError if there is none."""
+    """The checkpoint to start from instead of one whose tensors are corrupt. Raises ConfigError if there is none."""
     if not start.resuming:
         raise error
     if config.on_corrupt_checkpoint == "stop":
@@ -190,7 +190,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
-                f"{subject}, a whole model, of which a run with lora loads only the weights, as its frozen base: set "
+                f"{subject}, a whole model, from which a run with lora only loads the frozen base: set "
                 "load_weights_only=true",
                 key=key,
             )

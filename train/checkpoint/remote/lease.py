@@ -96,8 +96,8 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
-    """Wait until the owner has missed its renewals; return None if its object was deleted meanwhile. Raises ConfigError
-    if the owner renews it."""
+    """Wait until the owner has missed its renewals; return None if its object was deleted in the meantime. Raises
+    ConfigError if the owner renews it."""
     notice(
         f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "
         "its object is visible from this machine"

@@ -224,7 +224,7 @@ class Sender:
         self._restarts += 1
         self._close_pipes()
         logger.warning(f"{reason}: restarting it")
-        with suppress(OSError):  # the next checkpoint tries again
+        with suppress(OSError):  # it is tried again with the next checkpoint
             self._start()
             self.end_error = None
 

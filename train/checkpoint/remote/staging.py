@@ -32,7 +32,8 @@ from train.config.schema import TrainConfig
 STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
 """The default staging folder, for scripts without a config."""
 _FETCHED = "fetched"
-"""Subfolder of save_staging_folder for checkpoints that load_path and scripts name. No run writes to them."""
+"""Subfolder of save_staging_folder for checkpoints that are fetched for load_path or scripts. Runs do not write to
+it."""
 
 
 def open_save_folder(config: TrainConfig, run_name: str) -> RemoteFolder | None:

@@ -24,7 +24,7 @@ state.json). Measured with torch 2.15."""
 
 
 def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
-    """Size of one checkpoint: fp32 weights (with lora only those of the adapters), and the optimizer's state of the
+    """Size of one checkpoint: fp32 weights (with lora, only those of the adapters), and the optimizer state of the
     trained weights."""
     sizes = {name: math.prod(shape) for name, shape in trainable_shapes(config).items()}
     trained = [name for name in sizes if not is_frozen(config, name)]

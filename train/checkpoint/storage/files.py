@@ -21,7 +21,7 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Blocks per read: more than the disk's read-ahead, and few enough for the CPU cache."""
+"""Blocks per read. Together, they are larger than the disk's read-ahead and still fit into the CPU cache."""
 _KEPT_BLOCKS = 16
 """Number of partly read blocks that are kept in memory, so that they are not read again for their other parts."""
 

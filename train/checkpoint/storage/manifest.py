@@ -141,7 +141,7 @@ def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> Corrupt
 
 
 def _other_owner(checkpoint: Path, name: str) -> str:
-    """A hint if the file appears to belong to another checkpoint of the save folder, by its size and first block."""
+    """A hint if the file's size and first block match those of another checkpoint of the save folder."""
     try:
         path = checkpoint / name
         with path.open("rb") as file:

@@ -110,7 +110,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         if not isinstance(found, metadata.Metadata):
             raise TypeError(f"it contains {type(found).__name__}")
         _check(found)
-        found.storage_meta = None  # it contains the stand-in of a path
+        found.storage_meta = None  # in this field, a stand-in has replaced a path
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found

@@ -66,7 +66,7 @@ def escaped(node: Any) -> Any:
 
 
 def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
-    """Replace each `${...}` in the tree by its value, or by UNRESOLVED if it has none.
+    """Replace each `${...}` in the tree with its value, or with UNRESOLVED if it has none.
 
     `defaults` are the keys that have a default. They cannot be referred to if they are not in the file.
     """
