@@ -1,15 +1,16 @@
-"""Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
+"""Writes training questions and held-out questions about functions of Python's standard library as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-class_names.jsonl asks to write a function's name as a class is named. heldout-*.jsonl ask about functions of the
-modules that make_stdlib_data.py --heldout leaves out, and only about names that no training question has.
+class_names.jsonl asks for a function's name in the form of a class name. The questions in heldout-*.jsonl are about
+functions of the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in
+training questions.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse

@@ -1,14 +1,14 @@
-"""The tables of presets and configurations in README.md and docs/recipes.md, computed by the planner.
+"""Computes the tables of presets and configurations in README.md and docs/recipes.md with the planner.
 
 python scripts/dev/preset_table.py            # print the tables
-python scripts/dev/preset_table.py --write    # write them between their markers in both pages
+python scripts/dev/preset_table.py --write    # write them into both pages, between the markers
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the root of the repository stays on sys.path: a script of this folder could hide a package with the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -26,7 +26,7 @@ PAGES = ("README.md", "docs/recipes.md")
 GPU = "h100"
 NODE = 8
 TOKENS = 10**9
-"""GPU-hours are given for this many tokens, padding included."""
+"""Number of tokens, including padding, for which GPU-hours are computed."""
 
 SHIPPED = {
     "pretrain/dbrx.yaml": 512,
@@ -41,13 +41,14 @@ SHIPPED = {
     "finetune/dbrx_tiny.yaml": 2,
     "finetune/dbrx_tiny_lora.yaml": 2,
 }
-"""The number of ranks that each configuration in yamls/pretrain/ and yamls/finetune/ is written for."""
+"""The number of ranks for which each configuration in yamls/pretrain/ and yamls/finetune/ is written."""
 METHODS = {
     "full fine-tuning": "finetune/dbrx.yaml",
     "LoRA": "finetune/dbrx_lora.yaml",
     "QLoRA": "finetune/dbrx_qlora.yaml",
 }
-"""The columns of the preset table, and the configuration that each is computed from with another preset."""
+"""The columns of the preset table, and the configuration from which each column is computed, with the preset
+replaced."""
 LONG = "max_seq_len=32768"
 VARIANTS = (
     ("finetune/dbrx.yaml", "fsdp_config.expert_parallel_degree=8", 64),
@@ -61,19 +62,19 @@ VARIANTS = (
     ("finetune/dbrx_9b_lora.yaml", "lora.base_dtype=nf4", 1),
     ("pretrain/dbrx_9b.yaml", "device_train_microbatch_size=4", 8),
 )
-"""Configurations with overrides and a number of ranks: what else docs/recipes.md has figures for."""
+"""Further rows in docs/recipes.md: a configuration, overrides, and a number of ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the planner predicts for a configuration on a number of GPUs."""
+    """The predictions of the planner for a configuration on a number of GPUs."""
 
     ranks: int
     memory: float
-    """Bytes per GPU, at the peak of a step."""
+    """Peak memory of a step in bytes per GPU."""
     mfu: float
     gpu_hours: float
-    """For TOKENS."""
+    """GPU-hours for TOKENS tokens."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(text: str) -> str:
-    """A page with the tables between their markers computed again."""
+    """Return the page with new tables between the markers."""
 
     def replacement(match: re.Match[str]) -> str:
         return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n{match[3]}"
@@ -100,7 +101,8 @@ def filled(text: str) -> str:
 
 @cache
 def preset_table() -> str:
-    """One row per preset: its parameters, and the smallest number of GPUs for each method of METHODS."""
+    """Return the table with a row per preset: its parameters, and the smallest number of GPUs for each method in
+    METHODS."""
     from train.models.config import PRESETS
     from train.models.shapes import count_parameters
 
@@ -121,7 +123,8 @@ def preset_table() -> str:
 
 @cache
 def configuration_table() -> str:
-    """One row per configuration in yamls/: the GPUs it is written for, their memory, and the predicted time."""
+    """Return the table with a row per configuration in yamls/: the GPUs for which it is written, their memory, and the
+    predicted time."""
     columns = ["configuration", "written for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, ranks in SHIPPED.items():
@@ -137,7 +140,7 @@ def configuration_table() -> str:
 
 @cache
 def variant_table() -> str:
-    """One row per entry of VARIANTS."""
+    """Return the table with a row per entry of VARIANTS."""
     columns = ["configuration", "overrides", "GPUs", "memory per GPU", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, overrides, ranks in VARIANTS:
@@ -156,7 +159,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "configurations": configuration_table,
     "variants": variant_table,
 }
-"""By the names in the markers of the pages."""
+"""Functions that compute the tables, by the name in the marker."""
 
 
 def _config(path: str, *overrides: str) -> "TrainConfig":
@@ -172,7 +175,7 @@ def _cluster(ranks: int) -> "Cluster":
 
 
 def prediction(config: "TrainConfig", ranks: int) -> Prediction:
-    """Raises ConfigError where the configuration cannot be divided over this number of ranks."""
+    """Return the prediction. Raises ConfigError if the configuration cannot be divided over this number of ranks."""
     from train.config.ranks import check_world_size
     from train.planning.cluster.step_time import model_flops_utilization, predict, run_flops
     from train.planning.peak import memory_parts
@@ -190,7 +193,8 @@ def prediction(config: "TrainConfig", ranks: int) -> Prediction:
 
 
 def smallest(config: "TrainConfig") -> Prediction:
-    """For the smallest power of two of GPUs that fits. Raises ValueError where no number of GPUs fits."""
+    """Return the prediction for the smallest number of GPUs (a power of two) on which the configuration fits. Raises
+    ValueError if there is none."""
     from data.base.errors import ConfigError
 
     gpu = _cluster(1).gpu
@@ -202,7 +206,7 @@ def smallest(config: "TrainConfig") -> Prediction:
             continue
         if found.memory <= gpu.n_bytes:
             return found
-    raise ValueError(f"{config.run_name} fits on no number of GPUs")
+    raise ValueError(f"{config.run_name} does not fit on any number of GPUs")
 
 
 def _cpu_memory(config: "TrainConfig", ranks: int) -> float:
@@ -216,7 +220,7 @@ def _gpus(found: Prediction) -> str:
 
 
 def _gigabytes(n_bytes: float) -> str:
-    """In GB of 2^30 bytes."""
+    """Format bytes in GB of 2^30 bytes."""
     size = n_bytes / 2**30
     return f"{size:,.0f} GB" if size >= 1 else f"{size:.2f} GB"
 
@@ -226,7 +230,7 @@ def _count(number: int) -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells that a row lacks are `-`."""
+    """Return a Markdown table. Missing cells at the end of a row become `-`."""
     full = [[*cells, *["-"] * (len(columns) - len(cells))] for cells in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *full])
 

@@ -1,14 +1,14 @@
 """Runs the worked example and writes its page: docs/examples/python-stdlib.md, with its figures.
 
-Every command on the page is run, and the page shows what it printed. Outputs are kept in runs/stdlib-example: a second
-call runs only what is missing. To run everything again, remove runs/stdlib-*. It takes about 20 minutes on 2 cores.
+Every command on the page is run, and the page shows its output. Outputs are stored in runs/stdlib-example, so a second
+call runs only the missing steps. To run everything again, remove runs/stdlib-*. It takes about 20 minutes on 2 cores.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/examples"), help="the page's folder (default: %(default)s)"
+        "--out", type=Path, default=Path("docs/examples"), help="folder of the page (default: %(default)s)"
     )
     parser.add_argument("--work", type=Path, help="a folder for data and runs (default: .cache/stdlib and runs)")
-    parser.add_argument("--port", type=int, default=8000, help="the server's port (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port of the server (default: %(default)s)")
     parser.add_argument("--short", action="store_true", help="train for a few steps only, to test the commands")
     args = parser.parse_args(argv)
     os.chdir(ROOT)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.short and not picture_report(
         settings.run("pretrain") / "checkpoints/report.html", pictures / "report.png"
     ):
-        print("images/report.png is left as it is: Chromium is not installed")
+        print("images/report.png was not updated, because Chromium is not installed")
     page = args.out / "python-stdlib.md"
     page.write_text(render(results, settings), encoding="utf-8")
     print(f"wrote {page}")

@@ -1,4 +1,4 @@
-"""The example's figures, drawn from the metrics of its runs, and a picture of the report."""
+"""Draws the figures of the example from the metrics of its runs, and makes a picture of the report."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from train.report.reading.metrics import Metrics, read_metrics
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SHOWN = ("loss", "0-share-0", "0-share-1")
-"""Charts of the report that the picture shows, beside the experts' loads over time."""
+"""Charts that the picture of the report shows, in addition to the expert loads over time."""
 
 
 def draw_figures(settings: Settings, folder: Path) -> None:
@@ -47,7 +47,7 @@ def _draw_losses(metrics: dict[str, Metrics], file: Path) -> None:
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """The mean of each value and the ones before it, at most `window`."""
+    """Return the moving average over the last `window` values."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -76,7 +76,8 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 
 def picture_report(report: Path, picture: Path) -> bool:
-    """Write a picture of a report's most telling charts with Chromium; False where it is not installed."""
+    """Write a picture of the most interesting charts of a report with Chromium. Returns False if Chromium is not
+    installed."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False

@@ -1,4 +1,4 @@
-"""Questions about the functions of source files, with their answers."""
+"""Makes questions about the functions in source files, with their answers."""
 
 import ast
 import random
@@ -10,27 +10,27 @@ from pathlib import Path
 Question = dict[str, str]
 
 MAX_PROMPT = 120
-"""Characters: longer docstrings and signatures are left out, so that short rows hold several questions."""
+"""Maximum number of characters in a prompt, so that a short row can contain several questions."""
 HELDOUT_OF_EACH = 100
 SEED = 17
 
 
 @dataclass(frozen=True)
 class Function:
-    """A public function or method, as its source defines it."""
+    """A public function or method, according to its source code."""
 
     name: str
     parameters: tuple[str, ...]
     signature: str
     summary: str
-    """The first line of its docstring; empty without one."""
+    """The first line of its docstring, or an empty string if it has none."""
 
 
 Kind = Callable[[Function], Question | None]
 
 
 def functions(source: str) -> Iterator[Function]:
-    """The functions of a source file whose names do not begin with an underscore."""
+    """Yield the functions in a source file whose names do not begin with an underscore."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = node.args
@@ -42,7 +42,8 @@ def functions(source: str) -> Iterator[Function]:
 
 
 def name_question(function: Function) -> Question | None:
-    """The function's name, given the first line of its docstring; None where the line contains the name."""
+    """Ask for the function's name, given the first line of its docstring. Returns None if the line contains the
+    name."""
     prompt = f"Name: {function.summary}\n"
     if len(function.summary) < 15 or len(prompt) > MAX_PROMPT or not prompt.isascii():
         return None
@@ -52,7 +53,7 @@ def name_question(function: Function) -> Question | None:
 
 
 def parameters_question(function: Function) -> Question | None:
-    """The function's parameters, given its signature; None for fewer than two parameters."""
+    """Ask for the function's parameters, given its signature. Returns None if it has fewer than two parameters."""
     prompt = f"Parameters: {function.signature}\n"
     if len(function.parameters) < 2 or len(prompt) > MAX_PROMPT or not prompt.isascii():
         return None
@@ -61,7 +62,7 @@ def parameters_question(function: Function) -> Question | None:
 
 
 def class_name_question(function: Function) -> Question | None:
-    """A function's name written as the name of a class; None for a name of one word."""
+    """Ask for the function's name in the form of a class name. Returns None if the name is a single word."""
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", function.name) or len(function.name) > 24:
         return None
     response = "".join(word.capitalize() for word in function.name.split("_"))
@@ -72,13 +73,15 @@ KINDS: dict[str, dict[str, Kind]] = {
     "questions": {"name": name_question, "parameters": parameters_question},
     "class_names": {"class": class_name_question},
 }
-"""File of training questions -> the kinds of question in it, each with the name of its file of held-out questions."""
+"""For each file of training questions, its kinds of questions. The key of a kind is in the name of the file with the
+held-out questions of this kind."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:
-    """File name, without suffix -> its questions; at most 100 of each kind, from every heldout-th file, are held out.
+    """Return the questions by file name without suffix. At most 100 questions of each kind, from every heldout-th
+    source file, are held out.
 
-    No prompt occurs twice. No held-out question is about a name that a training question of the same file is about.
+    No prompt occurs twice. A held-out question is never about a name that occurs in a training question of its file.
     """
     sides: dict[bool, list[Function]] = {False: [], True: []}
     for number, file in enumerate(files, start=1):
