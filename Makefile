@@ -24,7 +24,7 @@ help:  ## list the targets
 .PHONY: install
 install: .venv/installed  ## install everything into .venv
 
-quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
+quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, and ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
 lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, merge and export them (about 2 minutes)

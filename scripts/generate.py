@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system_prompt", metavar="TEXT", help="system message at the start of a conversation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl file")
     parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's max_seq_len allows")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) means greedy decoding")
     parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
     nucleus = "nucleus sampling: sample from the most likely tokens with this cumulative probability"
     parser.add_argument("--top_p", type=float, default=1.0, help=nucleus)

@@ -1,4 +1,4 @@
-"""Compares the planned with the simulated peak memory, traffic and FLOPs on random configurations."""
+"""Compares planned and simulated peak memory, traffic and FLOPs on random configurations."""
 
 import sys
 from pathlib import Path

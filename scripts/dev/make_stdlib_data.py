@@ -66,7 +66,7 @@ def _reads(file: Path) -> bool:
 def split(source: str) -> dict[str, str]:
     """Split a module into code, docstrings and comments, each in the original order. The code does not contain the
     other two."""
-    lines = source.split("\n")  # counted like ast: a form feed does not end a line
+    lines = source.split("\n")  # as in ast, a form feed does not end a line
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -73,8 +73,8 @@ KINDS: dict[str, dict[str, Kind]] = {
     "questions": {"name": name_question, "parameters": parameters_question},
     "class_names": {"class": class_name_question},
 }
-"""For each file of training questions, its kinds of questions. The key of a kind is in the name of the file with the
-held-out questions of this kind."""
+"""For each file of training questions, its kinds of questions. The held-out questions of kind KIND are in the file
+heldout-KIND."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:

@@ -184,7 +184,8 @@ class _Recorder:
 
 
 def specialise(function: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], tuple[int, ...]]:
-    """Return types, constants and aligned parameters for these arguments, by the rules of JITFunction.run."""
+    """Return types, constants and aligned parameters for these arguments, determined in the same way as in
+    JITFunction.run."""
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned: list[int] = []
