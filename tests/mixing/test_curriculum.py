@@ -367,7 +367,7 @@ def test_the_global_batch_may_change_where_a_stage_ends():
             r"rows of stream a have changed \(fingerprint was f, now g\)",
         ),
         (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a was removed after 270 of its rows were drawn"),
-        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it may only change where"),
+        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it can only change where"),
     ],
 )
 def test_another_past_is_refused(config, there, options, text):
@@ -427,7 +427,7 @@ def test_a_stage_that_cannot_be(arguments, text):
     ("config", "text"),
     [
         (loader([stage("x", "200ba", {"a": 1.0})]), "stages: they last 200 batches, but max_duration is 100"),
-        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of one: write {ep: 1, of: a}"),
+        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of a stream: write {ep: 1, of: a}"),
         (loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]), "is in epochs of b, but b has no share"),
         (
             loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}),
