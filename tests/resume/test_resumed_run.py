@@ -169,7 +169,9 @@ def test_a_run_at_max_duration_has_nothing_to_do(trained: tuple[Path, Any]) -> N
     folder, results = trained
     seen, printed = results["done"]
     assert seen == {}
-    assert f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba is 2\n" in printed
+    assert (
+        f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba ends at batch 2\n" in printed
+    )
     assert not (folder / "done.log").exists()
     assert not list((folder / "done").glob(".part*"))
     assert (folder / "done" / "latest").resolve() == folder / "done" / "ep0-ba2"

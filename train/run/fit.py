@@ -237,7 +237,7 @@ def _fingerprints(inputs: Inputs) -> dict[str, str]:
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
     """Report that the run is already finished, and make the exports that are missing."""
     assert inputs.start is not None
-    end = f"max_duration {config.max_duration} is {inputs.max_batches}"
+    end = f"max_duration {config.max_duration} ends at batch {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return None
