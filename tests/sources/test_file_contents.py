@@ -50,7 +50,7 @@ def test_parquet_files_without_rows_are_skipped(tmp_path, capsys):
 def test_a_set_without_any_rows_is_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.jsonl").write_text("\n" * number)
-    with pytest.raises(DataError, match=r"none of the 2 files has any rows \(.*0.jsonl, .*1.jsonl\): name other"):
+    with pytest.raises(DataError, match=r"none of the 2 files has any rows \(.*0.jsonl, .*1.jsonl\): choose other"):
         read(open_source(of_folder(tmp_path)))
 
 
