@@ -1,5 +1,5 @@
-"""The progress of a preparation. It is saved in the journal, and shown as a progress bar, also by processes that wait
-for the preparation."""
+"""The progress of a preparation. It is saved in the journal. The process that prepares the rows, and those that wait
+for it, show it as a progress bar."""
 
 import sys
 from contextlib import suppress
@@ -15,7 +15,7 @@ from data.mds.writer import read_journal
 from data.preparation.recipe import Part, Tally
 
 BAR_DELAY = 2
-"""Seconds before a progress bar appears. Short preparations show none."""
+"""Seconds before a progress bar appears. Short preparations show no bar."""
 MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
 """Seconds between updates of the progress bar. Updates are rare because output often goes to a log file."""
 

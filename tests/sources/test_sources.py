@@ -236,7 +236,9 @@ def test_a_truncated_array_names_its_incomplete_row(tmp_path):
     pairs = rows_of(tmp_path / "a.json", b'[{"a": 1},\n {"a": ')
     assert pairs[0][1] == {"a": 1}
     assert "is not JSON (Expecting value, line 2, column 8)" in pairs[1][1].text
-    assert pairs[2][1].text.startswith("the array is not closed at its end (line 2, column 8): the file is truncated")
+    assert pairs[2][1].text.startswith(
+        "the array is not closed at the end of the file (line 2, column 8): the file is truncated"
+    )
 
 
 @pytest.mark.parametrize(

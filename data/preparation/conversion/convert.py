@@ -1,5 +1,5 @@
-"""Convert the dataset that a command line names. Each split, or all text files together, are written to a local folder,
-a remote folder, or both."""
+"""Convert the dataset that a command line names. The output for each split, or for all text files together, is written
+to a local folder, a remote folder, or both."""
 
 import argparse
 import shutil
