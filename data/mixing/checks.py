@@ -71,7 +71,7 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
             key = f"streams.{name}.max_repeats" if name else "max_repeats"
             raise ConfigError(
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
-                f"{drawn:,} rows are drawn from {f'stream {name}' if name else 'the dataset'}, {epochs:.2f} times its "
-                f"{shape.n_rows:,} rows: set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
+                f"the run draws {drawn:,} rows from {f'stream {name}' if name else 'the dataset'}, which has only "
+                f"{shape.n_rows:,} ({epochs:.2f} epochs): set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
                 + ("lower its share" if name else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)")
             )
