@@ -198,7 +198,7 @@ def reason(error: OSError) -> str:
 
 
 def cannot_be(done: str, subject: object, error: OSError) -> str:
-    """`SUBJECT cannot be read: No such file or directory`; `done` is read, written or the like."""
+    """`SUBJECT cannot be read: No such file or directory`; `done` is a participle such as read or written."""
     missing = error.filename if isinstance(error, FileNotFoundError) else None
     return f"{subject} cannot be {done}: {reason(error)}{from_here(missing) if missing else ''}"
 

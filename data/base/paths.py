@@ -1,4 +1,4 @@
-"""Checks of paths and names. Without them, an invalid path would fail with a traceback in whatever uses it first."""
+"""Checks of paths and names. Without them, an invalid path would fail with a traceback when it is first used."""
 
 import argparse
 import re

@@ -196,7 +196,8 @@ def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
         hint += f" (links to a file that is also named {_printable(path.name)} are allowed)"
     raise ConfigError(
         f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
-        f"nothing outside of it, because it could be copied into what is saved: replace the link by a copy of {hint}"
+        "nothing outside of it, because the target could be copied when the folder is saved: replace the link by a "
+        f"copy of {hint}"
     )
 
 

@@ -44,7 +44,7 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """`resuming`: `resume` will be called next, which checks lengths and repeats.
+        """`resuming`: lengths and repeats are not checked here, because `resume` is called next and checks them.
 
         Raises ConfigError for stages that cannot be converted to batches or would repeat rows, and DataError if all
         streams together have fewer rows than one global batch.

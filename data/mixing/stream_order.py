@@ -72,7 +72,7 @@ class StreamOrder:
         if not n_rows:
             return 0
         least = int(np.sort(self.shard_sizes)[: self._window].sum())
-        # The rows may lie only partly in the first and last windows; and the last window of an epoch may be short.
+        # The rows may cover the first and last windows only partly, and the last window of an epoch may be short.
         n_windows = math.ceil(n_rows / least) + 1 + (len(self.shard_sizes) % self._window > 0)
         return min(n_windows * self._window, len(self.shard_sizes))
 

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def modules() -> Iterator[Path]:
     """Return the source files of the standard library, sorted by path, without tests and files with invalid syntax."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = [file for file in sorted(root.rglob("*.py")) if not SKIPPED & set(file.relative_to(root).parts)]
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in SKIPPED]
+    found = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
+    files = [file for file in sorted(found) if not SKIPPED & set(file.relative_to(root).parts)]
     return filter(_reads, files)
 
 

@@ -1,9 +1,8 @@
 """Writes training questions and held-out questions about functions of Python's standard library as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-class_names.jsonl asks for a function's name in the form of a class name. The questions in heldout-*.jsonl are about
-functions of the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in
-training questions.
+kinds.jsonl asks whether a name is that of a class, a function or a constant. The questions in heldout-*.jsonl are about
+the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in training questions.
 """
 
 import sys

@@ -41,7 +41,7 @@ SHIPPED = {
     "finetune/dbrx_tiny.yaml": 2,
     "finetune/dbrx_tiny_lora.yaml": 2,
 }
-"""The number of ranks for which each configuration in yamls/pretrain/ and yamls/finetune/ is written."""
+"""The number of ranks for which each configuration in yamls/pretrain/ and yamls/finetune/ is designed."""
 METHODS = {
     "full fine-tuning": "finetune/dbrx.yaml",
     "LoRA": "finetune/dbrx_lora.yaml",
@@ -123,9 +123,9 @@ def preset_table() -> str:
 
 @cache
 def configuration_table() -> str:
-    """Return the table with a row per configuration in yamls/: the GPUs for which it is written, their memory, and the
+    """Return the table with a row per configuration in yamls/: the GPUs for which it is designed, their memory, and the
     predicted time."""
-    columns = ["configuration", "written for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
+    columns = ["configuration", "designed for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, ranks in SHIPPED.items():
         config, on_gpu = _config(path), "tiny" not in path
@@ -135,7 +135,7 @@ def configuration_table() -> str:
         else:
             row.append(_gigabytes(_cpu_memory(config, ranks)))
         rows.append(row)
-    return _markdown([*columns, "smallest that fits"], rows)
+    return _markdown([*columns, "fewest GPUs"], rows)
 
 
 @cache

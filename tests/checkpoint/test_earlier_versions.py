@@ -1,6 +1,6 @@
 """Checkpoints that Composer's own saver wrote, as earlier versions did: one file, or a folder without a manifest.
 
-tests/run/test_golden.py resumes a folder of an earlier version as it was written then.
+tests/run/test_golden.py resumes a folder that an earlier version wrote.
 """
 
 import contextlib

@@ -18,8 +18,8 @@ class SpikesConfig(Section):
     min_steps: Count = 32
     """Number of steps required for the first comparison."""
     threshold: Positive = 10.0
-    """In median absolute deviations times 1.4826 (the standard deviation for normal noise), which count as at least 1%
-    of the median."""
+    """In median absolute deviations, which are multiplied by 1.4826 to estimate the standard deviation, and are at
+    least 1% of the median."""
     max_steps: Count = 100
     """After this many consecutive spikes their loss becomes the new level (on_spike: log), or the run ends. The run
     also ends after this many consecutive non-finite steps (on_nonfinite: skip)."""

@@ -47,8 +47,8 @@ def find_checkpoints(path: Path) -> Found:
 
 
 def find_save_folder(path: Path) -> Found:
-    """Find a save folder, which may contain only leftovers. Raises ConfigError if the path is not a save folder and
-    does not contain exactly one."""
+    """Find a save folder, which may contain only leftovers. Raises ConfigError if the path is neither a save folder nor
+    a folder that contains exactly one."""
     path = resolve_save_folder(path)
     with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):

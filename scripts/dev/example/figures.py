@@ -76,8 +76,7 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 
 def picture_report(report: Path, picture: Path) -> bool:
-    """Write a picture of the most interesting charts of a report with Chromium. Returns False if Chromium is not
-    installed."""
+    """Write a picture of the main charts of a report with Chromium. Returns False if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False

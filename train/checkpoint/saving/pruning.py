@@ -33,7 +33,7 @@ class Pruning:
         """
         superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:
-            # Each rank reads the files that it wrote back from disk, not from the page cache.
+            # Each rank reads its files back from disk, not from the page cache.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
                 logger.warning(f"{corrupt[0]}. The checkpoints before it are kept")
