@@ -1,4 +1,4 @@
-"""Makes questions about the functions in source files, with their answers."""
+"""Makes questions about names and functions in source files, with their answers."""
 
 import ast
 import random
@@ -106,6 +106,6 @@ def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Questi
 
 
 def _asked(sources: Sequence[str], kind: Kind) -> list[Question]:
-    """The questions of a kind, without repeated prompts, and without long ones and those that are not ASCII."""
+    """Return the questions of a kind, without repeated prompts, long prompts and prompts that are not ASCII."""
     questions = {question["prompt"]: question for source in sources for question in kind(source)}
     return [question for prompt, question in questions.items() if len(prompt) <= MAX_PROMPT and prompt.isascii()]

@@ -31,7 +31,7 @@ enough for a row of the training data."""
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where the example reads and writes, and how long it trains."""
+    """The paths that the example reads and writes, and the length of its runs."""
 
     runs: Path = Path("runs")
     data: Path = Path(".cache/stdlib")
@@ -166,7 +166,7 @@ def _perplexity(commands: Commands, settings: Settings, outputs: dict[str, Outpu
 
 
 def task(settings: Settings, stream: str) -> str:
-    """The YAML of a stream's task."""
+    """Return the YAML of a stream's task."""
     return TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
 
 
