@@ -1,4 +1,4 @@
-"""Writes training questions and held-out questions about functions of Python's standard library as {prompt, response}.
+"""Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
 kinds.jsonl asks whether a name is that of a class, a function or a constant. The questions in heldout-*.jsonl are about
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse

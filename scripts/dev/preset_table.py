@@ -1,14 +1,14 @@
-"""Computes the tables of presets and configurations in README.md and docs/recipes.md with the planner.
+"""The tables of presets and configurations in README.md and docs/recipes.md, computed by the planner.
 
 python scripts/dev/preset_table.py            # print the tables
-python scripts/dev/preset_table.py --write    # write them into both pages, between the markers
+python scripts/dev/preset_table.py --write    # write them between their markers in both pages
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
+# Only the root of the repository stays on sys.path: a script of this folder could hide a package with the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -26,7 +26,7 @@ PAGES = ("README.md", "docs/recipes.md")
 GPU = "h100"
 NODE = 8
 TOKENS = 10**9
-"""Number of tokens, including padding, for which GPU-hours are computed."""
+"""GPU-hours are given for this many tokens, padding included."""
 
 SHIPPED = {
     "pretrain/dbrx.yaml": 512,
@@ -47,8 +47,7 @@ METHODS = {
     "LoRA": "finetune/dbrx_lora.yaml",
     "QLoRA": "finetune/dbrx_qlora.yaml",
 }
-"""The columns of the preset table, and the configuration from which each column is computed, with the preset
-replaced."""
+"""The columns of the preset table, and the configuration that each is computed from with another preset."""
 LONG = "max_seq_len=32768"
 VARIANTS = (
     ("finetune/dbrx.yaml", "fsdp_config.expert_parallel_degree=8", 64),
@@ -62,19 +61,19 @@ VARIANTS = (
     ("finetune/dbrx_9b_lora.yaml", "lora.base_dtype=nf4", 1),
     ("pretrain/dbrx_9b.yaml", "device_train_microbatch_size=4", 8),
 )
-"""Further rows in docs/recipes.md: a configuration, overrides, and a number of ranks."""
+"""Configurations with overrides and a number of ranks: what else docs/recipes.md has figures for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The predictions of the planner for a configuration on a number of GPUs."""
+    """What the planner predicts for a configuration on a number of GPUs."""
 
     ranks: int
     memory: float
-    """Peak memory of a step in bytes per GPU."""
+    """Bytes per GPU, at the peak of a step."""
     mfu: float
     gpu_hours: float
-    """GPU-hours for TOKENS tokens."""
+    """For TOKENS."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(text: str) -> str:
-    """Return the page with new tables between the markers."""
+    """A page with the tables between their markers computed again."""
 
     def replacement(match: re.Match[str]) -> str:
         return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n{match[3]}"
@@ -101,8 +100,7 @@ def filled(text: str) -> str:
 
 @cache
 def preset_table() -> str:
-    """Return the table with a row per preset: its parameters, and the smallest number of GPUs for each method in
-    METHODS."""
+    """One row per preset: its parameters, and the smallest number of GPUs for each method of METHODS."""
     from train.models.config import PRESETS
     from train.models.shapes import count_parameters
 
@@ -140,7 +138,7 @@ def configuration_table() -> str:
 
 @cache
 def variant_table() -> str:
-    """Return the table with a row per entry of VARIANTS."""
+    """One row per entry of VARIANTS."""
     columns = ["configuration", "overrides", "GPUs", "memory per GPU", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, overrides, ranks in VARIANTS:
@@ -159,7 +157,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "configurations": configuration_table,
     "variants": variant_table,
 }
-"""Functions that compute the tables, by the name in the marker."""
+"""By the names in the markers of the pages."""
 
 
 def _config(path: str, *overrides: str) -> "TrainConfig":
@@ -175,7 +173,7 @@ def _cluster(ranks: int) -> "Cluster":
 
 
 def prediction(config: "TrainConfig", ranks: int) -> Prediction:
-    """Return the prediction. Raises ConfigError if the configuration cannot be divided over this number of ranks."""
+    """Raises ConfigError where the configuration cannot be divided over this number of ranks."""
     from train.config.ranks import check_world_size
     from train.planning.cluster.step_time import model_flops_utilization, predict, run_flops
     from train.planning.peak import memory_parts
@@ -193,8 +191,7 @@ def prediction(config: "TrainConfig", ranks: int) -> Prediction:
 
 
 def smallest(config: "TrainConfig") -> Prediction:
-    """Return the prediction for the smallest number of GPUs (a power of two) on which the configuration fits. Raises
-    ValueError if there is none."""
+    """For the smallest power of two of GPUs that fits. Raises ValueError where no number of GPUs fits."""
     from data.base.errors import ConfigError
 
     gpu = _cluster(1).gpu
@@ -206,7 +203,7 @@ def smallest(config: "TrainConfig") -> Prediction:
             continue
         if found.memory <= gpu.n_bytes:
             return found
-    raise ValueError(f"{config.run_name} does not fit on any number of GPUs")
+    raise ValueError(f"{config.run_name} fits on no number of GPUs")
 
 
 def _cpu_memory(config: "TrainConfig", ranks: int) -> float:
@@ -220,7 +217,7 @@ def _gpus(found: Prediction) -> str:
 
 
 def _gigabytes(n_bytes: float) -> str:
-    """Format bytes in GB of 2^30 bytes."""
+    """In GB of 2^30 bytes."""
     size = n_bytes / 2**30
     return f"{size:,.0f} GB" if size >= 1 else f"{size:.2f} GB"
 
@@ -230,7 +227,7 @@ def _count(number: int) -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table. Missing cells at the end of a row become `-`."""
+    """A table; cells that a row lacks are `-`."""
     full = [[*cells, *["-"] * (len(columns) - len(cells))] for cells in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *full])
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
+# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -20,10 +20,10 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/examples"), help="folder of the page (default: %(default)s)"
+        "--out", type=Path, default=Path("docs/examples"), help="the page's folder (default: %(default)s)"
     )
     parser.add_argument("--work", type=Path, help="a folder for data and runs (default: .cache/stdlib and runs)")
-    parser.add_argument("--port", type=int, default=8000, help="port of the server (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="the server's port (default: %(default)s)")
     parser.add_argument("--short", action="store_true", help="train for a few steps only, to test the commands")
     args = parser.parse_args(argv)
     os.chdir(ROOT)

@@ -178,7 +178,7 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have no system message: add --chat"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines conversations itself"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
-        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is set"),
+        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0 (greedy decoding), but top_k or top_p is set"),
         (["none", "x"], "none is neither a checkpoint"),
         (["tests", "x"], "tests is neither a checkpoint"),
     ],

@@ -1,4 +1,4 @@
-"""Draws the figures of the example from the metrics of its runs, and makes a picture of the report."""
+"""The example's figures, drawn from the metrics of its runs, and a picture of the report."""
 
 import shutil
 import subprocess
@@ -47,7 +47,7 @@ def _draw_losses(metrics: dict[str, Metrics], file: Path) -> None:
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Return the moving average over the last `window` values."""
+    """The mean of each value and the ones before it, at most `window`."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

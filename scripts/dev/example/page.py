@@ -1,4 +1,4 @@
-"""Renders the page of the example: python-stdlib.md.jinja with the recorded outputs and results."""
+"""The page of the example: python-stdlib.md.jinja, filled in with the recorded outputs and results."""
 
 import json
 import re
@@ -54,9 +54,9 @@ def _questions(file: Path, count: int = 2) -> list[dict[str, str]]:
 
 
 def lines(output: Output, first: str | None = None, last: str | None = None) -> list[str]:
-    """Return the lines of the output from the first match of `first` to the next match of `last`.
+    """The output's lines from the first that matches one expression to the next that matches another.
 
-    Raises ValueError if no line matches.
+    Raises ValueError when no line matches.
     """
     found = [line for line in output.text.splitlines() if not _NOISE.search(line)]
     start = 0 if first is None else _matching(found, first, 0)
@@ -72,13 +72,13 @@ def _matching(found: list[str], pattern: str, start: int) -> int:
 
 
 def console(output: Output, first: str | None = None, last: str | None = None) -> str:
-    """Return a fenced block with the command and these lines of its output."""
+    """A fenced block with the command and these lines of its output."""
     shown = "\n".join(lines(output, first, last)).strip("\n")
     return f"```console\n$ {output.command}\n{shown}\n```"
 
 
 def percent(share: float) -> str:
-    """Format a share, rounded down so that 100% means that all answers are exact."""
+    """Rounded down, so that 100% means every one."""
     return f"{int(100 * share + 1e-9)}%"
 
 
@@ -87,7 +87,7 @@ def _last(output: Output, pattern: str) -> str:
 
 
 def command(output: Output) -> str:
-    """Return a fenced block with the command, without its output."""
+    """A fenced block with the command alone."""
     return f"```console\n$ {output.command}\n```"
 
 

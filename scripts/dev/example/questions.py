@@ -10,20 +10,20 @@ from pathlib import Path
 Question = dict[str, str]
 
 MAX_PROMPT = 120
-"""Maximum number of characters in a prompt, so that a short row can contain several questions."""
+"""Characters: longer docstrings and signatures are left out, so that short rows hold several questions."""
 HELDOUT_OF_EACH = 100
 SEED = 17
 
 
 @dataclass(frozen=True)
 class Function:
-    """A public function or method, according to its source code."""
+    """A public function or method, as its source defines it."""
 
     name: str
     parameters: tuple[str, ...]
     signature: str
     summary: str
-    """The first line of its docstring, or an empty string if it has none."""
+    """The first line of its docstring; empty without one."""
 
 
 Kind = Callable[[str], Iterator[Question]]
@@ -31,7 +31,7 @@ Kind = Callable[[str], Iterator[Question]]
 
 
 def functions(source: str) -> Iterator[Function]:
-    """Yield the functions in a source file whose names do not begin with an underscore."""
+    """The functions of a source file whose names do not begin with an underscore."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = node.args
@@ -79,15 +79,13 @@ KINDS: dict[str, dict[str, Kind]] = {
     "questions": {"name": name_questions, "parameters": parameters_questions},
     "kinds": {"kind": kind_questions},
 }
-"""For each file of training questions, its kinds of questions. The held-out questions of kind KIND are in the file
-heldout-KIND."""
+"""File of training questions -> the kinds of question in it, each with the name of its file of held-out questions."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:
-    """Return the questions by file name without suffix. At most 100 questions of each kind, from every heldout-th
-    source file, are held out.
+    """File name, without suffix -> its questions; at most 100 of each kind, from every heldout-th file, are held out.
 
-    No prompt occurs twice. A held-out question is never about a name that occurs in a training question of its file.
+    No prompt occurs twice. No held-out question is about a name that a training question of the same file is about.
     """
     sides: dict[bool, list[str]] = {False: [], True: []}
     for number, file in enumerate(files, start=1):

@@ -25,8 +25,8 @@ doc_to_text: ""
 doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
-"""A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. The end is short
-enough for a row of the training data."""
+"""A task of the lm-evaluation-harness: perplexity for each byte of the end of every held-out module,
+which fits into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,32 +38,31 @@ class Settings:
     figures: Path = Path("docs/examples/python-stdlib")
     port: int = 8000
     short: bool = False
-    """Whether to train only a few batches with little data on one rank. This tests the steps and not the model."""
+    """A few batches of little data on one rank: a test of the steps, not of the model."""
 
     def run(self, name: str) -> Path:
         return self.runs / f"stdlib-{name}"
 
     def model(self, name: str) -> Path:
-        """Return the folder to which the model of a run is exported."""
+        """The exported folder of a run."""
         return self.run(name) / "hf"
 
 
 @dataclass
 class Results:
-    """The results that the page shows."""
+    """What the page shows."""
 
     outputs: dict[str, Output] = field(default_factory=dict)
-    """The command and the output of each step."""
+    """Step -> its command and output."""
     exact: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """For each run and kind of question: the number of questions as `asked`, and the share of exact answers as
-    `share`."""
+    """Run -> kind of question -> `asked` and the share answered exactly."""
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
-    """For each run and stream: the perplexity per byte of held-out text."""
+    """Run -> stream -> perplexity of a byte of held-out text."""
     served: dict[str, Any] = field(default_factory=dict)
 
 
 def run_steps(commands: Commands, settings: Settings) -> Results:
-    """Run every step that has not been run yet. Raises ConfigError if a step fails."""
+    """Run every step that has not been run. Raises ConfigError when a step fails."""
     results = Results()
     outputs = results.outputs
     _make_data(commands, settings, outputs)
@@ -79,7 +78,7 @@ def run_steps(commands: Commands, settings: Settings) -> Results:
     results.served = _serve(commands, settings)
     counted = results.exact[RUNS[-1]][KINDS[-1]]
     if results.served["exact"] != round(counted["share"] * counted["asked"]):
-        raise ConfigError(f"the server answered {results.served['exact']} questions exactly, evaluate.py: {counted}")
+        raise ConfigError(f"the server answered {results.served['exact']} questions exactly, evaluate.py {counted}")
     return results
 
 
@@ -134,14 +133,14 @@ def _other_data(settings: Settings, name: str) -> list[str]:
 def _export(settings: Settings, name: str) -> list[str]:
     words = ["python", "scripts/convert_checkpoint_to_hf.py", "--composer_path", f"{settings.run(name)}/checkpoints"]
     words += ["--hf_output_path", str(settings.model(name))]
-    # A short run verifies only the last export, because its weights are based on the earlier exports.
+    # A short run verifies only the last export, which contains the weights of all.
     return [*words, "--no-verify"] if settings.short and name != RUNS[-1] else words
 
 
 def _evaluate(
     commands: Commands, settings: Settings, outputs: dict[str, Output], step: str, name: str, *words: str
 ) -> dict[str, Any]:
-    """Evaluate the model of a run, and return the content of its evaluation.json."""
+    """Evaluate a run's model. Returns the results in its folder's evaluation.json."""
     short = ["--limit", "2"] if settings.short else []
     outputs[step] = commands.run(step, "python", "scripts/evaluate.py", str(settings.model(name)), *words, *short)
     return json.loads((ROOT / settings.model(name) / "evaluation.json").read_text("utf-8"))
@@ -191,7 +190,7 @@ def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]
 
 
 def _serve(commands: Commands, settings: Settings) -> dict[str, Any]:
-    """Serve the last model, send it the held-out questions of its task, and return the results."""
+    """What the server of the last model answers to the held-out questions of its task."""
     kept, folder = commands.folder / "served.json", settings.model(RUNS[-1])
     if kept.exists():
         return json.loads(kept.read_text("utf-8"))
