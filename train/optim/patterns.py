@@ -1,4 +1,4 @@
-"""The optimizer's patterns over parameter names, matched from the config alone without torch."""
+"""Matches the optimizer's patterns with parameter names, which are computed from the config, without torch."""
 
 import fnmatch
 from collections.abc import Sequence

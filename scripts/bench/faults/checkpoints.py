@@ -82,7 +82,7 @@ def _another_step(lab: Lab) -> Iterator[str]:
 
 
 def _readers(lab: Lab) -> Iterator[str]:
-    """All other commands that read weights."""
+    """Run all other commands that read weights."""
     copy = lab.copy()
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
     checkpoint = str(copy / NEWEST)
@@ -153,7 +153,7 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # The state that a killed run of an earlier version leaves, which wrote torch's index last.
+        # The folder that remains if a run of an earlier version is killed: it wrote torch's index last.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]
@@ -186,7 +186,7 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
 
 
 def _flip_what_is_saved() -> None:
-    """Called in the process of a run: simulates a disk that flips a bit of each checkpoint."""
+    """Simulate a disk that flips a bit of each checkpoint. Called in the process of a run."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint

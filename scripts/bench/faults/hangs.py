@@ -1,4 +1,4 @@
-"""Ranks and loader workers that are stopped or killed, and ranks that fail alone."""
+"""Ranks and loader workers that are stopped or killed, and errors on a single rank."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,7 +12,7 @@ _DEFECT, _FIXABLE, _HUNG = 1, 2, 4
 """Exit codes."""
 _RANKS = 2
 _WITHIN = 30.0
-"""Maximum number of seconds from the end of the first rank to the end of the last."""
+"""Maximum number of seconds between the end of the first rank and the end of the last."""
 _NAMED = "named, all ranks ended in 30 s, same model"
 _ONCE = "reported once, all ranks ended in 30 s, same model"
 _DEADLINES = "deadlines={multiple: null, step: 5, data: 5, setup: 60}"
@@ -34,7 +34,7 @@ def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab)
 
 
 def _failed(ended: Ended, code: int) -> str | None:
-    """A description of the defect; None if the run failed on all ranks in time."""
+    """Return None if the run failed on all ranks in time, otherwise what went wrong."""
     if ended.code is None:
         return "no end"
     if ended.code == 0:

@@ -1,4 +1,4 @@
-"""Config values that change on resume, contain secrets, or point to other places."""
+"""Config values that change on resume, contain secrets, or point outside the allowed folders."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def _changed(key: str, was: str, now: str, lab: Lab) -> Iterator[str]:
     elif explained:
         yield _REFUSED_EXPLAINED if ended.code else _EXPLAINED
     else:
-        yield "refused, not explained" if ended.code else "applied without a word"
+        yield "refused, not explained" if ended.code else "applied, not explained"
 
 
 def _at_the_end(lab: Lab) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _found(folder: Path, text: str, *secrets: str) -> str:
 
 
 def _outside(override: str, name: str, lab: Lab) -> Iterator[str]:
-    """An override in which OUTSIDE stands for a folder that must not be written."""
+    """Run with an override. OUTSIDE in it stands for a folder to which the run must not write."""
     folder = lab.new()
     (folder / "runs").mkdir()
     outside = folder / "outside"
