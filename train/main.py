@@ -55,7 +55,7 @@ _REHASH, _DRY_RUN, _DEBUG = _FLAGS = "--rehash", "--dry-run", "--debug"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0; 2 for errors that the user can fix (one `error:` line, no traceback); the code of
-    RunStopped; 128 + n after signal n before training."""
+    RunStopped; or 128 + n if signal n was received before training."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # Loggers such as wandb record the command line.
@@ -151,7 +151,7 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
         from train.run.fit import fit
 
         signals.install()
-        # Objects created by imports stay in memory: garbage collections during the run need not traverse them.
+        # Objects created by imports stay in memory, so garbage collection during the run need not traverse them.
         gc.collect()
         gc.freeze()
         try:
@@ -185,7 +185,9 @@ def _load(arguments: list[str]) -> LoadedConfig:
     path, *overrides = arguments
     refuse_path("the config", path)
     if path.startswith("-") or ("=" in path and not Path(path).exists()):
-        raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
+        raise ConfigError(
+            f"the first argument must be the config, but {path!r} is not a file: python train.py CONFIG [key=value ...]"
+        )
     return load_config(path, overrides)
 
 

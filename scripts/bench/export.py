@@ -95,8 +95,8 @@ def write_config_and_tokenizer(folder: Path, config: Any) -> None:
 
 
 def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
-    """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export relative to
-    its start. The order of the variants changes from round to round."""
+    """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export minus the
+    memory at its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
     in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed

@@ -117,7 +117,7 @@ class Kept:
 
 
 class Variant:
-    """A model, its optimizer and its batches, which depend only on chain_seed."""
+    """A model, its optimizer and its batches. The batches depend only on chain_seed."""
 
     def __init__(
         self, args: argparse.Namespace, lora: LoraConfig | None, base: Kept | None, chain_seed: int = 2

@@ -36,7 +36,7 @@ def build_variants(args: argparse.Namespace) -> tuple[dict[str, Variant], list[s
         variants[f"ours, torch, {experts}"] = skewed_variant(args, reference, part)
     add_transformers(args, variants, notes, weights)
     add_megablocks(args, variants, notes, weights)
-    variants["dense layer of equal active FLOPs"] = dense_variant(args)
+    variants["dense layer with equal active FLOPs"] = dense_variant(args)
     add_gemms(args, variants)
     return variants, notes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_text(file: Path, n_bytes: float) -> list[str]:
-    """Write documents as JSONL. Return the texts of the library, which the file contains in this order, repeatedly."""
+    """Write the texts of the library repeatedly, as JSONL. Return the texts in the order of the file."""
     texts = library()
     written = 0
     with file.open("w", encoding="utf-8") as out:

@@ -42,10 +42,11 @@ MAY_DIFFER = (
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
-"""Maximum numbers: groups of ranks to compare, differences to list, characters of a value to show."""
+"""Limits: the number of groups of ranks that are compared, the number of differences that are listed, and the number of
+characters of a value that are shown."""
 _POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
-"""How often, and for how long at most, rank 0 waits for the other ranks to read the differences. Its store ends with
-it."""
+"""The interval at which rank 0 checks whether the other ranks have read the differences, and the maximum time for this.
+When rank 0 ends, its store ends too."""
 
 
 def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:
@@ -71,7 +72,7 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
     """Raise the same ConfigError on every rank, unless all ranks have announced the same facts. Only rank 0 shows it.
     Every rank must call this, after all ranks have called announce.
 
-    Only if digests differ are the facts exchanged, about 30 kB, by the first rank of each digest.
+    The facts, about 30 kB, are exchanged only if digests differ, by the first rank of each digest.
     """
     announced = store.multi_get([f"facts of rank {each}" for each in range(world_size)])  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
     digests, nodes = zip(*(text.decode().split(" ", 1) for text in announced), strict=True)

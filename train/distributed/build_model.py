@@ -1,7 +1,7 @@
 """Distributes the model over ranks: FSDP2 units, precision, activation checkpointing, and sharded initialization.
 
-Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank holds the full
-model.
+Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank ever has the
+full model.
 """
 
 from typing import Protocol

@@ -26,7 +26,8 @@ _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
 _REPORT_SECONDS = 5.0
 """Seconds for which a rank that fails tries to reach the store."""
 _SHOWN_SECONDS = 10.0
-"""Seconds for which a failed rank waits until rank 0 shows its error. When it ends, the launcher ends the others."""
+"""Seconds for which a failed rank waits until rank 0 shows its error, because the launcher ends all other ranks when
+the failed rank ends."""
 _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 
 
@@ -62,8 +63,8 @@ def _share(error: Exception) -> None:
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
     """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here, the timeout starts
-    when the last rank has called this function, so ranks may prepare or download data before, for any time. Rank 0 must
-    do this within sharing_failures, because the other ranks wait for its server no longer than the timeout.
+    when the last rank has called this function, so ranks may first prepare or download data, however long that takes.
+    Rank 0 must do this within sharing_failures, because the other ranks wait for its server no longer than the timeout.
 
     facts: returns the values that must be the same on all ranks (facts_of_start). If they differ, ConfigError is raised
     on all ranks.
@@ -140,5 +141,5 @@ def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float 
             node_logger.info(waiting())
             notice_at = now + _NEXT_NOTICE_SECONDS
         time.sleep(min(seconds, start + timeout - now))
-        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # a tenth of the time waited so far
+        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # about a tenth of the time waited so far
     return True

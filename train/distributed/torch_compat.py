@@ -43,9 +43,9 @@ def all_reduce_asserts_an_event() -> bool:
 
 
 def reduce_scatter_averages() -> bool:
-    """Whether torch's reduce-scatter can average. In torch 2.7 that of gloo sums instead, so every gradient is
-    world_size times too large (pytorch issue 162338). Adam is not affected by this factor, but SGD, clipping and logged
-    norms are."""
+    """Whether torch's reduce-scatter can average. In torch 2.7, gloo's reduce-scatter sums instead, so every gradient
+    is world_size times too large (pytorch issue 162338). Adam is not affected by this factor, but SGD, clipping and
+    logged norms are."""
     averaged = torch.empty(1)
     dist.reduce_scatter_tensor(averaged, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
     return averaged.item() == 1.0

@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> No
 
 
 def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
-    """Build everything that depends on the config and the data, to raise the errors of this, and discard it."""
+    """Build everything that depends on the config and the data, so that all errors are raised, and discard it."""
     clock, where = inputs.data.clock, torch.device("cuda" if device == "gpu" else "cpu")
     build_scheduler(config.scheduler, clock)
     build_callbacks(config.callbacks)

@@ -1,4 +1,4 @@
-"""The plan of a run whose data is open, for the console."""
+"""The plan of a run whose data has been opened, for the console."""
 
 import os
 from functools import partial

@@ -26,7 +26,7 @@ class Streaks:
         self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
         self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
-        """Number of steps for which beginnings are not reported, and number for ends."""
+        """For beginnings and for ends of streaks, the number of steps until they may be reported again."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
         """The experts to report in this step: those whose streak is long enough, and those whose streak has ended."""

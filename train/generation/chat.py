@@ -45,7 +45,7 @@ def chat(
         try:
             (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
         except DataError as error:
-            write(f"{error}; {NEW} begins another conversation\n")
+            write(f"{error}; {NEW} starts a new conversation\n")
             messages.pop()
             continue
         # All turns derive from the same seed, but each turn draws different numbers.

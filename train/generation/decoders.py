@@ -1,6 +1,6 @@
-"""Models that decode step by step with a KV cache: ours, and those of transformers.
+"""Models that decode step by step with a KV cache: our own model, and models of transformers.
 
-Shapes: B prompts, S length of the longest, V vocab_size.
+Shapes: B prompts, S length of the longest prompt, V vocab_size.
 """
 
 from collections.abc import Sequence

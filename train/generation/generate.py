@@ -35,7 +35,7 @@ def generate(
     """
     stop = frozenset(stop_token_ids)
     left = [room(len(prompt), sampling, decoder.max_seq_len) for prompt in prompts]
-    assert min(left) > 0, "a prompt leaves no room"
+    assert min(left) > 0, "a prompt leaves no room for new tokens"
     draws = [torch.Generator().manual_seed(_key(sampling.seed, first_number + row)) for row in range(len(prompts))]
     logits_BV = decoder.start(prompts)
     while True:

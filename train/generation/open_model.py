@@ -51,7 +51,7 @@ def open_model(folder: Path, device: Device, precision: Precision | None = None)
     precision = precision or default_precision(device)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{folder} is a PEFT adapter, not a complete model: give the run's checkpoint, or an export of it "
+            f"{folder} is a PEFT adapter, not a complete model: use the run's checkpoint, or an export of it "
             "with --adapter merge"
         )
     if is_exported(folder):

@@ -66,7 +66,7 @@ def read_kept(folder: Path) -> dict[str, Result]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         rows_of(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} has no results of an evaluation ({error!r}): remove it") from None
+        raise ConfigError(f"{file} does not contain evaluation results ({error!r}): remove it") from None
     return kept
 
 
@@ -76,7 +76,7 @@ def section(results: Mapping[str, Result]) -> str:
     header = ("task", "metric", "value", "asked", "date")
     lines = [header, ("---",) * len(header), *rows]
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"## Benchmarks\n\n{table}\n\nSettings and versions of each are in {RESULTS}.\n"
+    return f"## Benchmarks\n\n{table}\n\nThe settings and versions of each result are in {RESULTS}.\n"
 
 
 def with_section(card: str, text: str) -> str:

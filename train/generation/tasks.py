@@ -139,7 +139,7 @@ def _names_in(path: Path, manager: Any) -> list[str]:
         and (path in Path(entry.yaml_path).resolve().parents or Path(entry.yaml_path).resolve() == path)
     ]
     if not names:
-        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (YAML with a key `task`)")
+        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (a YAML file with the key `task`)")
     return sorted(names)
 
 
@@ -148,7 +148,7 @@ def _known(name: str, manager: Any) -> str:
         return name
     close = difflib.get_close_matches(name, manager.all_tasks, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"--tasks has {name!r}, which the lm-evaluation-harness does not have{hint}")
+    raise ConfigError(f"--tasks has {name!r}, which is not a task of the lm-evaluation-harness{hint}")
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -103,7 +103,7 @@ def why_no_gpu(machine: Machine) -> str | None:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
             seen = f"torch finds {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
-            fix = f"composer -n {machine.torch_gpus}"
+            fix = f"use composer -n {machine.torch_gpus}"
             if machine.environment.get("CUDA_VISIBLE_DEVICES"):
                 # Slurm may bind each task to its own GPU, so that every rank sees only one.
                 fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
@@ -154,7 +154,7 @@ def _no_driver(machine: Machine) -> str | None:
         named = f" (NVIDIA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
         return (
             f"there is no device file /dev/nvidia0{named}: pass the GPUs to the container (docker run --gpus all; in "
-            "Kubernetes a limit of nvidia.com/gpu)"
+            "Kubernetes, set a limit for nvidia.com/gpu)"
         )
     if machine.driver_cuda is None:
         return (

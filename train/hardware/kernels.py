@@ -40,8 +40,8 @@ _OF_CONFIG = Wording(
 def choose_kernels(
     config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ModelConfig, list[str]]:
-    """Return config.model with `auto` in moe_impl resolved, so that steps need not choose again, and lines for the
-    console.
+    """Return config.model, in which `auto` in moe_impl is replaced by the chosen implementation, and lines for the
+    console. Steps then need not choose again.
 
     dtype and errors: see resolve_kernels.
     """

@@ -10,7 +10,7 @@ from train.hardware.device import Device
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _USED = ("memory.current", "memory.usage_in_bytes")
-"""Names of these files of a control group in cgroup v2 and v1."""
+"""Names of the files of a control group that contain its limit and its usage, in cgroup v2 and v1."""
 
 
 def available_memory(device: Device) -> float:

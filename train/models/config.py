@@ -152,7 +152,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
 
 
 NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
-"""The weights of a block that lora.base_dtype: nf4 stores in 4 bits: all except norms and router."""
+"""The weights of a block that are stored in 4 bits with `lora.base_dtype: nf4`: all except norms and router."""
 
 
 def _targets(lora: "LoraConfig") -> Iterator[Defect]:
@@ -180,8 +180,8 @@ class LoraConfig(Section):
     target_modules: list[str]
     """Names from LORA_TARGETS. They apply to every block."""
     per_expert: bool = False
-    """Give each expert its own A. By default the experts share one A for each of w1, v1 and w2. B is always per
-    expert."""
+    """Give each expert its own A. By default, all experts share one A for each of w1, v1 and w2. Each expert always has
+    its own B."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
     """The format of the frozen weights. With amp_bf16, bf16 gives the same results as fp32. nf4 stores the blocks'
     large weights in 4 bits (QLoRA, Dettmers et al. 2023) and the others in the compute dtype; it requires

@@ -58,7 +58,7 @@ class Intermediates(NamedTuple):
 
 class NormAttnNorm(nn.Module):
     selective = False
-    """Set by train/distributed: the backward pass recomputes the norms and attention, but not the GEMMs."""
+    """Whether the backward pass recomputes the norms and attention, but not the GEMMs. Set by train/distributed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,15 +80,15 @@ class NormAttnNorm(nn.Module):
         return self.attn.Wqkv(self.norm_1(x_TD))
 
     def apply_norm_2(self, x_TD: Tensor) -> Tensor:
-        """Apply norm_2 and cast to the compute dtype. Otherwise, under autocast, the router and the experts would each
-        save a copy."""
+        """Apply norm_2 and cast the result to the compute dtype. Without the cast, the router and the experts would
+        each save a copy under autocast."""
         normed_TD, device = self.norm_2(x_TD), x_TD.device.type
         return normed_TD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed_TD
 
 
 class DbrxBlock(nn.Module):
     selective = False
-    """Set by train/distributed: the backward pass recomputes the experts' input from the residual stream."""
+    """Whether the backward pass recomputes the experts' input from the residual stream. Set by train/distributed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

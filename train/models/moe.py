@@ -38,7 +38,8 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """softmax over all experts in fp32, then top-k weights divided by their norm (DBRX, MegaBlocks' LearnedRouter)."""
+    """softmax over all experts in fp32, then top-k weights divided by their norm, as in DBRX and in MegaBlocks'
+    LearnedRouter."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

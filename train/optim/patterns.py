@@ -29,7 +29,7 @@ def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
-    """The names that any pattern matches. Raises ConfigError for a pattern that matches none."""
+    """The names that match any of the patterns. Raises ConfigError for a pattern that matches no name."""
     matched: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)

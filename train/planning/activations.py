@@ -34,7 +34,7 @@ class BlockBytes:
     """Bytes of one block for the tokens of a microbatch."""
 
     kept: float
-    """Kept from its forward pass to its backward pass."""
+    """Kept from the block's forward pass to its backward pass."""
     retained: float
     """The part of the kept and recomputed tensors that stays in memory after the block's backward pass, until the
     backward pass of the model is complete, because the graph keeps the inputs of checkpointing."""
@@ -43,7 +43,7 @@ class BlockBytes:
     kept_unreached: float
     """`kept` for a block in which no gradient flows further back than to its experts."""
     stream: float
-    """The residual stream [tokens, D] that enters and leaves the block, or its gradient."""
+    """The residual stream [tokens, D] at the input or output of the block, or its gradient."""
     forward: float
     """The maximum in the block's forward pass."""
     backward: tuple[Moment, ...]

@@ -50,7 +50,7 @@ def stages_table(run: RunData, config: TrainConfig) -> Table:
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(
-        title="stages (tok: including padding; rows of streams with unknown tokens are counted as full)",
+        title="stages (tok includes padding; rows of streams with an unknown number of tokens are counted as full)",
         title_justify="left",
     )
     names = (name or "(the dataset)" for name in plan.names)

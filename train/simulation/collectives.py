@@ -65,7 +65,7 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
 def answer(operation: Any, args: tuple[Any, ...]) -> Any:
     """Return the result of a collective, without communication. Token counts, which have data, are received as if all
     ranks had sent the same counts as this rank, because routing is even."""
-    # Completed work of the fake backend. torch 2.7 also has this class.
+    # The fake backend's object for completed work. torch 2.7 also has this class.
     from torch._C._distributed_c10d import FakeWork
 
     name, work = name_of(operation), FakeWork().boxed()

@@ -39,7 +39,7 @@ class Storages:
         self._peak, self._parts_at_peak = 0, dict[str, int]()
 
     def add(self, storage: torch.UntypedStorage, part: str | None = None) -> None:
-        """Count a storage until it is freed. If it is already counted, only its category is changed, if `part` is
+        """Count a storage until it is freed. If it is already counted, only its category changes, and only if `part` is
         given."""
         number = id(storage)
         known = self._live.get(number)

@@ -71,7 +71,7 @@ class Throughput(Callback):
         batch = state.timestamp.batch.value
         if batch and not self._loaded and dist.get_global_rank() == 0:
             console.logger.info(
-                f"tokens/real, tokens/trained and seconds/*: the checkpoint has no values up to batch {batch}"
+                f"tokens/real, tokens/trained and seconds/*: the checkpoint has no values for the first {batch} batches"
             )
 
     def batch_end(self, state: State, logger: Logger) -> None:

@@ -24,11 +24,11 @@ Hook = Callable[[Path], Callable[[], None]]
 """Maps a disk to a function that is called in the process of a run."""
 _BATCH = SAVED[1]
 """The batch whose checkpoint cannot be saved."""
-_STOPPED = "refused, named, nothing left, then same model"
-_WARNED = "warning, named, nothing left, same model"
-_REFUSED = "refused before training, named"
-_OWNED = "refused, the owner named"
-_TAKEN = "taken over, same model"
+_STOPPED = "error names the cause, no files left, same model after resume"
+_WARNED = "warning names the cause, no files left, same model"
+_REFUSED = "error before training names the cause"
+_OWNED = "error names the owner"
+_TAKEN = "folder taken over, same model"
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _after_a_stop(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
     if (left := _left(run, [SAVED[0]])) is not None:
         return left
     again = lab.outcome(lab.resume(run), run)
-    return _STOPPED if again == SAME else f"then {again}"
+    return _STOPPED if again == SAME else f"after resume: {again}"
 
 
 def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
@@ -219,7 +219,7 @@ CASES: Mapping[str, Case] = {
     for case in (
         Case("two runs in one save folder", _OWNED, partial(_two_runs, False)),
         Case("lock of a killed run", _TAKEN, partial(_two_runs, True)),
-        Case("no room for a checkpoint at the start", _REFUSED, _no_room),
+        Case("no space for a checkpoint at the start", _REFUSED, _no_room),
         Case("read-only disk at the start", _REFUSED, _read_only_from_the_start),
         Case("file-size limit at the start", _REFUSED, _small_files),
         *(

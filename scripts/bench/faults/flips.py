@@ -13,7 +13,7 @@ GOOD = (FELL_BACK, REFUSED, SAME)
 
 
 def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:
-    """Yield the kind of file and the outcome of each flip; every other run has two ranks."""
+    """Yield the kind of file and the outcome of each flip. Runs with one rank and with two ranks alternate."""
     for number in range(count):
         draw, ranks = random.Random(f"flip {number}"), number % 2 + 1
         copy = lab.copy(ranks)

@@ -12,10 +12,10 @@ from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 _UNSTABLE = 3
 """Exit code."""
 _RANKS = 2
-_STOPPED = "stopped, named, saved before it, same model"
-_STOPPED_FINITE = "stopped, named, finite checkpoints"
-_SKIPPED_FINITE = "steps skipped, finite checkpoints"
-_SKIPPED = "step skipped, named, finite model"
+_STOPPED = "stopped, cause named, earlier state saved, same model after resume"
+_STOPPED_FINITE = "stopped, cause named, checkpoints finite"
+_SKIPPED_FINITE = "steps skipped, checkpoints finite"
+_SKIPPED = "step skipped and reported, model finite"
 _END = 80
 _SPIKE = range(40, 70)
 """The batches of a longer run whose loss is multiplied."""
@@ -30,10 +30,10 @@ def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
     ended = lab.resume(run_folder, ranks=_RANKS, hook=hook)
     seen = _stopped(ended, what)
     if seen is None and not (run_folder / f"ep0-ba{BATCH}").exists():
-        seen = "nothing saved before it"
+        seen = "earlier state not saved"
     if seen is None:
         again = lab.outcome(lab.resume(run_folder, ranks=_RANKS), run_folder, ranks=_RANKS)
-        seen = _STOPPED if again == SAME else f"then {again}"
+        seen = _STOPPED if again == SAME else f"after resume: {again}"
     yield seen
 
 
@@ -43,7 +43,7 @@ def _stopped(ended: Ended, *names: str) -> str | None:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:
         return f"exit codes {ended.codes}"
-    return None if all(name in ended.text for name in names) else "stopped, not named"
+    return None if all(name in ended.text for name in names) else "stopped, cause not named"
 
 
 def _skip(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
@@ -141,7 +141,7 @@ CASES: Mapping[str, Case] = {
             Case(f"25 times the loss for 30 steps, on_spike: {policy}", expected, partial(_spike, policy))
             for policy, expected in _SPIKES.items()
         ),
-        Case("one expert takes all tokens", "expert_collapse at 9", partial(_expert, one_expert)),
+        Case("one expert gets all tokens", "expert_collapse at 9", partial(_expert, one_expert)),
         Case("an expert gets no tokens", "expert_dead at 11", partial(_expert, dead_expert)),
     )
 }

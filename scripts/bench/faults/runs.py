@@ -22,13 +22,13 @@ _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven"
 
 # The possible outcomes of a fault.
 SAME = "same model"
-FELL_BACK = "named, fell back, same model"
-REFUSED = "refused, named"
-UNNAMED = "refused, not named"
+FELL_BACK = "cause reported, resumed from an older checkpoint, same model"
+REFUSED = "error that names the cause"
+UNNAMED = "error that does not name the cause"
 CRASHED = "a traceback"
 OTHER_MODEL = "another model"
-SILENT = "fell back, not named"
-NO_END = "no end"
+SILENT = "cause not reported, resumed from an older checkpoint"
+NO_END = "did not end"
 SKIPPED = "not possible here"
 
 

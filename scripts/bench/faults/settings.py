@@ -13,7 +13,7 @@ from scripts.bench.faults.runs import REFUSED, SAVED, Case, Lab, refusal
 _EXPLAINED = "explained"
 _REFUSED_EXPLAINED = f"refused, {_EXPLAINED}"
 _NOTHING_TO_DO = "nothing to do, exit 0"
-_HIDDEN = "printed and written nowhere"
+_HIDDEN = "neither printed nor written"
 _WORD = "wJalrXUtnFEMI/K7MDENG"
 _TOKEN = "hf_" + "Ab12" * 8
 _LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}"

@@ -19,8 +19,8 @@ from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 _RESUMABLE = 75
 """Exit code."""
 _RANKS = 2
-_SAVED = "saved, resume named, exit code 75, same model"
-_LAUNCHED = "saved, resume named, ranks ended, same model"
+_SAVED = "saved, resume command shown, exit code 75, same model after resume"
+_LAUNCHED = "saved, resume command shown, ranks ended, same model"
 _PATIENCE = 60.0
 """Seconds within which the ranks of a launcher must end."""
 
@@ -43,9 +43,9 @@ def _after(lab: Lab, ended: Ended, run: Path) -> str:
     if set(ended.codes) != {_RESUMABLE}:
         return f"exit codes {ended.codes}"
     if not _says_what_was_saved(ended.text, run):
-        return "saved, not named"
+        return "saved, resume command not shown"
     again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
-    return _SAVED if again == SAME else f"then {again}"
+    return _SAVED if again == SAME else f"after resume: {again}"
 
 
 def _says_what_was_saved(text: str, run: Path) -> bool:

@@ -57,7 +57,8 @@ class KVCache:
 
 
 class _Layer:
-    """Keys and values [B, N, G, C] in the dtype of the attention computation. Allocated for the first tokens."""
+    """Keys and values [B, N, G, C] in the dtype of the attention computation. Allocated when the first tokens are
+    stored."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None

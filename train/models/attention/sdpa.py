@@ -21,8 +21,8 @@ _SLACK = 128
 _STEP = 16
 """Kernels process tokens in steps of this size. On a CPU, 15 or 31 tokens take nearly twice as long as 16 or 32."""
 _MOST_DOCUMENTS = 1 << 14
-"""Maximum number of documents per call. In CUDA kernels, a grid dimension of at most 65,535 is the number of documents,
-or in some kernels documents * heads."""
+"""Maximum number of documents per call. CUDA kernels use the number of documents (some kernels, documents * heads) as a
+grid dimension, which is limited to 65,535."""
 
 
 class SdpaBackend(NamedTuple):

@@ -104,11 +104,11 @@ class ExpertsMLP(nn.Module):
         self.v1 = nn.Parameter(torch.empty(shape))
         self.w2 = nn.Parameter(torch.empty(shape))
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora: computes the experts together with their adapters."""
+        """Computes the experts together with their adapters. Set by lora.adapters.add_lora."""
         self.packed = False
-        """Set by lora.nf4.pack_parameters: the weights are stored in 4 bits."""
+        """Whether the weights are stored in 4 bits. Set by lora.nf4.pack_parameters."""
         self.parallel: ExpertParallel | None = None
-        """Set by train/distributed: the weights are DTensors, and this rank has the rows of its own experts."""
+        """Set by train/distributed if the weights are DTensors and this rank has only the rows of its experts."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type

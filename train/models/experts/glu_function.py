@@ -67,7 +67,7 @@ class LayerProducts(Protocol):
     """The products of a layer. A new object is created for each forward and each backward."""
 
     order_A: Tensor
-    """The index of each sorted assignment in [T, K] flattened."""
+    """The index of each sorted assignment in the flattened [T, K]."""
     splits: list[int]
     """The number of assignments of each part."""
 

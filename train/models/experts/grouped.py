@@ -17,7 +17,7 @@ class Grouped(Protocol):
     """The GEMMs of one layer's experts, and the operations that move tokens to the experts and back."""
 
     order_A: Tensor
-    """The index of each sorted assignment in [T, K] flattened."""
+    """The index of each sorted assignment in the flattened [T, K]."""
 
     def gather(self, x_TD: Tensor) -> Tensor:
         """[A, D]: the token of each assignment."""

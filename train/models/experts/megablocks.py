@@ -17,7 +17,7 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts per token, d_model). With expert parallelism, each token that a rank receives has one expert."""
+"""(tokens, experts per token, d_model). With expert parallelism, a rank receives each token for a single expert."""
 Library = tuple[Any, Any]
 """MegaBlocks' kernels and its grouped GEMM."""
 

@@ -10,7 +10,7 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora. The output of this module is added to the result."""
+        """A module whose output is added to the result. Set by lora.adapters.add_lora."""
         self.packed = False
         """Whether the weight is stored in 4 bits. Set by lora.nf4.pack_parameters."""
 

@@ -148,9 +148,9 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
 def assumptions_line(assumed: Assumptions) -> str:
     """The assumptions of the prediction."""
     return (
-        f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' and "
-        f"{assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the memory "
-        f"bandwidth and {assumed.link:.0%} of the links' bandwidth; gathers and reductions overlap with "
+        f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' "
+        f"GEMMs and {assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the "
+        f"memory bandwidth and {assumed.link:.0%} of the links' bandwidth; gathers and reductions overlap with "
         f"{assumed.overlap:.0%} of the computation; even load of the experts; no waiting for data, checkpoints or "
         "slower ranks"
     )

@@ -109,13 +109,13 @@ def fits(config: TrainConfig, cluster: Cluster) -> bool:
 
 
 def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Candidate]:
-    """The fastest candidates that fit, at most `most` of them. The candidates must be sorted by time."""
+    """Return up to `most` of the fastest candidates that fit. The candidates must be sorted by time."""
     return list(islice((each for each in found if fits(each.config, cluster)), most))
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Of the candidates and some changes outside the search, those that fit with the fewest changes. At most `most`,
-    fastest first."""
+    """Of the candidates and some changes outside the search, return those that fit with the fewest changes, fastest
+    first, up to `most`."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)
@@ -125,8 +125,9 @@ def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Cand
 
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
-    """The smallest number of nodes on which the config fits unchanged. Some multiples of the cluster's nodes are tried,
-    up to 64 times. None if these are insufficient, or if the rows cannot be divided among the ranks."""
+    """The smallest number of nodes on which the config fits unchanged. Multiples of the cluster's number of nodes are
+    tried, up to 64 times this number. None if they are insufficient, or if the rows cannot be divided among the
+    ranks."""
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = replace(cluster, nodes=cluster.nodes * factor)
         try:

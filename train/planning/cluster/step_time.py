@@ -159,8 +159,8 @@ def _known(cluster: Cluster) -> Gpu:
 def _communication(
     config: TrainConfig, cluster: Cluster, sent: Sequence[Traffic], computation: float, assumed: Assumptions
 ) -> tuple[float, float, float]:
-    """Return the seconds of communication within and between nodes that do not overlap with computation, and the
-    seconds that overlap.
+    """Return three numbers: the seconds of communication within nodes and between nodes that do not overlap with
+    computation, and the seconds of communication that overlap.
 
     A ring is as slow as its slowest hop. The first gather and the last reduction cannot overlap with computation. They
     are counted as the share of one block.
