@@ -134,7 +134,7 @@ def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of the ratios above/below of all rounds."""
+    """The median over all rounds of the ratio `above / below`."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 

@@ -53,7 +53,7 @@ class NotFinite(ValueError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"not finite: {', '.join(names)}")
         self.names = names
-        """The parameters with such values on any rank, in the model's order."""
+        """The parameters with NaN or infinite values on any rank, in the model's order."""
 
 
 def build_model(
