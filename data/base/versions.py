@@ -1,4 +1,4 @@
-"""Versions of Python and of installed packages, for records."""
+"""Versions of Python and of installed packages, to be recorded with a run or a dataset."""
 
 import platform
 from collections.abc import Iterable

@@ -29,7 +29,7 @@ def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
 
 
 def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
-    """Data files cannot be read over a network, except those of a hub dataset in hf_name."""
+    """Report data files given by a URL: only files of a hub dataset (hf_name) are read over the network."""
     for path in [value] if isinstance(value, str) else value or []:
         if is_address(path):
             yield Defect(
@@ -49,7 +49,7 @@ class HFKwargs(Section):
     data_dir: PathText | None = None
     """A folder in a hub dataset, or a folder of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """File names or patterns, for the train split or as a mapping from each split's name."""
+    """File names or patterns for the train split, or a mapping from the name of each split to its files."""
     name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
     revision: PathText | None = None
@@ -57,15 +57,16 @@ class HFKwargs(Section):
 
 
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
-"""The possible keys of a `preprocessing_fn` that is a mapping of columns."""
+"""The valid sets of keys for a `preprocessing_fn` that is a mapping of columns."""
 SOURCES = ("hf_name", "local", "text")
-"""The keys that set the source. Exactly one is set; `remote` can replace or accompany `local`."""
+"""The keys that set the source. Exactly one is set, except that `remote` can be set with or without `local`."""
 AMOUNTS = ("proportion", "repeat", "choose")
-"""The keys that set how much of a stream is drawn. At most one is set."""
+"""The keys that set how many rows are drawn from a stream. At most one is set."""
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
-    """Why a `preprocessing_fn` mapping matches no form of example, in words that follow the key; or None."""
+    """An error text, written to follow the key, if a `preprocessing_fn` mapping matches no form of example; otherwise
+    None."""
     if tuple(sorted(columns)) in COLUMN_MAPPINGS:
         return None
     forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
@@ -73,8 +74,8 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
 
 
 def standard_library_defect(function: str) -> str | None:
-    """Why a `preprocessing_fn` in Python's standard library is refused, in words that follow the key; or None. Nothing
-    in it converts rows to examples, but some of its functions would run them as commands."""
+    """An error text, written to follow the key, if a `preprocessing_fn` is in Python's standard library; otherwise
+    None. No function of the standard library converts rows to examples, but some would run the rows as commands."""
     module = function.partition(":")[0]
     if ":" not in function or not is_standard_library(module):
         return None
@@ -90,7 +91,7 @@ def is_standard_library(module: str) -> bool:
 
 def _amount(stream: "StreamConfig") -> Iterator[Defect]:
     if len(amounts := stream.amounts()) > 1:
-        yield Defect(amounts[1], f"is set together with {amounts[0]}, but only one of them may set the amount")
+        yield Defect(amounts[1], f"is set together with {amounts[0]}, but only one of them may be set")
 
 
 def _preprocessing(stream: "StreamConfig") -> Iterator[Defect]:
@@ -140,28 +141,30 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(Section):
-    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or text."""
+    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or plain text
+    files (text)."""
 
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; or `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of such a
-    file or of a folder with such files."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of one such
+    file or of a folder that contains them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
-    """Download only csv, json, jsonl and parquet files of a hub dataset. (Code is never run.)"""
+    """Download only csv, json, jsonl and parquet files of a hub dataset. (Code of a dataset is never run.)"""
     local: PathText | None = None
     """A folder of MDS shards; with `remote`, the folder for the downloaded shards."""
     remote: PathText | None = None
-    """Where MDS shards come from: a folder, s3://, gs:// or hf://."""
+    """Location of the MDS shards: a folder, s3://, gs:// or hf://."""
     text: Paths | None = None
-    """Plain text files for pretraining, one document each: file names, patterns, or folders (their .txt files)."""
+    """Plain text files for pretraining, one document per file: file names, patterns, or folders, whose .txt files are
+    read."""
     split: PathText | None = None
-    """The split; null: train for hub datasets and data files, the folder itself for MDS. Hub datasets and data files
-    also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000], train+validation."""
+    """The split. null: train for hub datasets and data files, and the folder itself for MDS. Hub datasets and data
+    files also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000], train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
-    """A registered name, `module:function`, or the columns to use: {prompt: column, response: column}, {messages:
-    column} or {text: column}; null: the rows are already examples."""
+    """How rows are converted to examples: a registered name, `module:function`, or the columns to use: {prompt: column,
+    response: column}, {messages: column} or {text: column}. null: the rows are already examples."""
 
     proportion: NotNegative | None = None
     """Share of the run's tokens, relative to the other streams."""
@@ -170,7 +173,8 @@ class StreamConfig(Section):
     choose: Count | None = None
     """Alternative to proportion: the number of rows in an epoch of all streams."""
     max_repeats: Positive = 1.0
-    """How often a row of this stream may be drawn during the run. Not needed with `repeat` or a duration in `ep`."""
+    """Maximum number of times that each row of this stream may be drawn during the run. Not needed with `repeat` or a
+    duration in `ep`."""
 
     def amounts(self) -> list[str]:
         """The keys of AMOUNTS that are set."""
@@ -184,7 +188,7 @@ class StreamConfig(Section):
 
 
 def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
-    """Names of streams appear in log lines and in names of metrics."""
+    """Check the names of streams, which appear in log lines and in the names of metrics."""
     for name in dataset.streams or {}:
         if (defect := label_defect(name)) is not None:
             yield Defect("streams", f"has a name that {defect}")
@@ -202,7 +206,7 @@ def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
     ]
     own += ["max_repeats"] if dataset.max_repeats != 1 else []
     if dataset.streams is not None and own:
-        yield Defect(own[0], "is set together with streams: move it to the stream it belongs to")
+        yield Defect(own[0], "is set together with streams: move it to the stream to which it applies")
     if dataset.streams is None and not dataset.sources():
         yield Defect("", f"has no data: set one of {', '.join(SOURCES)} or streams")
 
@@ -223,7 +227,7 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
     if not any("proportion" in stream.amounts() for stream in streams):
         return
     if any(stream.amounts() != ["proportion"] for stream in streams):
-        yield Defect("streams", "mixes streams with and without proportion: set it for each stream (0: no rows)")
+        yield Defect("streams", "has streams with and without proportion: set proportion for every stream (0: no rows)")
     if not any(stream.proportion for stream in streams):
         yield Defect("streams", "has only proportions of 0: set a positive proportion for at least one stream")
 
@@ -235,32 +239,35 @@ class DatasetConfig(StreamConfig):
     RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
-    """Several sources by name, instead of a single source."""
+    """Several sources, each with a name, instead of a single source."""
     max_seq_len: Annotated[int, Range(ge=2)]
-    """Tokens in a row."""
+    """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
-    """How documents are packed into rows. best_fit: several complete documents per row; none: one document per row."""
+    """How documents are packed into rows. best_fit: several complete documents per row. none: one document per row."""
     target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
-    """Prompts that are trained on: none, all, or length>=N (prompts of at least N tokens)."""
+    """Which prompts are trained on: none, all, or length>=N (prompts of at least N tokens)."""
     target_responses: Literal["last", "all"] = "last"
-    """Responses of a conversation that are trained on, unless its messages have `weight` or `train`."""
+    """Which responses of a conversation are trained on, unless its messages have `weight` or `train`."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
-    """What to do with an example longer than max_seq_len. Texts are always split and continue in the next row."""
+    """What to do with an example that is longer than max_seq_len. Plain texts are always split and continue in the next
+    row."""
     on_bad_example: Literal["error", "drop"] = "error"
-    """What to do with invalid rows. error: report all of them together and stop; drop: count them and skip them."""
+    """What to do with invalid rows. error: report all of them and stop. drop: skip them, and report their number."""
     shuffle: bool = True
-    """Draw rows in a random order, which is determined by the seed; false: in the order of the source."""
+    """Draw rows in a random order that is determined by the seed. false: in the order of the source."""
     shuffle_seed: int | None = None
     """Seed of the order; null: the seed of the run."""
     cache_dir: PathText = ".cache/dropless"
-    """Folder for prepared rows. Each dataset has a subfolder named by the fingerprint of everything that affects it."""
+    """Folder for prepared rows. Each dataset has a subfolder, whose name is a fingerprint of everything that affects
+    the rows."""
     prepare_workers: Count | None = None
-    """Number of processes that prepare rows; null: one per core. It does not affect the rows."""
+    """Number of processes that prepare rows; null: one per CPU core. The rows do not depend on it."""
     cache_limit: Size | None = None
-    """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as 100gb. Shards
-    that are no longer needed are evicted, and downloaded again in the next epoch; null: keep all shards."""
+    """Maximum total size of downloaded shards on a node's disk, for all remote streams together: bytes, or a size such
+    as 100gb. When the limit is reached, shards that are no longer needed are evicted; they are downloaded again when
+    they are needed in the next epoch. null: keep all shards."""
     max_prepare_bytes: Count = 10 << 30
-    """Maximum size of a remote MDS folder with text to prepare."""
+    """Maximum size of a remote MDS folder whose samples must be tokenized first."""
 
     def each_stream(self) -> dict[str, "DatasetConfig"]:
         """Name -> the dataset with only this stream as its source; `""` for a dataset without streams."""

@@ -58,22 +58,22 @@ def _end_of_ramp(stage: "StageConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Section):
-    """A part of the run with a separate mix."""
+    """A part of the run with its own mix of streams."""
 
     RULES = (_ramp_of_proportions, _shares, _learning_rate, _end_of_ramp)
 
     name: str
     """Name of the stage in messages and logs."""
     duration: PositiveDuration | EpochsOf | None = None
-    """Such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream) or {ep: 2, of: web}; null for the last stage: the
-    rest of the run."""
+    """The length of the stage, such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream) or {ep: 2, of: web}. null,
+    only for the last stage: the rest of the run."""
     proportions: dict[str, float | dict[str, float]]
-    """stream -> share of the tokens; or a linear ramp {from: shares, to: shares}."""
+    """A mapping from each stream to its share of the tokens, or a linear ramp {from: shares, to: shares}."""
     lr_scale: float | dict[str, float] = 1.0
-    """Factor of the scheduler's learning rate; or a linear ramp {from: factor, to: factor}."""
+    """Factor by which the scheduler's learning rate is multiplied, or a linear ramp {from: factor, to: factor}."""
 
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The shares at its start and at its end."""
+        """The shares at the start and at the end of the stage."""
         ramp = {key: value for key, value in self.proportions.items() if isinstance(value, dict)}
         if ramp:
             return ramp.get("from", {}), ramp.get("to", {})
@@ -139,11 +139,12 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
 
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
-    """A Defect if a run ends before its stages do. Stages in another unit than the run are not counted here."""
+    """A Defect if a run ends before its last stage does. Stages whose unit differs from that of max_duration are not
+    counted here."""
     lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
     known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
     is_open = bool(loader.stages) and loader.stages[-1].duration is None
-    # Rounded in the same way as durations in batches: 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
+    # Rounded in the same way as durations in batches, so that 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
     if (excess := round(known - total, 6)) > 0 or (is_open and excess == 0):
         yield Defect(
             "stages",
@@ -155,20 +156,20 @@ def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[D
 
 @dataclass(frozen=True, kw_only=True)
 class DataLoaderConfig(Section):
-    """A dataset and the settings for reading it."""
+    """A dataset, and the settings of the loader that reads it."""
 
     RULES = (_stage_names, _open_stage, _streams_of_stages, _amounts_beside_stages)
 
     name: Literal["finetuning", "text"]
-    """The two kinds of loaders in LLM Foundry. Both read the same sources here."""
+    """The names of LLM Foundry's two loaders. Here both read the same sources."""
     dataset: DatasetConfig
     stages: list[StageConfig] = field(default_factory=list)
-    """The stages of the curriculum, in order; empty: one mix for the whole run."""
+    """The stages of the curriculum, in order. If empty, the whole run has one mix."""
     num_workers: CountOrZero = 2
-    """Number of processes that read rows ahead; 0: read in the training process."""
+    """Number of worker processes that prefetch batches; 0: the training process reads the rows."""
     prefetch_factor: Count = 2
     """Number of batches that each worker prefetches."""
     pin_memory: bool = True
-    """Read batches into page-locked memory, which makes copies to a GPU faster."""
+    """Copy batches into page-locked memory, which makes copies to a GPU faster."""
     persistent_workers: bool = True
     """Keep worker processes between epochs."""

@@ -1,4 +1,5 @@
-"""Valid examples, their possible defects, and functions that convert a dataset's record to an example.
+"""The forms of valid examples, checks with a message for each defect, and functions that convert a dataset's records to
+examples.
 
 Tokens are handled in data/tokenization.
 """

@@ -1,4 +1,4 @@
 """MDS folders, local or remote: index, shards, download, upload, and a writer that can be resumed.
 
-The packages that read samples define what they mean.
+The meaning of the samples is defined in the packages that read them.
 """

@@ -1,4 +1,4 @@
-"""Which rows each batch has: the closed form of the row order, stages converted to batches, and resuming.
+"""Which rows are in each batch: the row order in closed form, the conversion of stages to batches, and resuming.
 
 This package reads no rows.
 """

@@ -137,7 +137,7 @@ class InputFiles:
         return state
 
     def _waiting(self, notice_at: float) -> bool:
-        """Called while another process holds the lock. Returns whether to give up, which is never."""
+        """Called while another process holds the lock. Returns False: never give up waiting."""
         if time.monotonic() > notice_at:
             notice(f"Waiting for another process that is reading the input files ({self._file})")
         return False

@@ -107,8 +107,8 @@ def merge_long(
     """The ids of `merge(piece)` for a piece that is longer than any token, merged in blocks.
 
     A sequence of tokens is the merge of its bytes if and only if every two neighbours are the merge of their own bytes:
-    the first merge across a border would also happen if only these two tokens existed. Neighbours within one block
-    fulfil this. So the next block may begin at any border between tokens at which its first token is the same as in
+    the first merge across a border would also happen if only these two tokens existed. Neighbours in one block meet
+    this condition. So the next block may begin at any border between tokens at which its first token is the same as in
     this block.
     """
     start, size = 0, BLOCK

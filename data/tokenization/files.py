@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 TRANSFORMERS_VERSION = "4.53.0"
-"""The oldest version that reads these files, which they name. 4.57 falsely warns about the GPT-4 tokenizer unless the
-named version is older than its check of patterns."""
+"""The oldest version that can read these files; it is written into them. With a newer version, 4.57 would falsely warn
+about the regex of the GPT-4 tokenizer."""
 _CLASS = "PreTrainedTokenizerFast"
 """The class of a tokenizer with only a tokenizer.json in transformers 4, which 5 also accepts."""
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")

@@ -1,7 +1,7 @@
 """Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-class_names.jsonl asks to write a function's name as a class is named. heldout-*.jsonl ask about functions of the
+kinds.jsonl asks whether a name is that of a class, a function or a constant. heldout-*.jsonl ask about functions of the
 modules that make_stdlib_data.py --heldout leaves out, and only about names that no training question has.
 """
 

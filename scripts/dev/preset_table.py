@@ -122,7 +122,7 @@ def preset_table() -> str:
 @cache
 def configuration_table() -> str:
     """One row per configuration in yamls/: the GPUs it is written for, their memory, and the predicted time."""
-    columns = ["configuration", "written for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
+    columns = ["configuration", "designed for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, ranks in SHIPPED.items():
         config, on_gpu = _config(path), "tiny" not in path
@@ -132,7 +132,7 @@ def configuration_table() -> str:
         else:
             row.append(_gigabytes(_cpu_memory(config, ranks)))
         rows.append(row)
-    return _markdown([*columns, "smallest that fits"], rows)
+    return _markdown([*columns, "fewest GPUs"], rows)
 
 
 @cache

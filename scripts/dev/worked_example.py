@@ -1,7 +1,8 @@
 """Runs the worked example and writes its page: docs/examples/python-stdlib.md, with its figures.
 
 Every command on the page is run, and the page shows what it printed. Outputs are kept in runs/stdlib-example: a second
-call runs only what is missing. To run everything again, remove runs/stdlib-*. It takes about 20 minutes on 2 cores.
+call runs only what is missing. To run everything again, remove runs/stdlib-*. This takes about half an hour on 2 busy
+cores.
 """
 
 import sys
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.short and not picture_report(
         settings.run("pretrain") / "checkpoints/report.html", pictures / "report.png"
     ):
-        print("images/report.png is left as it is: Chromium is not installed")
+        print("images/report.png was not written again: Chromium is not installed")
     page = args.out / "python-stdlib.md"
     page.write_text(render(results, settings), encoding="utf-8")
     print(f"wrote {page}")

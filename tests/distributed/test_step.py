@@ -132,7 +132,7 @@ def test_the_cost_of_counting_is_reported_once(capsys: pytest.CaptureFixture[str
     callback.print_cost(n_rows=8, microbatch_size=2)
     callback.print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == (
-        "moe_lbl_scope: batch costs a forward pass over a step's 4 microbatches before each step: a third more FLOPs\n"
+        "moe_lbl_scope: batch costs an extra forward pass over the 4 microbatches of each step: a third more FLOPs\n"
     )
     GlobalBatch(config_of(Cut(scope="ranks")).model).print_cost(n_rows=8, microbatch_size=2)
     assert capsys.readouterr().out == ""

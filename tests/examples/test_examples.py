@@ -92,7 +92,7 @@ def test_a_text_is_checked_like_a_prompt(value):
 def test_text_next_to_a_known_datasets_columns_is_refused():
     alpaca = {"instruction": "Add.", "input": "1 1", "output": "2", "text": "Add. 1 1 2"}
     (problem,) = check_example(alpaca)
-    assert "has instruction, output in addition to text, of which all tokens would be trained on" in problem.text
+    assert "has instruction, output in addition to text, and all tokens of the text would be trained on" in problem.text
     assert "preprocessing_fn: alpaca" in problem.text
     assert check_example(alpaca, "the result of preprocessing_fn") == Text(alpaca["text"])
 

@@ -157,7 +157,7 @@ def test_a_run_without_a_single_step(tmp_path: Path) -> None:
     page = render([read_run(tmp_path)])
     assert Elements(page).payload["charts"] == {}
     assert "No step has been logged yet." in page
-    assert "it may have been killed" not in page
+    assert "may have been killed" not in page
 
 
 def test_the_report_of_a_week_stays_within_the_limits(page: str, toy: Run) -> None:

@@ -55,7 +55,7 @@ def test_a_report_that_fails_is_a_warning(
     write_run(tmp_path, SHORT)
     monkeypatch.setattr(report, "write_page", fail)
     report.report_at_end(tmp_path)
-    assert capsys.readouterr().out == "warning: no report was written: ZeroDivisionError('a bug')\n"
+    assert capsys.readouterr().out == "warning: the report could not be written: ZeroDivisionError('a bug')\n"
 
 
 @pytest.mark.usefixtures("reports")

@@ -13,12 +13,14 @@ import pytest
 
 from scripts.dev.example.commands import Commands, Output, plain, quoted
 from scripts.dev.example.page import console, lines, percent
-from scripts.dev.example.questions import class_name_question, functions, make_questions, name_question
-from scripts.dev.example.questions import parameters_question as ask_parameters
+from scripts.dev.example.questions import kind_questions, make_questions, name_questions, parameters_questions
 from scripts.dev.example.server import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''
+MAX_LINES = 10
+lines = 0
+
 def read_text_file(path, *, encoding="utf-8", **options):
     """Return the whole content as one string.
 
@@ -34,24 +36,17 @@ class Queue:
 '''
 
 
-def test_a_function_gives_questions_about_its_name_parameters_and_class():
-    (function, method) = functions(SOURCE)
-    asked = "Parameters: def read_text_file(path, *, encoding='utf-8', **options):\n"
-    assert ask_parameters(function) == {
-        "prompt": asked,
-        "response": "path, encoding, options",
-        "function": "read_text_file",
-    }
-    question = name_question(function)
-    assert question is not None
-    assert question["prompt"] == "Name: Return the whole content as one string.\n"
-    assert question["response"] == "read_text_file"
-    question = class_name_question(function)
-    assert question is not None
-    assert question["response"] == "ReadTextFile"
-    assert method.name == "size"
-    # One parameter, a docstring that contains the name, and a name of one word.
-    assert (ask_parameters(method), name_question(method), class_name_question(method)) == (None, None, None)
+def pairs(questions):
+    return [(question["prompt"], question["response"]) for question in questions]
+
+
+def test_questions_are_about_names_parameters_and_kinds():
+    signature = "def read_text_file(path, *, encoding='utf-8', **options):"
+    # size has one parameter, and its docstring contains the name.
+    assert pairs(parameters_questions(SOURCE)) == [(f"Parameters: {signature}\n", "path, encoding, options")]
+    assert pairs(name_questions(SOURCE)) == [("Name: Return the whole content as one string.\n", "read_text_file")]
+    kinds = [("Kind: Queue\n", "class"), ("Kind: MAX_LINES\n", "constant")]
+    assert [pair for pair in pairs(kind_questions(SOURCE)) if pair[1] != "function"] == kinds
 
 
 def test_held_out_questions_are_about_other_modules_and_names(tmp_path):
@@ -59,9 +54,9 @@ def test_held_out_questions_are_about_other_modules_and_names(tmp_path):
         text = SOURCE.replace("read_text_file", f"read_file_{number // 2}")
         (tmp_path / f"{number}.py").write_text(text + f"def only_{number}(one, two):\n    pass\n")
     made = make_questions(sorted(tmp_path.glob("*.py")), heldout=3)
-    assert sorted(made) == ["class_names", "heldout-class", "heldout-name", "heldout-parameters", "questions"]
-    # Modules 2 and 5 are held out; read_file_2 is in module 4 as well, read_file_1 in module 3.
-    assert {question["function"] for question in made["heldout-parameters"]} == {"only_2", "only_5"}
+    assert sorted(made) == ["heldout-kind", "heldout-name", "heldout-parameters", "kinds", "questions"]
+    # Modules 2 and 5 are held out. Modules 3 and 4 contain their read_file_1 and read_file_2 as well.
+    assert {question["about"] for question in made["heldout-parameters"]} == {"only_2", "only_5"}
     assert made["heldout-name"] == []
     assert len(made["questions"]) == len({question["prompt"] for question in made["questions"]})
 
@@ -114,7 +109,7 @@ def check_page(page: Path, folder: Path) -> dict[str, float]:
     for picture in re.findall(r"!\[[^\]]*\]\((python-stdlib/[^)]+)\)", text):
         assert (page.parent / picture).read_bytes().startswith(b"\x89PNG"), picture
         assert (page.parent / picture).stat().st_size < 150_000
-    assert "verified: the whole model at once" in text
+    assert "verified: the whole model: largest relative difference" in text
     served = json.loads((folder / "work/runs/stdlib-example/served.json").read_text())
     assert served["models"]["data"][0]["id"].endswith("stdlib-lora/hf")
     assert served["answer"]["usage"]["completion_tokens"] > 0
@@ -143,7 +138,7 @@ def test_the_short_form_runs_every_step(tmp_path):
 @pytest.mark.proof
 @pytest.mark.subprocess
 def test_the_whole_example_learns_its_tasks(tmp_path):
-    """About 15 minutes on 2 cores."""
+    """This takes about half an hour on 2 busy cores."""
     require_server()
     losses = check_page(run_example(tmp_path), tmp_path)
     assert losses["pretrain"] < 1.6

@@ -208,7 +208,8 @@ def test_while_training_duplicates_are_ignored_and_a_later_signal_ends_the_proce
             threading.Timer(0.5, send).start()
             where()
 
-    line = LINE.format("SIGUSR1").replace("received", "received again, and nothing has been saved since the first")
+    again = "received again, and nothing has been saved since the first signal"
+    line = LINE.format("SIGUSR1").replace("received", again)
     assert _in_child(act) == (138, line)
 
 

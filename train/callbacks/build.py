@@ -1,4 +1,4 @@
-"""Composer's own callbacks, from their config."""
+"""Build Composer's own callbacks from the config."""
 
 from composer.callbacks import LRMonitor, MemoryMonitor
 from composer.core import Callback
@@ -7,7 +7,7 @@ from train.config.callbacks import CallbacksConfig
 
 
 def build_callbacks(config: CallbacksConfig) -> list[Callback]:
-    """Build them. train/throughput builds speed_monitor and runtime_estimator."""
+    """Build the configured callbacks, except speed_monitor and runtime_estimator, which train/throughput builds."""
     callbacks: list[Callback] = []
     if config.lr_monitor is not None:
         callbacks.append(LRMonitor())

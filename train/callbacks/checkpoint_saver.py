@@ -40,7 +40,7 @@ class Saving:
 
     folder: Path
     interval: int
-    """Batches between two checkpoints; the last batch is always saved."""
+    """Batches between two checkpoints. The last batch is always saved."""
     last_batch: int
     retention: Retention
     gather: bool
@@ -60,11 +60,11 @@ class Saving:
 
 
 class CheckpointSaver(Callback):
-    """Saves a checkpoint every `interval` batches and after the last.
+    """Saves a checkpoint every `interval` batches and after the last batch.
 
-    If the file system refuses a write, every rank raises DataError or ConfigError (see plain_os_errors) or logs a
-    warning; after a background save, at the end of the next step. The incomplete checkpoint is deleted, and earlier
-    ones are kept.
+    If the file system refuses a write, every rank raises DataError or ConfigError (see plain_os_errors), or a warning
+    is logged. For a background save this happens at the end of the next step. The incomplete checkpoint is deleted, and
+    earlier checkpoints are kept.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CheckpointSaver(Callback):
         check_owner: Callable[[], None],
         on_saved: Callable[[Written], None],
     ) -> None:
-        """verified: the checkpoint that the run resumes from. check_owner: raises DataError, on rank 0, if this run no
+        """verified: the checkpoint that the run resumes from. check_owner: raises DataError on rank 0 if this run no
         longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
         Every rank must call this."""
@@ -108,8 +108,8 @@ class CheckpointSaver(Callback):
         return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """Save and commit a checkpoint of the current batch, unless one exists, and return it; None if the file system
-        refuses it and on_error is warn. Every rank must call this.
+        """Save and commit a checkpoint of the current batch, unless one exists, and return it. Returns None if the file
+        system refuses the write and on_error is warn. Every rank must call this.
 
         random: the random state to save for this rank (see composer.utils.reproducibility) instead of the current one.
         """
@@ -122,11 +122,11 @@ class CheckpointSaver(Callback):
 
     def committed(self, state: State) -> list[Path]:
         """Wait until nothing is being saved, and return the run's checkpoints up to its current batch, oldest first.
-        Every rank must call this, and returns the checkpoints that rank 0 sees."""
+        Every rank must call this. All ranks return the checkpoints that rank 0 sees."""
         self.wait()
         found: list[list[Path]] = [[]]
         if dist.get_global_rank() == 0:
-            # Later checkpoints were abandoned: the run has resumed from one before them.
+            # Checkpoints of later batches are no longer part of the run, because it resumed from an earlier checkpoint.
             present = checkpoints(self.saving.folder)
             found = [[path for path in present if batch_of(path) <= state.timestamp.batch.value]]
         dist.broadcast_object_list(found, src=0)
@@ -198,7 +198,7 @@ class CheckpointSaver(Callback):
 
 
 def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise RunStopped, on every rank, before anything is written."""
+    """Raise RunStopped on every rank if a value is not finite, before anything is written."""
     try:
         refuse_not_finite(checkpoint, tensors)
     except NotFiniteError as error:
@@ -220,7 +220,7 @@ def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
     """Return the state of the run. Every rank must call this. random: this rank's random state; None uses the current
     one."""
     (optimizer,) = state.optimizers
-    # The names of the sharded parameters (see saved_parameters), which the optimizer holds.
+    # The optimizer contains the sharded parameters, whose names saved_parameters returns.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset

@@ -26,10 +26,10 @@ COLUMNS = ["batch", "prompt", "response"]
 
 
 class Generate(Callback):
-    """Logs and prints a table of prompts and completions at an interval and after the last batch.
+    """Logs and prints prompts and their completions at an interval and after the last batch.
 
-    All ranks of a sharded model compute the same tokens, which rank 0 samples. The weights, the random state and the
-    mode of the model are restored: training gives the same results with and without this callback.
+    All ranks of a sharded model compute the same tokens, which rank 0 samples. The random state and the mode of the
+    model are restored, so training gives the same results with and without this callback.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Generate(Callback):
         self.shown, self.prompts, self.every = shown, prompts, every
         self.sampling, self.tokenizer = sampling, tokenizer
         self.is_ending: Callable[[State], bool] | None = None
-        """Whether the run is ending, the same on all ranks: then generation stops."""
+        """Returns whether the run is ending, with the same result on all ranks. Generation stops if it is."""
         self.events: Events | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -104,7 +104,8 @@ def _last_batch(state: State) -> int:
 
 
 def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> list[Generate]:
-    """Return the configured callback, if any. Raises ConfigError if no text can follow a prompt."""
+    """Return the configured callback, if any. Raises ConfigError if a prompt is empty, invalid or too long to be
+    completed."""
     generate = config.callbacks.generate
     if generate is None:
         return []

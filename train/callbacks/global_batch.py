@@ -1,4 +1,5 @@
-"""Adds the size of the global batch to every microbatch, so that its loss is an exact part of the total."""
+"""Adds the size of the global batch to every microbatch, so that the losses of the microbatches add up exactly to the
+total."""
 
 import torch
 from composer.core import Callback, State, get_precision_context
@@ -12,13 +13,13 @@ from train.models.config import ModelConfig
 
 
 class GlobalBatch(Callback):
-    """Adds these values to the batch, one per row, so that they are kept however the batch is split:
+    """Adds these values to the batch, one per row, so that they are kept when the batch is split:
 
     - `trained_tokens` and `routed_tokens`: counts over the global batch on all ranks;
     - `device_rows`: rows of this rank's batch, by which Composer weights a microbatch;
     - `expert_counts` [L, E], with `moe_lbl_scope: batch` and several microbatches: assignments to the experts over the
-      global batch. They need an extra forward pass without gradients over all microbatches; the random state is
-      restored afterwards, so that dropout and jitter are the same in the real forward pass.
+      global batch. Computing them needs an extra forward pass without gradients over all microbatches. The random state
+      is restored afterwards, so that dropout and jitter are the same in the real forward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -44,22 +45,23 @@ class GlobalBatch(Callback):
         if not self.count_experts or self.cost_printed:
             return
         self.cost_printed = True
-        cost = "nothing: a step is one microbatch"
+        cost = "nothing, because a step is one microbatch"
         if microbatch_size < n_rows:
             number = -(-n_rows // microbatch_size)
-            cost = f"a forward pass over a step's {number} microbatches before each step: a third more FLOPs"
+            cost = f"an extra forward pass over the {number} microbatches of each step: a third more FLOPs"
         console.logger.info(f"moe_lbl_scope: batch costs {cost}")
 
     @staticmethod
     def _expert_counts(state: State, size: int) -> Tensor:
-        # Composer's splits and random draws: only forward passes draw, so the order of the calls does not matter.
+        # The microbatches and random draws are those of Composer. Only forward passes draw random numbers, so this pass
+        # and the real one draw the same.
         device, batch = state.device, state.batch
         cuda = [torch.cuda.current_device()] if device.name == "gpu" else []
         precision = get_precision_context(state.precision, state.precision_config)
         counts = []
         with torch.no_grad(), precision, torch.random.fork_rng(devices=cuda):
             for start in range(0, batch["input_ids"].shape[0], size):
-                # Without labels, the output head is not computed.
+                # Without labels, the model does not compute the output head.
                 names = ("input_ids", "document_ids")
                 microbatch = {name: batch[name][start : start + size] for name in names}
                 counts.append(state.model(device.batch_to_device(microbatch)).counts_LE)

@@ -28,8 +28,8 @@ _KEY = "callbacks.hf_checkpointer"
 def build_hf_checkpointer(
     config: TrainConfig, clock: Clock, run_name: str, checkpoint_folder: Path | None, *, resuming: bool
 ) -> "HFCheckpointer | None":
-    """Build the configured callback, if any. Raises ConfigError if its interval does not match that of checkpoints, or
-    if its folder has exports of another run."""
+    """Build the configured callback, if any. Raises ConfigError if its interval is not a multiple of the checkpoint
+    interval, or if its folder contains exports of another run."""
     wanted = config.callbacks.hf_checkpointer
     if wanted is None:
         return None
@@ -39,7 +39,7 @@ def build_hf_checkpointer(
     if interval % saved and interval < clock.max_batches:
         raise ConfigError(
             f"is {wanted.save_interval} ({interval} batches), but checkpoints are saved every "
-            f"{saved} batches: write a multiple of it",
+            f"{saved} batches: use a multiple of that",
             key=f"{_KEY}.save_interval",
         )
     key, staging = f"{_KEY}.save_folder", str(Path(config.save_staging_folder, "exports"))
@@ -52,8 +52,8 @@ def build_hf_checkpointer(
             present = sorted({name.split("/")[1] for name in remote.store.sizes("huggingface/ba")})
     if present and not (resuming or config.save_overwrite):
         raise ConfigError(
-            f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} holds another "
-            f"run's exports ({', '.join(present[:3])}): name another, or write save_overwrite=true",
+            f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} contains "
+            f"exports of another run ({', '.join(present[:3])}): name another, or set save_overwrite=true",
             key=key,
         )
     check_writable(folder, key)
@@ -62,11 +62,11 @@ def build_hf_checkpointer(
 
 
 class HFCheckpointer(Callback):
-    """Exports the checkpoint just saved to FOLDER/baN, every `interval` batches and after the last.
+    """Exports the newest checkpoint to FOLDER/baN, every `interval` batches and after the last batch.
 
-    It runs after CheckpointSaver and waits for the save. Rank 0 exports and verifies; the other ranks wait outside of
-    collectives, whose time limit an export may exceed. A failure is logged and training continues; `check` raises it at
-    the end.
+    It runs after CheckpointSaver and waits for the save. Rank 0 exports and verifies. The other ranks do not wait in a
+    collective, because an export may exceed its time limit. If an export fails, the error is logged and training
+    continues; `check` raises it at the end.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class HFCheckpointer(Callback):
         precision: Precision,
         store: Store | None = None,
     ) -> None:
-        """store: where an export is uploaded from `folder`; the local copy is then deleted."""
+        """store: the object store to which an export in `folder` is uploaded. The local copy is then deleted."""
         self.checkpoint_folder, self.folder, self.store = checkpoint_folder, folder, store
         self.interval, self.last_batch = interval, last_batch
         self.precision: Precision = precision
@@ -93,8 +93,8 @@ class HFCheckpointer(Callback):
             self._export_on_first_rank(batch)
 
     def catch_up(self, batch: int) -> None:
-        """Export the checkpoint that a run resumes from, unless that was done before the run ended. Every rank must
-        call this."""
+        """Export the checkpoint that a run resumes from, unless it has already been exported. Every rank must call
+        this."""
         if self._is_due(batch):
             self._export_on_first_rank(batch, only_if_missing=True)
 
@@ -135,11 +135,11 @@ class HFCheckpointer(Callback):
             raise ConfigError(f"{self.checkpoint_folder} has no checkpoint of this batch")
         output = self.folder / f"ba{batch}"
         if output.is_dir():
-            # A killed start of the run made it, and this start resumed from an earlier checkpoint.
+            # The folder is from an earlier start of the run. This start resumed from an earlier checkpoint.
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)
         if self.store is not None:
-            console.logger.info(f"hf_checkpointer: uploading it to {self.store.url}/huggingface/ba{batch}")
+            console.logger.info(f"hf_checkpointer: uploading the export to {self.store.url}/huggingface/ba{batch}")
             self.store.send_folder(output, f"huggingface/ba{batch}", last="config.json")
             shutil.rmtree(output)

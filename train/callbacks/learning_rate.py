@@ -8,12 +8,13 @@ from data.mixing.row_plan import RowPlan
 
 
 class LearningRate(Callback):
-    """Trains batch n, counted from 0, with schedule(n) times the lr_scale of its stage, as in transformers.
+    """Sets the learning rate of batch n (counted from 0) to that of schedule(n), as transformers does, times the
+    lr_scale of the stage.
 
     This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before its clock
     counts the batch, so batch n would be trained with schedule(n - 1), and the first two batches with schedule(0). The
-    rate logged at the end of a batch is the one it was trained with. It depends only on the batch and the groups'
-    `initial_lr`, so checkpoints need not store it.
+    rate that is logged at the end of a batch is the rate that was used in this batch. It depends only on the batch and
+    on the groups' `initial_lr`, so it is not stored in checkpoints.
 
     Logs `lr`, the rate of the first parameter group.
     """

@@ -9,11 +9,11 @@ from data.loading.shard_cache import ShardCache
 
 
 class RemoteShards(Callback):
-    """Logs for each remote stream, under streams/NAME/ (data/ for one without a name):
+    """Logs for each remote stream, under streams/NAME/ (or data/ if the stream has no name):
 
     - `shards_downloaded`: shards downloaded to the node of rank 0 since this start of the run;
-    - `shards_needed`: shards that contain the rows read since then, counted once per epoch of the stream: the lower
-      bound of downloads for a node with an empty cache.
+    - `shards_needed`: shards that contain the rows read since then, counted once per epoch of the
+      stream. A node whose cache was empty must download at least this number.
     """
 
     def __init__(self, cache: ShardCache) -> None:
@@ -36,12 +36,12 @@ class RemoteShards(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if dist.get_local_rank() != 0:
-            return  # this rank does not manage the cache and has counted nothing
+            return  # only local rank 0 manages the cache and counts
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
             message = f"{downloaded:,} shards were downloaded; the rows needed {needed:,}, counted once per epoch"
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 
     def _make_room(self, state: State) -> None:
-        # The node's ranks share the folder; one of them manages it.
+        # The ranks of a node share the folder, and one of them manages it.
         if dist.get_local_rank() == 0:
             self.cache.make_room(state.timestamp.batch.value)

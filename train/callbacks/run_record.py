@@ -19,8 +19,8 @@ class RunRecord(Callback):
     """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream), every evaluation, and the
     start of every stage.
 
-    It runs before the saver, which saves every `interval` batches and after the last, so every checkpoint has a line.
-    If a run is killed, a line may be repeated or its checkpoint may be missing.
+    It runs before CheckpointSaver, which saves every `interval` batches and after the last batch, so every checkpoint
+    has a line. If a run is killed, a line may be repeated, or the checkpoint of a line may be missing.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class RunRecord(Callback):
             self.note_checkpoint(state)
 
     def note_checkpoint(self, state: State) -> None:
-        """Add the line of a checkpoint of the current batch, once. Every rank must call this."""
+        """Add the line for a checkpoint of the current batch, unless it has already been added. Every rank must call
+        this."""
         batch = state.timestamp.batch.value
         if batch == self._newest:
             return

@@ -1,4 +1,4 @@
-"""Tokens, shares and loss of each stream of a mixture, step by step."""
+"""Logs tokens, shares and loss of each stream of a mixture in every step."""
 
 import json
 from typing import Any
@@ -18,17 +18,18 @@ from train.models.dbrx import DbrxOutput
 class StreamMonitor(Callback):
     """Logs for each stream, under streams/NAME/:
 
-    - `loss`: mean loss over its trained tokens in the step; absent if it has none;
+    - `loss`: mean loss over the trained tokens of the stream in the step; not logged if there are none;
     - `tokens`: its tokens since the start of the run, without padding;
-    - `passes`: its epochs, that is rows drawn divided by its number of rows;
+    - `passes`: its epochs, that is the number of rows drawn divided by the number of rows in the stream;
     - `share`, `planned_share`: its share of the step's rows;
     - `token_share`, `planned_token_share`: its share of the step's tokens without padding, which `proportions`
-      configure. The planned share assumes that each row has the mean length of its stream;
+      sets. The planned share assumes that each row has the mean length of its stream;
 
     and streams/plan_changes: how often the run was resumed with a changed plan.
 
-    The start of each stage is shown on the console. A single stream without a name has no metrics of its own, because
-    the run's loss is the same; only its tokens are counted. Needs the batch's `streams` from data/loading/batches.py.
+    The start of each stage is shown on the console. No metrics are logged for a single stream without a name, because
+    its loss is that of the run; only its tokens are counted. Batches must have the key `streams` (see
+    data/loading/batches.py).
     """
 
     def __init__(self, plan: RowPlan, rows_of: dict[str, int]) -> None:
@@ -90,7 +91,7 @@ class StreamMonitor(Callback):
             logger.log_metrics(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        # Stored as one string, so that the checkpoint fits any number of streams.
+        # The counts are stored as one string, so that the format does not depend on the number of streams.
         return {"tokens": json.dumps(self.tokens)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

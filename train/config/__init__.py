@@ -1,5 +1,5 @@
-"""Read a YAML into a checked config, or report all of its problems: sections and their rules, the reader, the JSON
-schema, hints for LLM Foundry's keys.
+"""Configs: read a YAML into a checked config, or report all its problems; sections with their rules, the reader, the
+JSON schema, and hints for LLM Foundry's keys.
 
 Imports neither torch nor Composer, so that errors are reported quickly.
 """

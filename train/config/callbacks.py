@@ -18,10 +18,12 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """Sets the window of the throughput, which is always logged, and adds the metrics of Composer's SpeedMonitor."""
+    """Sets the averaging window for throughput, which is always logged, and adds the metrics of Composer's
+    SpeedMonitor."""
 
     window_size: Count = 100
-    """Batches over which throughput is averaged. Until there are that many, those since the warm-up are used."""
+    """Number of batches over which throughput is averaged. Until that many batches have run since the warm-up, all
+    batches since the warm-up are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the remaining time as Composer does (time/remaining_estimate, in hours), besides time/remaining_seconds."""
+    """Logs the remaining time as Composer does (time/remaining_estimate, in hours), in addition to
+    time/remaining_seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class HFCheckpointerConfig(Section):
     save_folder: PathOfRun
     """Exports are written to huggingface/baN in this folder. {run_name} is filled in."""
     save_interval: PositiveDuration
-    """Time between exports, a multiple of the run's save_interval. The last checkpoint is exported as well."""
+    """Time between exports. Must be a multiple of the run's save_interval. The last checkpoint is also exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 
@@ -72,7 +75,7 @@ class GenerateConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig(Section):
-    """What else a run does during training."""
+    """Callbacks that run during training."""
 
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
@@ -87,7 +90,7 @@ class FileLoggerConfig(Section):
     """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """Path of the file with the console output. {run_name} and {rank} are filled in."""
+    """Path of the log file, which contains the console output. {run_name} and {rank} are filled in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,8 @@ class TensorboardLoggerConfig(Section):
     """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Folder of the event files. {run_name} is filled in; a value without it gets a subfolder named after the run.
-    null uses tensorboard_logs."""
+    """Folder of the event files. {run_name} is filled in. Without {run_name}, the files are in a subfolder named after
+    the run. null uses tensorboard_logs."""
 
     def folder(self, run_name: str) -> Path:
         """The folder of a run's event files."""
@@ -107,14 +110,14 @@ class TensorboardLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class WandBLoggerConfig(Section):
-    """A Weights & Biases run, logged by rank 0."""
+    """Logs to Weights & Biases, from rank 0."""
 
     project: Label | None = None
     """The project that the run belongs to."""
     entity: Label | None = None
     """The user or team."""
     group: Label | None = None
-    """The group of runs."""
+    """The group that the run belongs to."""
     name: Label | None = None
     """Name of the run in Weights & Biases; null uses run_name."""
     tags: Labels = field(default_factory=list)
@@ -123,15 +126,15 @@ class WandBLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class MLflowLoggerConfig(Section):
-    """An MLflow run, logged by rank 0. Requires the extra `mlflow`."""
+    """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, file:PATH, or http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI, or the folder mlruns if
-    that is not set."""
+    """A folder, file:PATH, or the address of a server, http://HOST:PORT. null uses $MLFLOW_TRACKING_URI, or the folder
+    mlruns if that is not set."""
     experiment_name: Label | None = None
-    """null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's Default if that is not set."""
+    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's Default if that is not set."""
     run_name: Label | None = None
-    """Name of the run in MLflow; null uses run_name of the config."""
+    """Name of the run in MLflow; null uses run_name."""
     tags: dict[str, str] = field(default_factory=dict)
     """Labels of the run."""
 

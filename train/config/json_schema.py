@@ -29,8 +29,8 @@ dataclasses: `python train.py --keys > docs/keys.md`. The same text is available
 
 - `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` marks the items of a list.
 - A key without a default is **required**. A section that has a default may be omitted.
-- On the command line a key is written with its path: `optimizer.lr=1e-4`.
-- Durations have a unit: `10ba` (batches), `500tok` (tokens), `2ep` (epochs), `0.1dur` (a part of `max_duration`).
+- On the command line, write a key with its full path: `optimizer.lr=1e-4`.
+- Durations have a unit: `10ba` (batches), `500tok` (tokens), `2ep` (epochs), `0.1dur` (a fraction of `max_duration`).
 - LLM Foundry's keys that have no effect here are listed in [Coming from LLM Foundry](llm-foundry.md).
 """
 
@@ -60,7 +60,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors give better hints for it than for alternatives.
+    # One schema with two types, because editors show better hints for this than for alternative schemas.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
@@ -100,7 +100,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """Add LLM Foundry's keys that are ignored if their value is what this framework always does."""
+    """Add LLM Foundry's keys that are ignored because their value describes what this framework always does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above

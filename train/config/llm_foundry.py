@@ -1,7 +1,8 @@
 """Hints for keys of LLM Foundry that do not exist here.
 
-RULES covers keys that this schema lacks, VALUES covers values of LLM Foundry for keys that both have. LLM_FOUNDRY lists
-the leaf keys of its dbrx-full-ft.yaml with their values; `table` creates the table in docs/llm-foundry.md from them.
+RULES has the hints for keys that exist only in LLM Foundry. VALUES has the hints for values that only LLM Foundry
+accepts, of keys that exist in both. LLM_FOUNDRY lists the leaf keys of its dbrx-full-ft.yaml with their values. `table`
+uses all three to create the table in docs/llm-foundry.md.
 """
 
 from dataclasses import dataclass
@@ -16,20 +17,20 @@ from data.config.suggest import show
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     accepts: tuple[object, ...] = ()
-    """Values that describe what is always done: the reader ignores the key. Other values are refused."""
+    """Values that match what Dropless always does: the key is ignored. All other values are rejected."""
     hint: str
-    """What is always done, or what to write instead."""
+    """What Dropless always does, or what to write instead."""
 
 
 def _fsdp1(*keys: str) -> dict[str, Rule]:
-    rule = Rule(hint="a setting of FSDP1, which FSDP2 does not have: remove it")
+    rule = Rule(hint="a setting of FSDP1, which FSDP2 does not have: remove the key")
     return {f"fsdp_config.{key}": rule for key in keys}
 
 
 def _streaming(*keys: str) -> dict[str, Rule]:
     rule = Rule(
-        hint="a setting of Streaming's shuffling, downloads or checks: here the order of rows is fixed for any number "
-        "of nodes, and the hash of every shard is checked; remove it"
+        hint="a setting for shuffling, downloads or checks in Streaming. In Dropless, the order of rows does not "
+        "depend on the number of nodes, and the hash of every shard is checked: remove the key"
     )
     return {f"*_loader.dataset.{key}": rule for key in keys} | {
         f"*_loader.dataset.streams.*.{key}": rule for key in keys
@@ -37,26 +38,28 @@ def _streaming(*keys: str) -> dict[str, Rule]:
 
 
 RULES: dict[str, Rule] = {
-    "icl_seq_len": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
-    "icl_tasks*": Rule(hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"),
-    "*.trust_remote_code": Rule(accepts=(False,), hint="code from a hub is never executed: remove it"),
-    "*.use_auth_token": Rule(
-        hint="tokens are only read from HF_TOKEN in the environment, never from a file: remove it"
+    "icl_seq_len": Rule(
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
     ),
+    "icl_tasks*": Rule(
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
+    ),
+    "*.trust_remote_code": Rule(accepts=(False,), hint="code from the hub is never executed: remove the key"),
+    "*.use_auth_token": Rule(hint="remove the key, because the token is only read from HF_TOKEN in the environment"),
     "global_seed": Rule(hint="use seed, or define it under variables: and refer to it as ${variables.global_seed}"),
     "expandable_segments": Rule(
         accepts=(False,), hint="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
     ),
     "eval_gauntlet*": Rule(
-        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
     ),
     "icl_max_seq_len": Rule(
-        hint="in-context evaluation tasks are not supported; eval_loader reports loss and perplexity"
+        hint="in-context learning tasks are not supported; use eval_loader to measure loss and perplexity"
     ),
-    "model.expansion_ratio": Rule(hint="use ffn_config.ffn_hidden_size, the width of one expert"),
-    "model.loss_fn": Rule(hint="the loss is always cross-entropy: remove it"),
+    "model.expansion_ratio": Rule(hint="use ffn_config.ffn_hidden_size, the hidden size of one expert"),
+    "model.loss_fn": Rule(hint="the loss is always cross-entropy: remove the key"),
     "model.attn_config.attn_uses_sequence_id": Rule(
-        accepts=(True,), hint="attention never crosses document boundaries: remove it"
+        accepts=(True,), hint="attention never crosses document boundaries: remove the key"
     ),
     "model.ffn_config.ffn_type": Rule(
         accepts=("mb_dmoe",), hint="every layer has dropless experts; moe_impl sets the implementation"
@@ -71,15 +74,18 @@ RULES: dict[str, Rule] = {
     "model.peft_config*": Rule(
         hint="use the top-level key lora: {r, alpha, dropout, target_modules}; target_modules may include experts"
     ),
-    "model.init_device": Rule(accepts=("mixed", "meta"), hint="every rank builds on meta and fills in its own shards"),
+    "model.init_device": Rule(
+        accepts=("mixed", "meta"),
+        hint="every rank builds the model on the meta device and initializes only its own shards",
+    ),
     "model.config_overrides": Rule(
-        accepts=({}, None), hint="write these keys directly into model, such as model.n_layers"
+        accepts=({}, None), hint="write these keys directly under model, such as model.n_layers"
     ),
     "model.use_flash_attention_2": Rule(
-        hint="use `attn_config: {attn_impl: auto}` (flash-attn if it is installed), or `flash`"
+        hint="use `attn_config: {attn_impl: auto}`, which uses flash-attn if it is installed, or `attn_impl: flash`"
     ),
     "model.attn_implementation": Rule(hint="use `attn_config: {attn_impl: ...}`: auto, sdpa, flex or flash"),
-    "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), hint="prompt and response are always one sequence"),
+    "*_loader.dataset.decoder_only_format": Rule(accepts=(True,), hint="prompt and response always form one sequence"),
     "*_loader.dataset.allow_pad_trimming": Rule(accepts=(False,), hint="rows always have max_seq_len positions"),
     "train_loader.dataset.packing_ratio": Rule(
         accepts=("auto",),
@@ -91,7 +97,7 @@ RULES: dict[str, Rule] = {
         "`packing: none` to disable it",
     ),
     "*_loader.dataset.seq_parallel_replication": Rule(
-        accepts=(1, None), hint="rows are not split across ranks: remove it"
+        accepts=(1, None), hint="rows are not split across ranks: remove the key"
     ),
     "*_loader.dataset.tokenizer": Rule(hint="there is only one tokenizer, set at the top level"),
     "*_loader.dataset.max_seq_length": Rule(hint="use max_seq_len"),
@@ -113,23 +119,24 @@ RULES: dict[str, Rule] = {
         "validate_hash",
         "allow_unsafe_types",
     ),
-    "*_loader.dataset.eos_token_id": Rule(hint="the tokenizer sets the end-of-text token: remove it"),
+    "*_loader.dataset.eos_token_id": Rule(hint="the tokenizer sets the end-of-text token: remove the key"),
     "*_loader.timeout": Rule(
-        accepts=(0,), hint="there is a built-in limit for workers that produce no batch: remove it"
+        accepts=(0,), hint="there is a built-in time limit for workers that produce no batch: remove the key"
     ),
     "train_loader.drop_last": Rule(
-        accepts=(True,), hint="every batch is full: rows left over at the end of an epoch begin the next one"
+        accepts=(True,),
+        hint="every batch is full: rows left over at the end of an epoch are used at the start of the next epoch",
     ),
-    "eval_loader.drop_last": Rule(accepts=(False,), hint="an evaluation includes every row: remove it"),
-    "fsdp_config.limit_all_gathers": Rule(accepts=(True,), hint="FSDP2 always limits them"),
+    "eval_loader.drop_last": Rule(accepts=(False,), hint="an evaluation includes every row: remove the key"),
+    "fsdp_config.limit_all_gathers": Rule(accepts=(True,), hint="FSDP2 always limits all-gathers"),
     "fsdp_config.activation_checkpointing_reentrant": Rule(
         accepts=(False,), hint="activation checkpointing is always non-reentrant"
     ),
     "fsdp_config.data_parallel_shard_degree": Rule(
-        accepts=(-1,), hint="it is the number of ranks divided by data_parallel_replicate_degree"
+        accepts=(-1,), hint="the degree is always the number of ranks divided by data_parallel_replicate_degree"
     ),
     "fsdp_config.load_monolith_rank0_only": Rule(
-        accepts=(False,), hint="every rank reads its own shards of a checkpoint: remove it"
+        accepts=(False,), hint="every rank reads its own shards of a checkpoint: remove the key"
     ),
     **_fsdp1(
         *("auto_wrap", "backward_prefetch", "backward_prefetch_limit", "cpu_offload", "flatten_parameters"),
@@ -138,29 +145,29 @@ RULES: dict[str, Rule] = {
         *("sharded_ckpt_prefix_dir", "sync_module_states", "te_*", "use_orig_params", "verbose"),
     ),
     "callbacks.hf_checkpointer.overwrite": Rule(
-        accepts=(True,), hint="an export of the same batch by an earlier start of the run is replaced"
+        accepts=(True,), hint="an export of the same batch from an earlier start of the run is always replaced"
     ),
     "callbacks.generate_callback": Rule(hint="use `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
 }
 
 VALUES: dict[str, dict[object, str]] = {
     "model.name": {
-        "hf_causal_lm": "use `name: dbrx` with a preset or with dimensions",
-        "mpt_causal_lm": "use `name: dbrx` with a preset or with dimensions",
+        "hf_causal_lm": "use `name: dbrx` with a preset, or with dimensions such as d_model and n_layers",
+        "mpt_causal_lm": "use `name: dbrx` with a preset, or with dimensions such as d_model and n_layers",
     },
     "model.attn_config.attn_impl": {"torch": "use sdpa", "triton": "use auto"},
     "fsdp_config.sharding_strategy": {
         "SHARD_GRAD_OP": "use FULL_SHARD with reshard_after_forward: false",
-        "NO_SHARD": "use `fsdp_config: null`, which replicates the model",
+        "NO_SHARD": "use `fsdp_config: null`, which replicates the model on every rank",
     },
     "fsdp_config.state_dict_type": {"local": "use sharded"},
     "callbacks.hf_checkpointer.precision": {
         "fp32": "use float32",
         "bf16": "use bfloat16",
-        "float16": "use bfloat16, in which DBRX was trained",
+        "float16": "use bfloat16, the dtype in which DBRX was trained",
     },
-    "device_train_microbatch_size": {"auto": "use a number: FSDP2 cannot search for one"},
-    "device_eval_batch_size": {"auto": "use a number: FSDP2 cannot search for one"},
+    "device_train_microbatch_size": {"auto": "use a number: with FSDP2, the batch size cannot be found automatically"},
+    "device_eval_batch_size": {"auto": "use a number: with FSDP2, the batch size cannot be found automatically"},
     "device": {"cuda": "use gpu"},
     "precision": {"bf16": "use amp_bf16", "amp_fp16": "use amp_bf16"},
 }
@@ -173,17 +180,17 @@ EPOCHS = (
 
 
 def rule_for(path: str) -> Rule | None:
-    """The rule for a key that this schema lacks, if there is one."""
+    """Return the rule for a key that does not exist here, or None."""
     return next((rule for pattern, rule in RULES.items() if fnmatchcase(path, pattern)), None)
 
 
 def accepted(rule: Rule, value: object) -> bool:
-    # 1 == True in Python, not in YAML.
+    # 1 == True in Python, but not in YAML.
     return any(type(value) is type(each) and value == each for each in rule.accepts)
 
 
 def instead_of_key(path: str, value: object) -> str | None:
-    """The message for a key of LLM Foundry that does not exist here."""
+    """Return the message for a key of LLM Foundry that does not exist here, or None for other keys."""
     rule = rule_for(path)
     if rule is None:
         return None
@@ -193,7 +200,7 @@ def instead_of_key(path: str, value: object) -> str | None:
 
 
 def instead_of(path: str, value: object) -> str | None:
-    """What to write instead of a value of LLM Foundry for a key that exists here too."""
+    """Return what to write instead of a value of LLM Foundry, for a key that also exists here."""
     if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return (
             f"a plain number means epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
@@ -288,18 +295,18 @@ LLM_FOUNDRY: dict[str, Any] = {
 """The leaf keys of LLM Foundry's scripts/train/yamls/finetune/dbrx-full-ft.yaml with their values."""
 
 REMARKS: dict[str, str] = {
-    "run_name": "null uses $RUN_NAME, as in LLM Foundry",
-    "tokenizer.name": "a Hugging Face tokenizer, or DBRX's: `tiktoken` with `kwargs.model_name: gpt-4`",
-    "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
-    "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv`, `parquet` with hf_kwargs",
+    "run_name": "with null, the name is read from $RUN_NAME, as in LLM Foundry",
+    "tokenizer.name": "a Hugging Face tokenizer; for DBRX's tokenizer also `tiktoken` with `kwargs.model_name: gpt-4`",
+    "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with hf_kwargs",
+    "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with hf_kwargs",
     "tokenizer.kwargs.model_max_length": "must equal max_seq_len",
-    "save_folder": "{run_name} is filled in, as in LLM Foundry",
+    "save_folder": "{run_name} is replaced by the name of the run, as in LLM Foundry",
 }
 """Notes on supported keys."""
 
 
 def verdict(key: str) -> tuple[str, str]:
-    """(status, note): `supported`, `ignored` (the value describes what is always done) or `refused`."""
+    """Return (status, note). The status is `supported`, `ignored` (Dropless always does this) or `refused`."""
     value = LLM_FOUNDRY[key]
     instead = instead_of(key, value)
     if instead is not None:
@@ -315,7 +322,7 @@ def verdict(key: str) -> tuple[str, str]:
 def table() -> str:
     """The Markdown table in docs/llm-foundry.md."""
     lines = [
-        "| key | value in LLM Foundry | here | what is always done, or what to write instead |",
+        "| key | value in LLM Foundry | in Dropless | note |",
         "|---|---|---|---|",
     ]
     for key, value in LLM_FOUNDRY.items():

@@ -49,7 +49,7 @@ class OptimizerConfig(Section):
     )
     """Patterns of parameters without weight decay; [] decays all."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
-    """Values for parameters that match a pattern; the first match is used."""
+    """Settings for parameters that match a pattern; the first match is used."""
     freeze: list[str] = field(default_factory=list)
     """Patterns of parameters that are not trained."""
 

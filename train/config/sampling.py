@@ -10,7 +10,9 @@ from data.config.values import Count, NotNegative, Range, Seed
 
 def _greedy(sampling: "Sampling") -> Iterator[Defect]:
     if sampling.temperature == 0 and (sampling.top_k is not None or sampling.top_p < 1):
-        yield Defect("temperature", "is 0, which is greedy, but top_k or top_p is set: raise it, or remove them")
+        yield Defect(
+            "temperature", "is 0 (greedy decoding), but top_k or top_p is set: raise it, or remove top_k and top_p"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +24,14 @@ class Sampling(Section):
     max_new_tokens: Count = 256
     """Maximum number of tokens generated after a prompt."""
     temperature: NotNegative = 0.0
-    """Logits are divided by it; 0 always selects the most likely token."""
+    """Logits are divided by this value; 0 always selects the most likely token."""
     top_k: Count | None = None
     """Sample only from the k most likely tokens."""
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0
     """Sample only from the most likely tokens that together have this probability (nucleus sampling)."""
     seed: Seed = 0
-    """Each prompt is sampled with (seed, its number), so its text does not depend on the batch that it is in."""
+    """Random seed. Each prompt is sampled with the seed and the prompt's number, so the text does not depend on the
+    batch."""
 
 
 def room(prompt_length: int, sampling: Sampling, max_seq_len: int) -> int:

@@ -54,11 +54,11 @@ class FSDPConfig(Section):
     """Number of replicas under HYBRID_SHARD. Must divide the number of ranks."""
     expert_parallel_degree: Count = 1
     """Number N of ranks that share the experts of a layer: each has 1/N of the experts, unsharded, and tokens are sent
-    to the ranks of their experts. Must divide moe_num_experts and the number of ranks of a replica; ideally the GPUs of
-    a node."""
+    to the ranks of their experts. Must divide moe_num_experts and the number of ranks of a replica; ideally the number
+    of GPUs of a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """With amp_bf16, which computes in bf16: the dtypes of all-gathered weights and of reduced gradients. DEFAULT: bf16
-    and fp32; PURE: both bf16; FULL: both fp32."""
+    """Dtypes of all-gathered weights and of reduced gradients with amp_bf16, which computes in bf16. DEFAULT: bf16 and
+    fp32; PURE: both bf16; FULL: both fp32."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
     """sharded: each rank writes its shards of a checkpoint. full: rank 0 gathers and writes them. Both can be loaded on
     any number of ranks."""
@@ -77,7 +77,8 @@ def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
-    """Only durations with comparable units, like _stages; the others are compared once they are known in batches."""
+    """Like _stages, checks only durations with comparable units. The others are checked once they are known in
+    batches."""
     for key, text in too_long(config.scheduler, config.max_duration):
         yield Defect(f"scheduler.{key}", text)
 
@@ -123,7 +124,7 @@ def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
 def _divided_experts(config: "TrainConfig") -> Iterator[Defect]:
     degree = config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
     if (experts := config.model.ffn_config.moe_num_experts) % degree:
-        text = f"is {degree}, but it must divide the {experts} experts (model.ffn_config.moe_num_experts)"
+        text = f"is {degree}, but it must divide model.ffn_config.moe_num_experts ({experts})"
         yield Defect("fsdp_config.expert_parallel_degree", text)
 
 
@@ -164,7 +165,7 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         return
     lengths = [parse_duration(text) for text in (exports.save_interval, config.save_interval, config.max_duration)]
     (interval, saved, last), units = zip(*lengths, strict=True)
-    # The callback checks other units, once the data are open and they are known in batches.
+    # Other units are checked by the callback, once the data is open and durations are known in batches.
     if set(units) == {"ba"} and interval % saved and interval < last:
         yield Defect(
             "callbacks.hf_checkpointer.save_interval",
@@ -225,8 +226,8 @@ def _profiled_steps(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
-    """Names appear in folders, metrics and checkpoints, which a resume compares, so secrets cannot be hidden in
-    them."""
+    """Secrets cannot be hidden in names, because names appear in folders, metrics and checkpoints, and are compared
+    when a run is resumed."""
 
     def names_of(key: str) -> Iterator[Defect]:
         if key == "run_name":
@@ -284,8 +285,8 @@ class TrainConfig(Section):
 
     model: ModelConfig
     lora: LoraConfig | None = None
-    """Adapters to train in place of the model. The frozen base is model.pretrained_model_name_or_path, or a checkpoint
-    of a whole model at load_path."""
+    """LoRA adapters to train instead of the whole model. The frozen base is model.pretrained_model_name_or_path, or a
+    checkpoint of a whole model at load_path."""
     tokenizer: TokenizerConfig
     train_loader: DataLoaderConfig
     eval_loader: DataLoaderConfig | None = None
@@ -298,8 +299,8 @@ class TrainConfig(Section):
     max_duration: PositiveDuration
     """Length of the run in batches (ba), tokens (tok) or epochs (ep), such as 1000ba."""
     max_wall_time: WallTime | None = None
-    """Maximum run time of the process, such as 3h50m. Before it is over, the run saves a checkpoint and ends, so that
-    it can be resumed."""
+    """Maximum run time of the process, such as 3h50m. Before the time is up, the run saves a checkpoint and ends, so
+    that it can be resumed."""
     global_train_batch_size: Count
     """Number of rows in a step, over all ranks."""
     device_train_microbatch_size: Count = 1
@@ -314,19 +315,19 @@ class TrainConfig(Section):
     """Number of batches in an evaluation; -1 uses all."""
 
     device: Literal["cpu", "gpu"] | None = None
-    """null uses a GPU if there is one, else the CPU. If there is a GPU that torch cannot use, anything but cpu is an
-    error."""
+    """null uses a GPU if there is one, else the CPU. If there is a GPU that torch cannot use, any value except cpu is
+    an error."""
     precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
-    """On CPU, amp_bf16 becomes fp32, and a message is logged."""
+    """On a CPU, amp_bf16 is replaced with fp32, and a message is logged."""
     fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)
     """null replicates the model on every rank (DDP)."""
     dist_timeout: Positive = 600.0
-    """Seconds that a rank waits for the others before the run fails, counted from when all ranks are ready to train, so
-    preparing data may take longer. It is also the limit for connecting to rank 0."""
+    """Seconds that a rank waits for the others before the run fails. Applies once all ranks are ready to train, so
+    preparing data may take longer. Also applies to connecting to rank 0."""
 
     save_folder: PathOfRun | None = None
-    """Folder of the checkpoints: a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. {run_name} is filled in; other
-    braces are refused."""
+    """Folder for checkpoints: a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. {run_name} is filled in; other braces
+    are refused."""
     save_staging_folder: PathText = ".cache/checkpoints"
     """Local folder for checkpoints that are sent to a save_folder in an object store, or fetched from a load_path
     there. All nodes must share it."""
@@ -336,7 +337,7 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep; -1 keeps all. A checkpoint is only deleted after one that remains has been
     read back from disk and verified."""
     save_keep_every: Count | None = None
-    """Also keep every N-th checkpoint, such as every tenth with 10; null keeps only the newest."""
+    """Also keep every N-th checkpoint, for example every tenth with 10; null keeps only the newest."""
     on_save_error: Literal["stop", "warn"] = "stop"
     """If a checkpoint cannot be written, for example because the disk is full: stop ends the run; warn continues
     without it, except after the last batch."""
@@ -355,7 +356,7 @@ class TrainConfig(Section):
     """Load only the weights from load_path, not the optimizer state or the position in the data."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """If the loss or a gradient of a step is NaN or infinite: stop ends the run; skip continues without that step. The
+    """If the loss or a gradient of a step is NaN or infinite: stop ends the run; skip continues without that step: the
     weights do not change, and the batch is written to save_folder."""
     on_spike: Literal["log", "skip", "rollback"] = "log"
     """If the loss of a step is a spike: log reports it; skip continues without that step; rollback restores model and
@@ -369,13 +370,14 @@ class TrainConfig(Section):
     progress_bar: bool = True
     """Draw a live bar at the bottom of the terminal. If the output is not a terminal, lines are printed instead."""
     log_to_console: bool | Literal["composer"] = False
-    """Print a line for each logged step, for logs that are kept. composer uses Composer's own format and progress
+    """Print a line for each logged step, for example for log files. composer uses Composer's own format and progress
     bar."""
     console_log_interval: PositiveDuration | None = None
     """Time between two lines. null uses the smallest of 1ba, 2ba, 5ba, 10ba and so on with which the run prints at most
     1,000 lines, or 1ba with log_to_console: composer."""
     log_folder: PathOfRun | None = None
-    """Local folder for metrics.jsonl, record.jsonl and report.html. {run_name} is filled in. null uses save_folder,
-    with which logs are also sent to an object store, or runs/{run_name} if there is no save_folder."""
+    """Local folder for metrics.jsonl, record.jsonl and report.html. {run_name} is filled in. null uses save_folder, or
+    runs/{run_name} if there is no save_folder. If save_folder is in an object store, the logs are sent there as
+    well."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

@@ -18,10 +18,10 @@ class SpikesConfig(Section):
     min_steps: Count = 32
     """Number of steps required for the first comparison."""
     threshold: Positive = 10.0
-    """In median absolute deviations times 1.4826 (the standard deviation for normal noise), which count as at least 1%
-    of the median."""
+    """In median absolute deviations, which are multiplied by 1.4826 to estimate the standard deviation, and are at
+    least 1% of the median."""
     max_steps: Count = 100
-    """After this many consecutive spikes their loss becomes the new level (on_spike: log), or the run ends. The run
+    """After this many consecutive spikes, their loss becomes the new level (on_spike: log), or the run ends. The run
     also ends after this many consecutive non-finite steps (on_nonfinite: skip)."""
     max_rollbacks: Count = 3
     """Maximum number of rollbacks (on_spike: rollback). The next spike ends the run."""
@@ -29,11 +29,11 @@ class SpikesConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(Section):
-    """What a run measures about its experts, and when it reports one (see docs/reliability.md#expert-health)."""
+    """What a run measures about its experts, and when it reports an expert (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
-    """Time between measurements of each layer: load shares, router logits, gradient norms, unchanged choices. The first
-    and the last step are measured too; null disables these measurements."""
+    """Time between measurements of each layer: load shares, router logits, gradient norms, and how many expert
+    selections are unchanged. The first and the last step are measured too; null disables these measurements."""
     probe_tokens: CountOrZero = 256
     """Number of tokens of the run's first rows, at most a microbatch, that each measurement routes again to count how
     many still select the same experts; 0 disables this."""
@@ -52,11 +52,12 @@ class DeadlinesConfig(Section):
     run ends. The limit is `multiple` times the run's own median, but at least the seconds below; null sets no limit."""
 
     multiple: Positive | None = 10.0
-    """Multiple of the median of the run so far, without its first steps; null uses only the seconds."""
+    """Multiple of the run's median so far, not counting its first steps; null uses only the seconds below."""
     setup: Positive | None = 3600.0
-    """Seconds from when all ranks have connected to the end of the first step: model, weights, compilation."""
+    """Seconds from when all ranks have connected to the end of the first step. This includes building the model,
+    loading weights and compilation."""
     step: Positive | None = 180.0
-    """Minimum limit in seconds for a step without loading its data."""
+    """Minimum limit in seconds for a step, not counting the time to load its data."""
     data: Positive | None = 180.0
     """Minimum limit in seconds for waiting for a batch."""
     evaluation: Positive | None = 180.0
@@ -83,7 +84,8 @@ class ProfileConfig(Section):
     """The first profiled step, counted from 1 as on the console. The first steps of a run are slower than later
     ones."""
     steps: Count = 3
-    """Number of profiled steps. A step of a large model may need several hundred MB of CPU memory and of the trace."""
+    """Number of profiled steps. For a large model, a step may need several hundred MB of CPU memory, and as much in the
+    trace file."""
     ranks: list[Annotated[int, Range(ge=0)]] = field(default_factory=lambda: [0])
     """The ranks that are profiled."""
 

@@ -1,4 +1,4 @@
-"""The live bar at the bottom of a terminal. All other output is printed above it, in complete lines."""
+"""The live progress bar at the bottom of a terminal. All other output is printed above it, in complete lines."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4
-"""Number of parts that take precedence over the bar."""
+"""The bar is shown only if this number of parts fits beside it."""
 _SECONDS = 0.1
 """Minimum seconds between two updates of the screen."""
 
@@ -28,7 +28,7 @@ def is_terminal() -> bool:
 
 
 class LiveBar:
-    """One line as wide as the terminal. It is drawn when it is updated; it has no thread."""
+    """A line that is as wide as the terminal. It is redrawn only in `update`, and has no thread."""
 
     def __init__(self, terminal: TextIO, total: int) -> None:
         self._console = Console(file=terminal, force_terminal=True, force_interactive=True, highlight=False)
@@ -37,7 +37,7 @@ class LiveBar:
         self._process = os.getpid()
 
     def update(self, batch: int, parts: list[str], *, now: bool = False) -> None:
-        """parts: most important first; parts that do not fit are left out. now: draw immediately."""
+        """parts: texts, most important first; parts that do not fit are omitted. now: draw immediately."""
         if now or time.monotonic() - self._drawn >= _SECONDS:
             self._drawn = time.monotonic()
             self._live.update(self._picture(batch, parts), refresh=True)
@@ -46,7 +46,7 @@ class LiveBar:
         room = self._console.width - 1
         has_bar = len("  ".join(parts[:_BEFORE_BAR])) + 2 + _BAR_WIDTH <= room
         room -= 2 + _BAR_WIDTH if has_bar else 0
-        # As many parts as fit, in order.
+        # Show as many parts as fit, in order.
         text = next((text for n in range(len(parts), 0, -1) if len(text := "  ".join(parts[:n])) <= room), "")
         row: list[Any] = [Text(text, no_wrap=True, overflow="crop")]
         if has_bar:
@@ -61,7 +61,8 @@ class LiveBar:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this process created the bar. A forked worker must not wait for locks held when it was forked."""
+        """Whether this process created the bar. A forked worker must not print above it, because locks may have been
+        held at the time of the fork."""
         return os.getpid() == self._process
 
     @contextmanager
@@ -70,13 +71,13 @@ class LiveBar:
         streams = sys.stdout, sys.stderr
         above = (_Above(streams[0], self), _Above(streams[1], self) if streams[1].isatty() else None)
         self._live.start()
-        # Show the cursor: a killed process could not restore it.
+        # Show the cursor, because a killed process could not restore it.
         self._console.show_cursor(True)
         sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
         try:
             yield self
-            # After an error the streams are kept, so that a logger that copies them, such as a log file, gets the
-            # message.
+            # After an error the streams are not restored, so that a logger that copies them, such as a log file,
+            # receives the message.
             sys.stdout, sys.stderr = streams
         finally:
             for stream in filter(None, above):
@@ -85,7 +86,7 @@ class LiveBar:
 
 
 class _Above:
-    """Replaces a stream: prints each line above the bar when it is complete."""
+    """Replaces a stream, and prints each complete line above the bar."""
 
     def __init__(self, stream: TextIO, bar: LiveBar) -> None:
         self._stream, self._bar, self._begun = stream, bar, ""
@@ -96,7 +97,7 @@ class _Above:
             return self._stream.write(text)
         lines, newline, self._begun = (self._begun + text).rpartition("\n")
         if newline:
-            # After a carriage return, as in progress bars, a terminal shows only the last text of a line.
+            # Progress bars print carriage returns. A terminal shows only the text after the last of them.
             self._bar.print(redacted("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines.split("\n"))))
         return len(text)
 
@@ -105,7 +106,8 @@ class _Above:
             self.write(line)
 
     def end(self) -> None:
-        """Print an unfinished line. Later writes go to the original stream, because code may have kept this object."""
+        """Print an unfinished line. Later writes go directly to the original stream, because other code may still have
+        a reference to this object."""
         if self._begun:
             self.write("\n")
         self._is_over = True

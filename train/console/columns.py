@@ -7,7 +7,7 @@ from data.base.durations import format_seconds
 from train.console.facts import count_of
 
 HEADER_EVERY = 30
-"""Lines between two headers."""
+"""Number of lines between two headers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +18,18 @@ class Column:
     metric: str
     show: Callable[[float], str]
     width: int
-    """Minimum width; longer values are not truncated."""
+    """Minimum width. Longer values are not truncated."""
     unless: str | None = None
     """A metric whose presence hides the column."""
     comes_later: bool = False
-    """Whether the column is shown before its metric is logged, which happens in every run once the speed is known."""
+    """Whether the column is shown from the start, because every run logs its metric later, when the speed is known."""
 
     def cell(self, metrics: Mapping[str, float]) -> str:
         return self.show(metrics[self.metric]) if self.metric in metrics else "-"
 
 
 def _fixed(value: float) -> str:
-    """Format with four decimals, or with an exponent."""
+    """Format with four decimals, or with an exponent if the number is large."""
     return f"{value:.4f}" if abs(value) < 1000 or value != value else f"{value:.1e}"
 
 
@@ -56,11 +56,11 @@ COLUMNS = (
     Column(header="GiB", metric="memory/peak_gib", show=lambda value: f"{value:.2f}", width=5),
     Column(header="left", metric="time/remaining_seconds", show=format_seconds, width=6, comes_later=True),
 )
-"""The columns after step and tokens. lbl is the load-balancing loss, GiB the peak memory."""
+"""The columns after step and tokens. `lbl` is the load-balancing loss, and `GiB` is the peak memory."""
 
 
 def shown(metrics: Mapping[str, float]) -> list[Column]:
-    """Return the columns of the given metrics."""
+    """Return the columns whose metrics are given."""
     return [column for column in COLUMNS if column.metric in metrics and column.unless not in metrics]
 
 

@@ -1,4 +1,4 @@
-"""The summary of a run after its data is opened: data, stages and output folders."""
+"""The part of the start summary that is shown once the data is open: data, stages and output folders."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,7 +35,8 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
 
 
 def output_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
-    """Yield lines for the output of the run. folder: the save folder; another line describes its checkpoints."""
+    """Yield lines for the output of the run. folder: the save folder, whose checkpoints are described by another
+    line."""
     if folder is None:
         yield fact("checkpoints", "none, because there is no save_folder")
     loggers, logs = config.loggers, []

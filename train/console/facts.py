@@ -1,4 +1,4 @@
-"""Aligned lines of a key and a text, which are also readable in a file."""
+"""Aligned console lines, each with a key and a text."""
 
 import shutil
 import sys
@@ -18,7 +18,8 @@ def line_width() -> int:
 
 
 def fact(key: str, text: str, width: int | None = None) -> str:
-    """Format `key          text`, wrapped below the text. width: of a line; None is line_width()."""
+    """Format `key          text`. Long texts continue on further, indented lines. width: maximum line width; None means
+    line_width()."""
     return textwrap.fill(
         text,
         width or line_width(),
@@ -37,7 +38,7 @@ def fact_of(line: str) -> str:
 
 def command_fact(key: str, command: str) -> str:
     """Format a shell command as a fact. It can be copied even if it spans several lines."""
-    if "'" in command:  # a line must not break inside quotes
+    if "'" in command:  # do not break the line, because it could break inside quotes
         return f"{key:<{_KEY - 1}} {command}"
     return " \\\n".join(fact(key, command, line_width() - 2).split("\n"))
 

@@ -31,7 +31,7 @@ class ConsoleLines(StepLogger):
     """Prints, on rank 0, a line for the first step, every `interval` steps, the last step, and each evaluation."""
 
     def __init__(self, plan: RowPlan, max_batches: int, *, interval: int | None, bar: LiveBar | None) -> None:
-        """interval: None prints no lines. bar: updated with the newest step; None shows no bar."""
+        """interval: None prints no lines. bar: the bar to update at each step, or None."""
         super().__init__()
         self._plan, self._max_batches, self._interval, self._bar = plan, max_batches, interval, bar
         self._stages = any(name for name, *_ in plan.stages())

@@ -24,7 +24,7 @@ from train.supervision.wall_time import process_seconds
 
 
 class RunConsole:
-    """The console of rank 0; other ranks show nothing."""
+    """The console output of a run. Only rank 0 shows anything."""
 
     def __init__(
         self, config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
@@ -36,8 +36,8 @@ class RunConsole:
         self._stack = ExitStack()
 
     def begin(self, plan: RowPlan, clock: Clock) -> list[LoggerDestination]:
-        """Return the logger that shows the steps, and start the bar. Create loggers that copy stdout after this
-        call."""
+        """Return the logger that shows the steps, and start the bar. Loggers that copy stdout must be created after
+        this call."""
         if dist.get_global_rank() != 0:
             return []
         assert clock.max_batches is not None
@@ -90,7 +90,7 @@ class RunConsole:
 def run_console(
     config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
 ) -> Iterator[RunConsole]:
-    """Wrap the whole run, so that its result is shown last. folder: the save folder."""
+    """A context for the whole run, so that its result is shown last. folder: the save folder."""
     console = RunConsole(config, run_name, folder, log_folder, resume_command)
     try:
         yield console
@@ -101,7 +101,7 @@ def run_console(
 
 
 def log_interval(config: TrainConfig, clock: Clock) -> int | None:
-    """Return the batches between step lines; None for no lines."""
+    """Return the number of batches between two step lines, or None if no lines are shown."""
     assert clock.max_batches is not None
     instead_of_bar = config.progress_bar and not config.log_to_console and not is_terminal()
     if config.log_to_console is not True and not instead_of_bar:

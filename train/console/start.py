@@ -1,6 +1,6 @@
-"""The summary of a run before it reads data: facts from its config, the number of ranks and the machine.
+"""The part of the start summary that is shown before data is read: the config, the number of ranks and the machine.
 
-Imports nothing slow, so that it is shown immediately.
+This module imports nothing slow, so that the lines are shown immediately.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ _OF_WEIGHTS = (
     *("attn_config.clip_qkv", "attn_config.kv_n_heads", "attn_config.rope_theta"),
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
 )
-"""Keys of the model that are set by config.json of pretrained weights."""
+"""Keys of the model whose values come from config.json if pretrained weights are used."""
 _LONGEST_VALUE, _MOST_LINES = 60, 15
 _NOTHING = object()
 
@@ -85,7 +85,7 @@ def _parallelism(config: TrainConfig, world_size: int) -> str:
 
 
 def config_lines(config: TrainConfig) -> Iterator[str]:
-    """Yield the values that differ from the defaults and that no other line shows, one line per section."""
+    """Yield the values that differ from the defaults and are not shown elsewhere, one line per section."""
     sections: dict[str, list[str]] = {}
     for key, value in _chosen(config).items():
         if not is_within(key, _SHOWN_ELSEWHERE):

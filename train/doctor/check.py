@@ -1,4 +1,5 @@
-"""The result of one check, and how checks are run: a check can neither end the program nor block it forever."""
+"""The result of one check, and a function that runs a check so that it can neither end the program nor block it
+forever."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +11,8 @@ from data.base.redaction import redacted
 from data.config.sections import Unavailable
 
 Status = Literal["ok", "slow", "wrong", "not here"]
-"""wrong: a run would fail or could lose data. not here: this machine lacks it, and probably does not need it."""
+"""wrong: a run would fail or could lose data. not here: this machine does not have what is checked, and probably does
+not need it."""
 STATUSES: tuple[Status, ...] = ("ok", "slow", "wrong", "not here")
 
 
@@ -19,13 +21,14 @@ class Check:
     name: str
     status: Status
     found: str
-    """The result. Each `{}` in it is a placeholder for one of the numbers, if there are any."""
+    """The result. Each `{}` is a placeholder for one of `numbers`."""
     numbers: tuple[float, ...] = ()
     """Values that differ slightly between nodes, such as speeds."""
     fix: str = ""
 
     def shown(self, others: Sequence["Check"] = ()) -> str:
-        """Return the result with its numbers, each as a range over this check and the others with the same text."""
+        """Return the result with its numbers, each as a range over this check and `others`, which have the same
+        text."""
         if not self.numbers:
             return self.found
         columns = zip(*(each.numbers for each in (self, *others)), strict=True)
@@ -44,7 +47,7 @@ def _short(number: float) -> str:
 
 
 def failed_check(name: str, error: Exception, fix: str) -> Check:
-    """Return a failed check for an error. fix: for errors whose own message suggests none."""
+    """Return a failed check for an error. fix: a suggestion, because the error message may not contain one."""
     text = redacted(str(error))
     if isinstance(error, ConfigError | DataError):
         return Check(name=name, status="wrong", found=text, fix=fix)

@@ -1,7 +1,7 @@
 """Speed of collectives between ranks: gloo on CPUs, NCCL on GPUs.
 
-Bandwidths are defined as in nccl-tests ("bus bandwidth"): with equal links they do not depend on the number of ranks.
-See https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md.
+Bandwidths are defined as in nccl-tests ("bus bandwidth"), so that with equal links they do not depend on the number of
+ranks. See https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md.
 """
 
 import time
@@ -21,9 +21,9 @@ _SIZES = {"cpu": (2**20, 2**24), "cuda": (2**20, 2**26, 2**29)}
 _REPEATS = {"cpu": 3, "cuda": 10}
 _LEAST_GB_S = {"cpu": 0.1, "cuda": 5.0}
 """Lowest acceptable bandwidth in 10^9 bytes per second. Ethernet at 1 Gbit/s, NCCL over sockets and old generations of
-PCIe are below it."""
+PCIe are slower."""
 _FIX = {
-    "cpu": "select the fast network for gloo (GLOO_SOCKET_IFNAME), and end other processes on the nodes",
+    "cpu": "select the fast network for gloo (GLOO_SOCKET_IFNAME), and end other programs on the nodes",
     "cuda": (
         "check which transport NCCL uses (NCCL_DEBUG=INFO): NVLink within a node, InfiniBand between nodes; "
         "NCCL_SOCKET_IFNAME and NCCL_IB_HCA select the network"

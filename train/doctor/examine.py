@@ -1,5 +1,5 @@
-"""All checks: the first rank of each node checks the node, then all ranks check their links; rank 0 shows the
-result."""
+"""Run all checks: the first rank of each node checks the node, all ranks check their links, and rank 0 shows the
+results."""
 
 import os
 import sys
@@ -37,14 +37,14 @@ _NETWORK = (
     "be blocked between the nodes"
 )
 _MOST_CHECKS = 10
-"""Number of a node's checks that may each use their full time limit."""
+"""Number of checks of a node that may use their full time limit before the other ranks stop waiting."""
 
 CheckFunction = Callable[[], Iterable[Check]]
 
 
 def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: Path | None) -> bool:
-    """Run all checks and return whether none has failed, as far as this rank knows. Only rank 0 knows all results, and
-    shows them. Every rank must call this.
+    """Run all checks, show the results on rank 0, and return whether no check has failed. Ranks other than 0 always
+    return True, because only rank 0 knows the results. Every rank must call this.
 
     seconds: time limit of each check and of waiting for a rank. Raises ConfigError if rank 0 cannot be reached or the
     JSON file cannot be written.
@@ -75,8 +75,8 @@ def _rank_checks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """Run the checks that need several ranks. Every rank must call this. first: whether a ready rank is the first one
-    of its node."""
+    """Run the checks that need several ranks. Every rank must call this. first: whether a rank is the first one of its
+    node, for each rank that answered."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
     if len(nodes) > 1 and exchange.place.is_first_of_node:
@@ -110,7 +110,8 @@ def _report(
 
 
 def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> str:
-    """Return the name of the rank's node: its host name, with the node's first rank if several nodes share the name."""
+    """Return the name of the rank's node: its host name, followed by the node's first rank if several nodes have the
+    same host name."""
     firsts = [number for number, is_first in sorted(first.items()) if is_first and hosts[number] == hosts[rank]]
     if len(firsts) < 2:
         return hosts[rank]
@@ -118,8 +119,8 @@ def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> 
 
 
 def _inspect_machine(config: TrainConfig | None, seconds: float) -> Machine | None:
-    """Return this machine, without GPUs if the config does not use them; None if torch cannot be imported, which a
-    check then reports."""
+    """Return this machine, without GPUs if the config does not use them. Returns None if torch cannot be imported; a
+    check then reports the error."""
     found: list[Machine] = []
 
     def work() -> list[Check]:
@@ -142,7 +143,7 @@ def _node_checks(config: TrainConfig | None, place: Place, here: Machine | None,
 def _check_functions(
     config: TrainConfig | None, place: Place, here: Machine | None
 ) -> Iterator[tuple[str, CheckFunction, str]]:
-    """Yield names, checks, and the fix if a check fails with an error of a library."""
+    """Yield the name of each check, its function, and the fix to suggest if it fails with an error of a library."""
     gpu, world_size = here is not None and here.torch_gpus > 0, place.world_size
     if here is None:
         yield "torch", _import_torch, _INSTALL
@@ -199,12 +200,12 @@ def _checkpoints(config: TrainConfig, world_size: int) -> Iterable[Check]:
 
 
 def _folders(config: TrainConfig | None) -> list[Folder]:
-    """Return the save folder and the caches; without a config those of the shipped configs."""
+    """Return the save folder and the caches; without a config, the folders of the shipped configs."""
     if config is None:
         default = DatasetConfig.__dataclass_fields__["cache_dir"].default
         return [Folder("save_folder", Path("runs")), Folder("cache_dir", Path(default))]
     caches, named = inputs.caches(config), list[Folder]()
-    with suppress(ConfigError):  # reported by the check of its space
+    with suppress(ConfigError):  # the check of free space reports this error
         if (save_folder := local_folder(config, run_name_of(config))) is not None:
             staged = config.save_folder is not None and is_address(config.save_folder)
             named.append(Folder("save_staging_folder" if staged else "save_folder", save_folder))
@@ -220,7 +221,7 @@ def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: fl
 
     place, device = exchange.place, torch.device("cpu")
     if gpu:
-        # By default torch ends the process when NCCL hangs, and the table would be lost.
+        # By default torch ends the process when NCCL hangs, and the table would then not be shown.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)

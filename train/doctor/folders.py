@@ -59,14 +59,14 @@ def check_speed(folder: Folder) -> Iterator[Check]:
             pass
         seconds = written - start, time.perf_counter() - begun
     speeds = _BYTES / 1e6 / seconds[0], _BYTES / 1e6 / seconds[1]
-    fix = "name a folder on a faster disk, or stop other users of this disk"
+    fix = "name a folder on a faster disk, or stop other programs that use this disk"
     found = f"{format_bytes(_BYTES)} written and synced at {{}} MB/s, read at {{}} MB/s"
     check = Check(name=f"{folder.key}: speed", status="ok", found=found, numbers=speeds, fix=fix)
     yield slow_if(min(speeds) < _SLOW_MB_S, check)
 
 
 def check_free(folder: Folder) -> Iterator[Check]:
-    """Check free space if the size of the files is not known. Raises OSError."""
+    """Check that a folder whose future size is unknown has some free space. Raises OSError."""
     usage = shutil.disk_usage(existing_parent(folder.path))
     if not usage.total:
         yield Check(name=f"{folder.key}: space", status="ok", found="the file system does not report its size")
@@ -97,7 +97,7 @@ def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Ite
 
 
 def check_lock(folder: Folder) -> Iterator[Check]:
-    """Check that a held lock excludes another process and that a released lock does not. Raises OSError."""
+    """Check that another process cannot take a lock that is held, and can take it after its release. Raises OSError."""
     name = f"{folder.key}: locks"
     with tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,6 +119,6 @@ LOCK_FIX = "mount the file system with lock support (Lustre: -o flock; NFS: with
 
 
 def _other_process(file: str) -> int:
-    # With -I and -S, and so without site-packages, Python starts in 20 ms.
+    # With -I and -S, Python does not read site-packages and starts in 20 ms.
     command = [sys.executable, "-I", "-S", "-c", _OTHER_PROCESS, file]
     return subprocess.run(command, capture_output=True, timeout=_LOCK_SECONDS, check=False).returncode

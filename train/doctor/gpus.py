@@ -11,7 +11,7 @@ from train.doctor.check import Check, slow_if
 from train.hardware.device import Machine, why_no_gpu
 
 _FREE = 0.9
-"""Share of a GPU's memory that is free unless another process uses the GPU."""
+"""If less than this share of a GPU's memory is free, another process uses the GPU."""
 _TOPOLOGY_SECONDS = 30
 _LINKS = {
     "NV": "NVLink",
@@ -21,7 +21,7 @@ _LINKS = {
     "NODE": "PCIe within a NUMA node",
     "SYS": "PCIe between NUMA nodes",
 }
-"""The link names in the legend of `nvidia-smi topo -m`; NV18 is 18 NVLinks."""
+"""The link names in the legend of `nvidia-smi topo -m`. NV18 means 18 NVLinks."""
 _SLOW_LINKS = {"PHB", "NODE", "SYS"}
 
 
@@ -53,7 +53,8 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
             busy.append(f"GPU {number} has {format_bytes(free, down=True)} free")
     found = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     if len(kinds) > 1:
-        yield Check(name="GPUs", status="slow", found=found, fix="use GPUs of one model: ranks wait for the slowest")
+        fix = "use GPUs of one model, because all ranks wait for the slowest one"
+        yield Check(name="GPUs", status="slow", found=found, fix=fix)
     elif busy:
         fix = "end the processes that nvidia-smi shows"
         yield Check(name="GPUs", status="wrong", found=f"{found}; {', '.join(busy)}", fix=fix)
@@ -86,7 +87,7 @@ def links(topology: str) -> dict[tuple[int, int], str]:
     """Parse the output of `nvidia-smi topo -m` into the link of each pair of GPUs: NV18, PIX, ..."""
     rows = [line.split() for line in re.sub(r"\x1b\[[\d;]*m", "", topology).splitlines()]
     named = {int(row[0][3:]): row[1:] for row in rows if len(row) > 1 and re.fullmatch(r"GPU\d+", row[0])}
-    # The heading also begins with GPU0, but its next word is another GPU's name instead of a link.
+    # The heading also begins with GPU0, but the next word in it is the name of another GPU and not a link.
     named = {number: row for number, row in named.items() if not row[0].startswith("GPU")}
     return {(a, b): row[b] for a, row in named.items() for b in named if a < b and b < len(row)}
 
@@ -99,8 +100,8 @@ def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[in
     if apart:
         found += f"; {len(apart)} pairs cannot access each other's memory, such as GPUs {apart[0][0]} and {apart[0][1]}"
     fix = (
-        "check that NVLink is up (nvidia-smi nvlink --status; HGX needs nvidia-fabricmanager), and that PCIe ACS is "
-        "off; GPUs without NVLink are slow with FSDP and expert parallelism"
+        "check that NVLink is active (nvidia-smi nvlink --status; HGX needs nvidia-fabricmanager), and that PCIe ACS "
+        "is disabled; GPUs without NVLink are slow with FSDP and expert parallelism"
     )
     is_slow = bool(apart) or any(link in _SLOW_LINKS for link in counts)
     return slow_if(is_slow, Check(name="GPU links", status="ok", found=found, fix=fix))

@@ -1,6 +1,6 @@
-"""External inputs of a run: tokenizer, hub, pretrained model and object store; and the kernels that it would use.
+"""External inputs of a run: tokenizer, hub, pretrained model, object store, and the kernels for this machine.
 
-Libraries are imported where they are used, so that a missing one is a row of the table."""
+Libraries are imported where they are used, so that a missing library only makes one check fail."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,8 @@ from train.models.precision import computed, on_device
 
 
 def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Check]]:
-    """Return the config, with the values of the pretrained model if that can be read, checked for this world size."""
+    """Check the config for this world size, and return it with the values of the pretrained model if these can be
+    read."""
     config = loaded.config
     try:
         config = resolve_pretrained(loaded)

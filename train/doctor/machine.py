@@ -15,13 +15,13 @@ from train.planning.machine import check_machine
 
 _SHM = Path("/dev/shm")
 _SHM_CPU, _SHM_GPU = 128 * 2**20, 2**30
-"""Shared memory that the batches of loader workers take, and NCCL in addition (its documentation: docker run
---shm-size=1g). Docker's default of 64 MB is not enough."""
+"""Shared memory for the batches of loader workers (CPU), and also for NCCL (GPU). NCCL's documentation recommends
+docker run --shm-size=1g. Docker's default of 64 MB is not enough."""
 _FILES_BASE, _FILES_PER_RANK = 512, 8
-"""Open files for shards, logs and libraries; and connections from a rank to each other rank in several process
+"""Open files for shards, logs and libraries, and the connections from a rank to each other rank in several process
 groups."""
 _FREE = 0.5
-"""Share of the memory that is free unless other programs are running."""
+"""If less than this share of the memory is free, other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")
 
 

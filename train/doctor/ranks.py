@@ -1,7 +1,7 @@
 """The ranks that a launcher has started: missing ranks, clock differences, and folders that nodes share.
 
-Ranks exchange data through the launcher's store (train/distributed/rank_store.py), so a missing rank is named instead
-of blocking the others.
+Ranks exchange data through the launcher's store (train/distributed/rank_store.py), so a missing rank is reported and
+does not block the others.
 """
 
 import fcntl
@@ -26,13 +26,14 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
 """Seconds for rank 0 to start the store on a busy node."""
 _PATIENCE = 3600.0
-"""Seconds to wait for rank 0. Its own waits are limited, and losing the connection to it is noticed immediately."""
+"""Seconds to wait for rank 0. This is long, because rank 0 limits its own waits and a lost connection to it is noticed
+immediately."""
 _SHOWN = 16
 """Maximum number of ranks named in a message."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
-"""Seconds. Runs do not compare clocks, but logs of nodes are easier to compare, and object stores reject differences of
-minutes."""
+"""Largest accepted difference between clocks in seconds. Runs do not compare clocks, but the logs of nodes are easier
+to compare if the clocks agree, and object stores reject requests from clocks that are minutes off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the place given by the launcher's variables; without a launcher, rank 0 of 1."""
+    """Return the place according to the launcher's variables. Without a launcher, it is rank 0 of 1."""
     rank, world_size, local = (int(environment.get(name, default)) for name, default in _VARIABLES)
     return Place(rank=rank, world_size=world_size, local_rank=local)
 
@@ -93,8 +94,8 @@ class RankExchange:
             raise ConfigError("lost the connection to rank 0, which has ended: see its output") from None
 
     def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
-        """Return the values that rank 0 has collected from these ranks within the time limit, the same on every rank.
-        Raises ConfigError if rank 0 does not answer."""
+        """Return the values that rank 0 has collected from these ranks within the time limit. The result is the same on
+        every rank. Raises ConfigError if rank 0 does not answer."""
         self.publish(subject, value)
         if self.place.rank == 0:
             heard = self.collect(subject, ranks, seconds)
@@ -107,11 +108,11 @@ class RankExchange:
 
 
 def check_ranks(came: Collection[int], answered: Collection[int], world_size: int) -> Check:
-    """Check which ranks have connected, and which have sent the results of their checks."""
+    """Check that all ranks have connected and have sent the results of their checks."""
     absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
     if absent:
         found = f"{len(absent)} of {world_size} did not connect: {_listed(absent)}"
-        fix = "check the output of their nodes; a firewall, or a host name that resolves to 127.0.0.1, separates nodes"
+        fix = "check the output of their nodes, their firewall, and that host names do not resolve to 127.0.0.1"
         return Check(name="ranks", status="wrong", found=found, fix=fix)
     if silent:
         found = f"{len(silent)} of {world_size} connected but did not answer: {_listed(silent)}"
@@ -145,7 +146,7 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
     yield Check(
         name="clocks",
         status="wrong" if off else "ok",
-        found=f"at most {1000 * abs(worst):,.1f} ms from rank 0's" + (f": {', '.join(off)}" if off else ""),
+        found=f"at most {1000 * abs(worst):,.1f} ms different from rank 0's" + (f": {', '.join(off)}" if off else ""),
         fix="synchronize the clocks of the nodes (chrony, or another NTP client)" if off else "",
     )
 
@@ -153,8 +154,8 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
 def check_shared(
     exchange: RankExchange, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
 ) -> Iterator[Check]:
-    """Check that the nodes see each other's files in a folder, and that locks work there. Called by the first rank of
-    each node; rank 0 locks files that the others look for, and yields the results."""
+    """Check that the nodes see each other's files in a folder, and that file locks work between nodes. Called by the
+    first rank of each node; rank 0 locks files, which the other nodes try to open and lock, and yields the results."""
     others = [rank for rank in first_ranks if rank != 0]
     if exchange.place.rank != 0:
         (files,) = exchange.collect("files", [0], seconds).values() or ([],)

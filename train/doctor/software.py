@@ -42,8 +42,8 @@ def check_nccl(machine: Machine) -> Iterator[Check]:
 
 
 def check_compiler(*, gpu: bool) -> Iterator[Check]:
-    """Check the C compiler and Python.h by compiling with both, as Triton does (triton/runtime/build.py) when it first
-    launches a kernel: without them a run on GPUs fails in its first step."""
+    """Check the C compiler and Python.h by compiling a small program. Triton does the same (triton/runtime/build.py)
+    when it first launches a kernel, so without them a run on GPUs fails in its first step."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     missing = "wrong" if gpu else "not here"
     if compiler is None:

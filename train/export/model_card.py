@@ -1,4 +1,5 @@
-"""The model card (README.md) of an exported model: its origin, data, training and evaluation, as far as recorded."""
+"""The model card (README.md) of an exported model: its origin, data, training and evaluation, as far as they were
+recorded."""
 
 import json
 import re
@@ -140,7 +141,7 @@ def _training(config: TrainConfig, record: dict[str, Any]) -> str:
         "optimizer": f"{optimizer.name}, betas {optimizer.betas}, weight decay {optimizer.weight_decay:g}",
         "learning rate": f"{optimizer.lr:g}, {scheduler.name}, warmup {scheduler.t_warmup}",
         "rows per step": config.global_train_batch_size,
-        "sequence length of a row": f"{config.max_seq_len:,} tokens",
+        "sequence length": f"{config.max_seq_len:,} tokens",
         "precision": _precision(config, record),
         "seed": config.seed,
     }

@@ -1,4 +1,4 @@
 """What scripts/checkpoint.py shows about checkpoints and save folders, and what it deletes.
 
-Reading and retaining checkpoints belong in train/checkpoint. A run does not use this package.
+Reading and retaining checkpoints belong in train/checkpoint. Runs do not use this package.
 """

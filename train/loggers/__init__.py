@@ -1,4 +1,4 @@
-"""Loggers for the metrics of a run: JSON lines, TensorBoard, W&B, MLflow and log files, one module each.
+"""Loggers for the metrics of a run, one module each: JSON lines, TensorBoard, W&B, MLflow and log files.
 
 Callbacks compute the metrics; train/console shows them on the console.
 """

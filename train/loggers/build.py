@@ -1,4 +1,4 @@
-"""Builds the loggers of a config: all of them on rank 0, and a log file on each rank."""
+"""Builds the loggers of a config. Every rank has a log file, and rank 0 has all other loggers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ class LoggedRun:
 
     name: str
     id: str = ""
-    """The same after each resume. Only rank 0's value is used."""
+    """An id that stays the same when the run is resumed. Only rank 0's value is used."""
     folder: Path | None = None
     """The log folder."""
     first_batch: int = 0
-    """The batch at which this process begins."""
+    """The batch at which this process starts to train."""
 
 
 def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
-    """Build the loggers. Every rank must call this. Raises ConfigError, on every rank, if a logger of rank 0 cannot be
+    """Build the loggers. Every rank must call this. Raises ConfigError on every rank if a logger of rank 0 cannot be
     started."""
     loggers: list[LoggerDestination] = []
     if (file := config.loggers.file) is not None:
@@ -45,7 +45,7 @@ def _of_rank_0(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:
         folder = board.folder(run.name)
         with os_errors_named(f"is {board.log_dir!r}, but {folder}", "written", key="loggers.tensorboard.log_dir"):
             loggers.append(Tensorboard(folder, config, run.first_batch))
-    # Imported here, because each import is slow and MLflow may not be installed.
+    # These modules are imported here, because their imports are slow and MLflow may not be installed.
     if config.loggers.wandb is not None:
         from train.loggers.wandb import WandB
 

@@ -1,4 +1,4 @@
-"""Checks, before anything expensive, that loggers can start. Does not import Composer."""
+"""Checks that the loggers can start, before a run does anything expensive. Does not import Composer."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from train.config.callbacks import LoggersConfig
 
 
 def check_loggers(config: LoggersConfig) -> None:
-    """Check the loggers, on the rank that logs. Raises ConfigError."""
+    """Check the loggers. Only the rank that logs must call this. Raises ConfigError."""
     if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
             "is given, but MLflow is not installed: pip install -e '.[mlflow]'",
@@ -23,7 +23,7 @@ def check_loggers(config: LoggersConfig) -> None:
 
 
 def is_offline() -> bool:
-    """Whether wandb must not upload anything."""
+    """Whether uploads by wandb are disabled."""
     return os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
 
 

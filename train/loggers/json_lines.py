@@ -16,14 +16,14 @@ from train.loggers.step_logger import StepLogger
 from train.supervision.record_file import append_line
 
 _MOST_WAITING = 100_000
-"""Maximum number of lines that wait for the file system; older ones are dropped."""
+"""Maximum number of lines that are kept until they can be written. Older lines are dropped."""
 
 
 class JsonLines(StepLogger):
     """Writes a line to metrics.jsonl at the end of each step and each evaluation: {batch, time, tok, metrics}.
 
-    If the file system refuses a write, for example because the disk is full, this warns once and retries with the next
-    line.
+    If the file system refuses a write, for example because the disk is full, this class warns once, and retries when
+    the next line is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class JsonLines(StepLogger):
             if not self._warned:
                 self._warned = True
                 text = cannot_be("written", self._file, error)
-                console.logger.warning(f"{text}. The run continues, and the lines are written when that is possible")
+                console.logger.warning(f"{text}. The run continues, and the lines are written as soon as possible")
 
     def close(self, state: State, logger: Logger) -> None:
         super().close(state, logger)

@@ -15,8 +15,8 @@ _FILE = "loggers.file.filename"
 
 
 class LogFile(FileLogger):
-    """Composer's FileLogger, which also copies stdout and stderr. Secrets are hidden. If the file system refuses a
-    line, the error is raised once and the file is closed."""
+    """Composer's FileLogger, which also copies stdout and stderr. Secrets are hidden. If a line cannot be written, the
+    error is raised once and the file is closed."""
 
     def write(self, prefix: str, s: str) -> None:
         with self._closed_when_refused():
@@ -31,7 +31,7 @@ class LogFile(FileLogger):
         try:
             yield
         except OSError:
-            # Close it first: printing the error would write to the copy of stderr and fail again.
+            # Close the file before the error is printed, because stderr is copied to it and the copy would fail again.
             self._closed = True
             file, self.file = self.file, None
             with suppress(OSError):
@@ -44,7 +44,7 @@ def log_file(filename: str, run_name: str) -> str:
     """Return this rank's file, with run_name and rank filled in. Each start of the run has its own file, so that a
     resume does not overwrite a log.
 
-    Composer has no placeholders left to fill in. Raises ConfigError if the file cannot be written.
+    The result has no placeholders for Composer to fill in. Raises ConfigError if the file cannot be written.
     """
     rank = dist.get_global_rank()
     filled = fill_placeholders(filename, {"run_name": run_name, "rank": rank})

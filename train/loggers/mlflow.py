@@ -26,18 +26,19 @@ _SECONDS = 5.0
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
 """Limits of a request that MLflow's servers accept."""
 _MOST_WAITING = 1_000_000
-"""Maximum number of metrics that wait for a server; older ones are dropped."""
+"""Maximum number of metrics that are kept until a server accepts them. Older metrics are dropped."""
 _REFUSED = re.compile(r"[^\w\-. /:]")
 """Characters that MLflow does not allow in names."""
 
 
 class MLflow(ServiceLogger):
-    """Logs to the same MLflow run after each resume, found by a tag with the run's id. A thread sends the metrics."""
+    """Logs to an MLflow run. A resumed run finds its MLflow run by a tag with the run's id. A thread sends the
+    metrics."""
 
     key = "loggers.mlflow"
 
     def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
-        """Start or continue the MLflow run. Raises ConfigError if MLflow refuses it."""
+        """Start or continue the MLflow run. Raises ConfigError if this fails."""
         super().__init__()
         settings = config.loggers.mlflow
         assert settings is not None
@@ -55,7 +56,7 @@ class MLflow(ServiceLogger):
             self._client.update_run(self._id, status="RUNNING")
             self._log_config(config)
         except (MlflowException, OSError) as error:
-            text = f"is given, but MLflow cannot start a run in {uri} ({error}): set tracking_uri, or remove it"
+            text = f"is given, but MLflow cannot start a run in {uri} ({error}): set tracking_uri, or remove mlflow"
             raise ConfigError(text, key=self.key) from None
 
     def send(self, batch: int, metrics: Mapping[str, float]) -> None:
@@ -66,7 +67,7 @@ class MLflow(ServiceLogger):
         if time.monotonic() - self._began >= _SECONDS and not self._thread.is_alive():
             del self._waiting[:-_MOST_WAITING]
             self._began = time.monotonic()
-            # A daemon, so that it does not keep the interpreter from exiting.
+            # A daemon thread does not keep the interpreter from exiting.
             self._thread = Thread(target=self._try, args=(self._send_waiting,), name="mlflow", daemon=True)
             self._thread.start()
 
@@ -98,8 +99,8 @@ class MLflow(ServiceLogger):
         return self._client.create_run(number, tags=tags, run_name=without_secrets(name).text).info.run_id
 
     def _log_config(self, config: TrainConfig) -> None:
-        """Log the config as parameters, which MLflow never changes: after a resume they are those of the first start.
-        The artifact config.yaml is the newest config."""
+        """Log the config as parameters. MLflow never changes parameters, so after a resume they are still those of the
+        first start. The artifact config.yaml is the newest config."""
         known = self._client.get_run(self._id).data.params
         new = [(_REFUSED.sub("_", key), str(value)) for key, value in flat(config).items()]
         new = [Param(key, value) for key, value in new if key not in known]
@@ -109,6 +110,6 @@ class MLflow(ServiceLogger):
 
 
 def _allow_folders(uri: str) -> None:
-    """Set the variable without which MLflow 3.17 refuses folders, which need no server."""
+    """Allow MLflow to log to a folder, without a server. MLflow 3.17 refuses folders unless this variable is set."""
     if uri.startswith("file:") or not is_address(uri):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

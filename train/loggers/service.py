@@ -12,7 +12,7 @@ from train.loggers.step_logger import StepLogger
 
 
 class ServiceLogger(StepLogger):
-    """Warns once if the service or its library fails; the run continues, and its metrics are in metrics.jsonl."""
+    """Warns once if the service or its library fails. The run continues, and its metrics are still in metrics.jsonl."""
 
     key: str
     """The config key, for the warning."""
@@ -56,4 +56,4 @@ class ServiceLogger(StepLogger):
             if not self._failed:
                 self._failed = True
                 text = redacted(f"{type(error).__name__}: {error}")
-                console.logger.warning(f"{self.key}: not all metrics are logged there ({text}); the run continues")
+                console.logger.warning(f"{self.key}: some metrics could not be sent ({text}); the run continues")

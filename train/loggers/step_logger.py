@@ -11,14 +11,14 @@ _LEFT_OUT = {
     "trainer/device_train_microbatch_size",
     *(f"time/{unit}{of}" for unit in _CLOCK for of in ("", "_in_epoch", "_in_iteration")),
 }
-"""Values that Composer logs besides metrics: its clock before the step, and a config key."""
+"""Values that Composer logs in addition to metrics: its clock before the step, and a config key."""
 
 
 class StepLogger(LoggerDestination):
     """Collects the metrics of a step and passes them to `write` at the end of the step or of an evaluation.
 
-    Composer advances its clock between the loss of a step and Event.BATCH_END, so it logs one step under two numbers.
-    This class uses one: the number of batches trained, as in the names of checkpoints.
+    Composer advances its clock between the loss of a step and Event.BATCH_END, so it logs the metrics of one step under
+    two numbers. This class uses one number, the count of trained batches, as in the names of checkpoints.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,12 @@ class StepLogger(LoggerDestination):
         self._in_step = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of batch_of(state); they are never empty."""
+        """Write the metrics of the batch that batch_of(state) returns. They are never empty."""
         raise NotImplementedError
 
     def batch_of(self, state: State) -> int:
-        """Return the batch of the metrics being written: the last step, or the step in which the run ends."""
+        """Return the batch of the metrics that are written. It is the last completed step, or the current step if the
+        run ends during a step."""
         return state.timestamp.batch.value + self._in_step
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

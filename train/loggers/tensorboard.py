@@ -15,16 +15,16 @@ from train.loggers.hyperparameters import flat
 from train.loggers.step_logger import StepLogger
 
 _METRICS = dict.fromkeys(("loss/train/total", "metrics/eval/LanguageCrossEntropy"))
-"""Metrics that the HParams tab shows with the config."""
+"""Metrics that the HParams tab shows in addition to the config."""
 _FLUSH_SECONDS = 10
 
 
 class Tensorboard(StepLogger):
-    """Writes one event file per start of the run. TensorBoard hides the steps of earlier files after the checkpoint
-    that a run resumes from.
+    """Writes one event file per start of the run. When a run resumes from a checkpoint, TensorBoard hides the later
+    steps in earlier files.
 
-    Composer 0.32.1's logger creates a writer on every rank and, at every evaluation, another one for a nested run. It
-    also closes its file at every flush and starts a new one.
+    It replaces the logger of Composer 0.32.1, which creates a writer on every rank, creates another one for a nested
+    run at every evaluation, and starts a new file at every flush.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_batch: int) -> None:

@@ -17,8 +17,8 @@ from train.loggers.service import ServiceLogger
 class WandB(ServiceLogger):
     """Logs to the same W&B run after each resume, with the batch as the axis of all charts.
 
-    wandb drops metrics whose step is smaller than an earlier one, as after a resume from a checkpoint. So the steps are
-    left to wandb, and each line contains its batch.
+    wandb drops metrics whose step is smaller than an earlier step, which happens when a run resumes from a checkpoint.
+    Therefore wandb numbers the steps itself, and the batch is logged as a metric.
     """
 
     key = "loggers.wandb"
@@ -52,11 +52,12 @@ class WandB(ServiceLogger):
         self._run.log({name: wandb.Table(columns=[*columns], data=[*rows]), "batch": batch})
 
     def end(self, *, complete: bool) -> None:
-        # wandb may have ended the run already when the interpreter exits.
+        # When the interpreter exits, wandb may have already ended the run.
         if wandb.run is self._run:
             self._run.finish(exit_code=0 if complete else 1)
 
 
 def _sent(value: str | None) -> str | None:
-    """Return the value without secrets, as in the saved config, so that a run started from that sends the same."""
+    """Return the value without secrets. The saved config also has no secrets, so a run that is started from it sends
+    the same value."""
     return None if value is None else without_secrets(value).text

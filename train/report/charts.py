@@ -1,7 +1,7 @@
-"""Charts as Vega-Lite specifications, and the numbers that they show.
+"""Charts as Vega-Lite specifications.
 
-A specification refers to its data as `rows`. train/report/assets/page.js builds the rows from the series, which charts
-share, and sets the x axis, which can be switched between steps, tokens and time.
+A specification refers to its data as `rows`. train/report/assets/page.js builds the rows from the series, and sets the
+x axis, which the reader can switch between steps, tokens and time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,22 @@ from typing import Any
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-"""Colours that can be distinguished without colour vision (Okabe and Ito); each line also has a dash pattern."""
+"""Colours that people with colour blindness can distinguish (Okabe and Ito). Each line also has a dash pattern."""
 _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2, 2, 2, 2, 2])
 _TICKS = ".6~g"
-"""Format of ticks: enough digits to distinguish them on a flat curve; trailing zeros are not shown."""
+"""Format of ticks: enough digits to distinguish the ticks of a flat curve, without trailing zeros."""
 MOST_STREAMS = 12
 """Maximum number of streams with their own chart; tables contain all streams."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart of lines over the run."""
+    """A line chart of metrics over the course of a run."""
 
     key: str
     title: str
     lines: tuple[tuple[str, str], ...]
-    """Metric and label of each line. With several runs only the first metric is drawn."""
+    """Metric and label of each line. In a report of several runs, only the first metric is drawn."""
     format: str = "~g"
     """Format of values, in d3 notation."""
     zero: bool = False
@@ -38,7 +38,7 @@ class Chart:
     stages: bool = False
     """Whether to mark the boundaries of stages."""
     limit: float | None = None
-    """Value of a horizontal line."""
+    """Value at which to draw a horizontal line."""
 
 
 def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def _memory(runs: Sequence[Run]) -> Chart:
 def _other_evaluations(runs: Sequence[Run]) -> Iterator[Chart]:
     names = {name for run in runs for name in run.metrics.matching(EVALUATIONS)}
     for number, name in enumerate(sorted(names)):
-        # The perplexity shows the same as the loss.
+        # The perplexity contains the same information as the loss.
         if f"{EVALUATIONS}{name}" != EVAL_LOSS and "Perplexity" not in name:
             yield Chart(
                 key=f"eval-{number}", title=f"Evaluation: {name}", lines=((f"{EVALUATIONS}{name}", ""),), format=_TICKS
@@ -191,7 +191,7 @@ def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
 def _layers(
     chart: Chart, colors: dict[str, Any], dashes: dict[str, Any], line: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the layers. page.js removes band and points if no line has any."""
+    """Return the layers. page.js removes the layers `band` and `points` if no line has a band or points."""
     axis = {"format": chart.format}
     values = {"type": "quantitative", "scale": {"zero": chart.zero}, "axis": axis, "title": None}
     y, low = {"field": "y", **values}, {"field": "lo", **values}
@@ -251,14 +251,14 @@ def _label(labels: list[str]) -> dict[str, Any]:
 
 
 def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
-    """Return one value per label. There are as many colours as dashes: in each further cycle the dashes are shifted by
-    one, so that every combination is unique."""
+    """Return one value per label. There are as many colours as dash patterns. In each further cycle the dash patterns
+    are shifted by one, so that every combination is unique."""
     shift = 1 if values is _DASHES else 0
     return [values[(number + shift * (number // len(values))) % len(values)] for number in range(len(labels))]
 
 
 X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}
-"""The x axis; page.js adds title and format."""
+"""The x axis. page.js adds the title and the format."""
 _LABEL = {"field": "label", "type": "nominal"}
 _LINE = {**_LABEL, "title": "line"}
 _NEAR = {

@@ -1,4 +1,4 @@
-"""Heat maps of experts and the numbers that they show."""
+"""Heat maps of the experts, and the data of these heat maps."""
 
 import re
 from typing import Any
@@ -25,10 +25,10 @@ LAYER_METRICS = {
 
 
 def expert_data(run: Run) -> dict[str, Any] | None:
-    """Return the data of the heat maps, or None for a run that has not measured loads.
+    """Return the data of the heat maps, or None if the run has not measured expert loads.
 
-    `steps`: the measurements that are shown. `loads` [T][L][E]: in percent of a balanced load, null if unknown.
-    `metrics`: [T][L] per name."""
+    `steps`: the measurements that are shown. `loads` [T][L][E] (step, layer, expert): loads in percent of a balanced
+    load, null if unknown. `metrics`: values [T][L] for each name."""
     found = {_numbers(match): name for name in run.metrics.series if (match := _LOAD.fullmatch(name))}
     if not found:
         return None
@@ -67,7 +67,7 @@ def worst_layer(data: dict[str, Any]) -> int:
 
 
 def load_spec(layers: int, experts: int) -> dict[str, Any]:
-    """Return a heat map of layers and experts at one measurement, with numbers if there is enough space."""
+    """Return a heat map of layers and experts for one measurement, with numbers if there is enough space."""
     spec: dict[str, Any] = {
         "width": "container",
         "height": layers * max(11, min(26, 520 // layers)),
@@ -128,7 +128,7 @@ def _numbers(match: re.Match[str]) -> tuple[int, int]:
 
 
 def _at(run: Run, name: str, steps: np.ndarray) -> np.ndarray:
-    """Return the values at the steps, NaN where the metric was not logged."""
+    """Return the values at these steps, with NaN at steps where the metric was not logged."""
     series = run.metrics.series[name]
     places = np.minimum(np.searchsorted(series.steps, steps), len(series.steps) - 1)
     return np.where(series.steps[places] == steps, series.values[places], np.nan)

@@ -1,4 +1,4 @@
-"""The key figures at the top of a report, and warnings for its reader."""
+"""The key figures and the warnings at the top of a report."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from train.report.reading.run import EVAL_LOSS, LOSS, Run
 from train.report.timeline import counts
 
 _RECENT = 20
-"""Number of last steps over which a loss is averaged."""
+"""Number of recent steps over which a loss is averaged."""
 _RISE = 1.005
 """Factor by which the evaluation loss must exceed its minimum to be reported."""
 _ALARMING = {
@@ -24,8 +24,8 @@ _ALARMING = {
 
 def state(run: Run) -> str:
     if run.state == "silent":
-        return f"no new line for {format_seconds(run.age)} and no end line: it may have been killed"
-    return "stopped: it can be resumed" if run.state == "stopped" else run.state
+        return f"no new line for {format_seconds(run.age)} and no end line: the run may have been killed"
+    return "stopped: the run can be resumed" if run.state == "stopped" else run.state
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 _EDITOR = "https://vega.github.io/editor/"
-"""Link of vega-embed's menu, which the page does not show."""
+"""A link in vega-embed's menu. The page does not show this menu."""
 
 
 @cache
 def library() -> str:
-    """Return the text from the cache, or create it with vl-convert in about 1.5 seconds."""
+    """Return the text from the cache, or create it with vl-convert, which takes about 1.5 seconds."""
     file = _cached_file()
     with suppress(OSError, UnicodeError):
         if file is not None and file.stat().st_uid == os.getuid():

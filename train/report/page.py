@@ -1,4 +1,4 @@
-"""The page: all data of the runs in one HTML file that makes no external requests."""
+"""Write the report page: one HTML file that contains all data of the runs and makes no external requests."""
 
 import datetime
 import json
@@ -131,7 +131,7 @@ def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: di
 
 
 def _json(value: Any) -> str:
-    """Return JSON for a script element, escaped so that a text with `</script>` cannot end the element."""
+    """Return JSON for a script element. It is escaped so that a text with `</script>` cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,4 +1,4 @@
-"""Write reports of any runs, given their paths, and of a run that ends."""
+"""Write a report about the runs at given paths, or about a run when it ends."""
 
 import re
 from collections import Counter
@@ -15,8 +15,9 @@ from train.report.reading.run import Run, read_run
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
-    """Write a page about the runs at these paths and return its path. The default for one run is report.html in its log
-    folder; for several runs, a file in the working directory with their names. Raises ConfigError."""
+    """Write a page about the runs at these paths and return its path. The default output for one run is report.html in
+    its log folder. For several runs it is a file in the working directory that is named after the runs. Raises
+    ConfigError."""
     if output is not None:
         refuse_path("--output", str(output))
         if output.is_dir():
@@ -30,7 +31,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
-    """Number runs of the same name, so that names are unique."""
+    """Append a number to repeated names of runs, so that all names are unique."""
     seen, named = Counter[str](), list[Run]()
     for run in runs:
         seen[run.name] += 1
@@ -40,11 +41,11 @@ def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
 
 
 def report_at_end(folder: Path) -> None:
-    """Write the report of an ended run into its log folder, if it has trained a step. Errors are only logged, so that
-    they do not change how the run ends. Called by one rank."""
+    """Write the report of a run that has ended into its log folder, if the run has trained a step. Errors are only
+    logged, so that they do not change the exit code of the run. Only one rank calls this."""
     if not (folder / METRICS).is_file():
         return
     try:
         write_report([folder])
     except Exception as error:
-        logger.warning(f"no report was written: {error!r}")
+        logger.warning(f"the report could not be written: {error!r}")

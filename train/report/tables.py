@@ -51,14 +51,14 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
-    """Number of text columns; the other columns are numbers and right-aligned."""
+    """Number of text columns. The other columns contain numbers and are right-aligned."""
 
     def __bool__(self) -> bool:
         return bool(self.rows)
 
 
 def steps(run: Run) -> Table:
-    """Return the values of the curves at evenly spaced steps."""
+    """Return the values of the charts at evenly spaced steps."""
     columns = [column for column in _STEP_COLUMNS if column[1] in run.metrics.series]
     places = np.unique(np.linspace(0, max(0, len(run.metrics.steps) - 1), _ROWS).astype(int))
     shown = run.metrics.steps[places] if run.metrics.steps.size else []
@@ -96,7 +96,7 @@ def layers(run: Run) -> Table:
 
 
 def loads(data: dict[str, Any] | None) -> Table:
-    """Return the loads of the newest measurement, where 1 is balanced."""
+    """Return the expert loads of the newest measurement. A load of 1 is balanced."""
     if data is None:
         return Table(columns=[], rows=[])
     newest = data["loads"][-1]
@@ -124,7 +124,7 @@ def events(run: Run) -> Table:
 def event_counts(run: Run) -> str:
     found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
-    listed = f"The table shows {timeline.MOST} events: the newest, and checkpoints only if there is space"
+    listed = f"The table shows {timeline.MOST} events: the newest ones, and checkpoints only if there is space"
     return f"{found}. {listed}." if hidden else found
 
 
@@ -140,7 +140,7 @@ def data_overview(run: Run) -> Table:
 
 
 def data(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return name and manifest of each stream of each loader."""
+    """Return the name and the manifest of each stream of each loader."""
     return [(name, [*_manifest(manifest)]) for name, manifest in _manifests(run)]
 
 
@@ -167,7 +167,7 @@ def versions(run: Run) -> list[tuple[str, str]]:
 
 
 def samples(run: Run) -> list[tuple[int, list[tuple[str, str]]]]:
-    """Return step, prompts and texts, newest first."""
+    """Return the step and the (prompt, text) pairs of each set of samples, newest first."""
     found = []
     for entry in reversed(run.record.samples):
         if not entry.superseded:
@@ -177,7 +177,7 @@ def samples(run: Run) -> list[tuple[int, list[tuple[str, str]]]]:
 
 
 def time_spent(run: Run) -> list[tuple[str, str, float]]:
-    """Return activity, duration and share of the total."""
+    """Return each activity with its duration and its share of the total."""
     seconds = {name: series.last for name, series in run.metrics.matching("seconds/").items()}
     total = sum(seconds.values()) or 1.0
     names = [name for name in _SPENT if name in seconds] + sorted(seconds.keys() - set(_SPENT))

@@ -23,7 +23,7 @@ _SHAPES = {
 
 
 def shown_events(run: Run) -> list[Entry]:
-    """Return the newest events; if there are too many, checkpoints are left out first."""
+    """Return the newest events. If there are too many, checkpoints are omitted first."""
     events = run.record.events()
     by_rank = sorted(range(len(events)), key=lambda place: (events[place].event == "saved", -place))
     return [events[place] for place in sorted(by_rank[:MOST])]
@@ -35,7 +35,7 @@ def counts(run: Run) -> Counter[str]:
 
 
 def timeline_rows(run: Run) -> list[dict[str, Any]]:
-    """Return the data of the chart."""
+    """Return the data of the timeline chart."""
     return [
         {"b": each.batch, "kind": kind(each), "group": group(each), "message": text(each)} for each in shown_events(run)
     ]

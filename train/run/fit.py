@@ -1,4 +1,4 @@
-"""One run: open its inputs, build everything, then train."""
+"""One run: open its inputs, build the model, the loaders and the Trainer, and train."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -65,12 +65,13 @@ def fit(
     signals: StopSignals | None = None,
     command: str = "the same command with autoresume=true",
 ) -> None:
-    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix: before the first
-    step, or later if the file system refuses a write.
+    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix. They are raised
+    before the first step, except when the file system refuses a write later.
 
-    inputs: from open_inputs, and device: from choose_device; if None, they are opened and chosen here. signals: save
-    and end the run (see Preemption). command: resumes the run, for messages. callbacks: added to those of the config.
-    dtype: of the weights (fp64 in tests of exactness).
+    inputs, device: the results of open_inputs and choose_device; if None, these functions are called here. signals: the
+    signals after which the run saves and ends (see Preemption). command: the command that resumes the run, for
+    messages. callbacks: used in addition to the callbacks of the config. dtype: dtype of the weights (fp64 in tests of
+    exactness).
     """
     silence_expected_warnings()
     composer_device = get_device(device or choose_device(config.device))
@@ -107,11 +108,11 @@ def _check(exporter: HFCheckpointer | None) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _RunContext:
-    """The environment of a run while it trains."""
+    """The objects that a run needs while it trains, apart from its config and inputs."""
 
     device: ComposerDevice
     owner: Owner | None
-    """The owner of the save folder; on rank 0."""
+    """The owner of the save folder on rank 0; None on other ranks."""
     mirror: Mirror | None
     supervision: Supervision
     console: RunConsole
@@ -123,7 +124,7 @@ class _Built:
 
     trainer: Trainer
     inputs: Inputs
-    """The inputs without the checkpoint's tensors, which the model and the optimizer have loaded."""
+    """The inputs. The tensors of the checkpoint have already been loaded into the model and the optimizer."""
     precision: str
     savers: Sequence[CheckpointSaver]
     exporter: HFCheckpointer | None
@@ -153,9 +154,9 @@ def _build(
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
         each.is_ending, each.events = preemption.should_end, events
-    # Savers run after the other callbacks, so that a batch's checkpoint includes their work; mirror and exporter then
-    # use the checkpoint. The record runs before the savers: a run that is killed between them records the batch twice
-    # instead of not at all.
+    # Savers run after the other callbacks, so that a checkpoint includes the work of these callbacks. The mirror and
+    # the exporter then use the checkpoint. The record runs before the savers, so that a run that is killed between them
+    # records the batch twice and does not miss it.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
@@ -212,9 +213,9 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initialize the process group after all ranks have opened their inputs and agree on what they run, and log what
-    was found. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a different
-    checkpoint or none."""
+    """Initialize the process group after all ranks have opened their inputs, check that all ranks run the same, and log
+    the inputs. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a different
+    checkpoint or no checkpoint."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start, inputs.log_folder]
@@ -234,9 +235,9 @@ def _fingerprints(inputs: Inputs) -> dict[str, str]:
 
 
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
-    """Report that nothing is left to train, and make the exports that the finished run still lacks."""
+    """Report that the run is already finished, and make the exports that are missing."""
     assert inputs.start is not None
-    end = f"max_duration {config.max_duration} is {inputs.max_batches}"
+    end = f"max_duration {config.max_duration} ends at batch {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
     if not inputs.resuming:
         return None
@@ -244,12 +245,12 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
     exporter = build_hf_checkpointer(config, inputs.data.clock, inputs.run_name, inputs.folder, resuming=True)
     if exporter is not None:
         exporter.catch_up(inputs.first_batch)
-        dist.barrier()  # rank 0 hosts the store that the other ranks read
+        dist.barrier()  # rank 0 must not exit yet, because it hosts the store that the other ranks read
     return exporter
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
-    """Train the remaining steps. evaluate: evaluate before the first one."""
+    """Train the remaining steps. evaluate: whether to evaluate before the first of them."""
     for line in output_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:
@@ -261,7 +262,8 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror
 
 
 def _close(trainer: Trainer) -> None:
-    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not replace the cause."""
+    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not hide why the run
+    stopped."""
     try:
         trainer.close()
     except Exception as error:
@@ -287,7 +289,7 @@ def _data_callbacks(run: RunData) -> list[Callback]:
 
 
 def _write_run_files(config: TrainConfig, inputs: Inputs) -> None:
-    """Create the other files of the save folder, and the log folder."""
+    """Write the files of the save folder other than checkpoints, and start the log folder."""
     if inputs.folder is not None:
         furnish_save_folder(inputs.folder, config, inputs.tokenizer, run_id=inputs.run_id, resuming=inputs.resuming)
         if config.lora is not None:

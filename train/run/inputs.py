@@ -1,7 +1,7 @@
 """The inputs of a run, each opened once before the model is built: tokenizer, data, and the checkpoint to start from.
 
-Nothing here is a collective: each rank opens its own inputs, however long hashing, preparing or downloading takes. This
-module does not import Composer.
+This module uses no collectives: each rank opens its own inputs, and hashing, preparing or downloading may take any
+time. It does not import Composer.
 """
 
 import uuid
@@ -45,11 +45,12 @@ class Inputs:
     folder: Path | None
     """The save folder."""
     log_folder: Path | None
-    """Folder of metrics.jsonl, record.jsonl and report.html; None if it cannot be written, which was reported."""
+    """Folder of metrics.jsonl, record.jsonl and report.html; None if it cannot be written, in which case a warning was
+    logged."""
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
-    """Weights that the start does not contain; None if it contains all of them, or if weights are random."""
+    """Weights that are not in `start`; None if `start` contains all weights, or if the weights are random."""
     data: RunData
     eval_streams: dict[str, Rows] | None
 
@@ -59,7 +60,7 @@ class Inputs:
 
     @cached_property
     def run_id(self) -> str:
-        """The same in all checkpoints of the run. Only rank 0's value is used."""
+        """The id of the run, which is the same in all of its checkpoints. Only rank 0's value is used."""
         known = None
         if self.start is not None and self.resuming:
             known = self.start.run_id or (read_run_id(self.folder) if self.folder is not None else None)
@@ -88,8 +89,8 @@ class Inputs:
 
 
 def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash: bool = False) -> Inputs:
-    """Open the inputs on this rank. Raises ConfigError or DataError: all problems that can be found quickly are
-    reported together with the caller's, before anything is downloaded or prepared."""
+    """Open the inputs on this rank. Raises ConfigError or DataError. All problems that can be found quickly are
+    reported together, with the caller's `problems`, before anything is downloaded or prepared."""
     problems = Problems() if problems is None else problems
     run_name, folder, log_folder, start, tokenizer = None, None, None, None, None
     with problems.collect():
@@ -143,7 +144,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 
 
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
-    """Return the inputs with another name and start, reopening only what depends on them."""
+    """Return the inputs with another run name and start. Only inputs that depend on these two are reopened."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
     if _is_same(start, inputs.start):
         return replace(inputs, start=start)
@@ -172,7 +173,7 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     yield from data_lines(config, inputs.data, inputs.eval_streams)
     yield from inputs.data.plan.notes
     if isinstance(inputs.weights, PretrainedFolder):
-        yield fact("weights", f"those in {inputs.weights.name}")
+        yield fact("weights", f"from {inputs.weights.name}")
     elif inputs.weights is not None and start is None:
         yield fact("weights", f"frozen weights of {config.load_path}")
     elif inputs.weights is None and config.lora is not None:
@@ -184,7 +185,7 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
 
 
 def warnings_about(inputs: Inputs) -> Iterator[str]:
-    """Yield warnings about newer checkpoints that are corrupt, and about unverified files."""
+    """Yield warnings about corrupt checkpoints that are newer than the start, and about unverified files."""
     start, weights = inputs.start, inputs.weights
     if start is not None:
         yield from map(str, start.corrupt)
@@ -197,7 +198,7 @@ def warnings_about(inputs: Inputs) -> Iterator[str]:
 
 
 def _find_sources(config: TrainConfig, problems: Problems, *, rehash: bool) -> dict[str, dict[str, Source | MdsFolder]]:
-    """Return the source of each loader's streams; missing sources are added to the problems."""
+    """Return the source of each loader's streams; errors about missing sources are added to `problems`."""
     loaders = {"train_loader": config.train_loader, "eval_loader": config.eval_loader}
     sources = {}
     for key, loader in loaders.items():

@@ -1,4 +1,4 @@
-"""What a run logs besides metrics, mainly the start and end lines of record.jsonl."""
+"""The values that a run logs in addition to metrics, mainly the start and end lines of record.jsonl."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ _MANIFEST_KEYS = (
     *("form", "packing", "max_seq_len", "rows_in", "examples_in", "examples_kept", "examples_truncated"),
     *("tokens_in", "tokens_truncated", "tokens_dropped", "padding", "dropped", "bad_rows", "preprocessing_fn"),
 )
-"""Keys of a folder's manifest.json that describe how its input was used."""
+"""Keys in the manifest.json of a data folder that describe how the input became rows."""
 _MOST_PATHS = 20
 """Maximum number of input files listed for a stream."""
 _LONGEST_MESSAGE = 2000
@@ -42,9 +42,9 @@ def logged_run(inputs: Inputs) -> LoggedRun:
 
 
 def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
-    """Return the callback that adds stages, checkpoints and other results of steps to record.jsonl."""
+    """Return the callback that adds stages, checkpoints and other events of the training loop to record.jsonl."""
     interval = inputs.data.clock.batches(config.save_interval) if inputs.folder is not None else None
-    # Without checkpoints the run does not depend on the record.
+    # Without checkpoints, nothing depends on the record, so an error while writing it does not stop the run.
     stop = config.on_save_error == "stop" and inputs.folder is not None
     return RunRecord(inputs.record, inputs.data.plan, interval, inputs.max_batches, stop_on_error=stop)
 
@@ -70,8 +70,8 @@ def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iter
 
 
 def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str) -> dict[str, Any]:
-    """Return the start line on rank 0, without batch and time (see docs/metrics.md); empty on other ranks. device: cpu
-    or gpu."""
+    """Return the start line without batch and time on rank 0 (see docs/metrics.md), and an empty dict on other ranks.
+    device: cpu or gpu."""
     if dist.get_global_rank() != 0:
         return {}
     gpu = device == "gpu"
@@ -140,7 +140,7 @@ def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
 
 
 def _rows(rows: Rows) -> dict[str, Any]:
-    """Describe one stream. Facts that are missing from its manifest are left out."""
+    """Describe one stream. Values that are not in its manifest are omitted."""
     manifest = rows.mds.manifest or {}
     inputs = manifest.get("inputs")
     paths = [each["path"] for each in inputs if "path" in each] if isinstance(inputs, list) else []

@@ -23,8 +23,8 @@ from train.weights.pretrained import PretrainedFolder
 def build_model(
     config: TrainConfig, inputs: Inputs, *, precision: str, device: torch.device, dtype: torch.dtype
 ) -> DbrxForComposer:
-    """Build the sharded model with its weights. Raises ConfigError if it cannot run on this device and, on every rank,
-    if the loaded weights are not finite."""
+    """Build the sharded model with its weights. Raises ConfigError if the model cannot run on this device, or if the
+    loaded weights are not finite (on every rank)."""
     model_config = _choose_kernels(config, device, torch.bfloat16 if computed(precision) == "bf16" else dtype)
     try:
         model = sharded.build_model(
@@ -60,17 +60,17 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
     lora = config.lora
     if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "is nf4, but bitsandbytes is not installed: pip install -e '.[nf4]', or write bf16", key="lora.base_dtype"
+            "is nf4, but bitsandbytes is not installed: pip install -e '.[nf4]', or use bf16", key="lora.base_dtype"
         )
     if lora is None or not adapted_experts(lora):
         return
     if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
         raise ConfigError(
-            f"is {lora.r}, but the grouped GEMMs of {moe_impl} need rows of 16 bytes: write a multiple of 8, or "
+            f"is {lora.r}, but the grouped GEMMs of {moe_impl} need rows of 16 bytes: use a multiple of 8, or "
             "model.ffn_config.moe_impl=torch",
             key="lora.r",
         )
     if lora.dropout:
         logger.info(
-            f"lora.dropout {lora.dropout} applies to experts only in training: PEFT's adapters for experts have none"
+            f"lora.dropout {lora.dropout} of the experts is not exported: PEFT's adapters for experts have no dropout"
         )

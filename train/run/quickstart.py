@@ -38,14 +38,15 @@ _OF_LAUNCHER = "Waiting up to 30 seconds for all training processes to terminate
 
 
 def run(*command: str) -> None:
-    """Run a command of this project in its root. Raises ConfigError if it fails, after it has printed the reason."""
+    """Run a command in the root folder of this project. Raises ConfigError if the command fails, which has then printed
+    the reason."""
     print(f"\n$ {' '.join(command)}", flush=True)
     program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             _show(process.stdout)
-        except KeyboardInterrupt:  # the command receives it too, saves, and ends
+        except KeyboardInterrupt:  # the command also receives the signal, saves, and ends
             _show(process.stdout)
             raise
     if process.returncode:
@@ -59,7 +60,7 @@ def _show(lines: Iterable[str]) -> None:
 
 
 def kinds(path: Path) -> list[str]:
-    """The kind of task of each question."""
+    """Return the kind of task of each question."""
     return [json.loads(line)["task"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -73,7 +74,8 @@ def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
 
 
 def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) -> dict[str, dict[str, Any]]:
-    """Return, by kind of task and for `all`: questions asked, exact answers before and after training, an example."""
+    """Return the results for each kind of task and for `all`: the number of questions, of exact answers before and
+    after training, and an example."""
     asked = read_questions(heldout, with_answers=True)
     trained = open_model(folder, device, "fp32")
     first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))
@@ -92,11 +94,11 @@ def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) ->
 
 
 def show(results: dict[str, dict[str, Any]], metrics: Metrics, folder: Path, seconds: float | None) -> None:
-    """Print the table of results, and what to do next."""
+    """Print the table of results and suggestions for what to do next."""
     table = Table("held-out questions", "asked", "before", "after", "for example", box=box.SIMPLE, title_justify="left")
     table.title = "Answered exactly"
     for kind, result in results.items():
-        # Rounded down, so that 100% means all of them.
+        # Round down, so that 100% means that all answers are exact.
         share = f"{result['after']} ({100 * result['after'] // result['asked']}%)"
         table.add_row(kind, str(result["asked"]), str(result["before"]), share, result["example"])
     Console(width=WIDTH, highlight=False).print(table)
@@ -111,13 +113,13 @@ def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[st
     if speed is not None:
         yield fact("speed", f"{speed:,.0f} tokens per second on all ranks")
     if seconds is not None:
-        yield fact("time", f"{seconds:.0f} s in all")
+        yield fact("time", f"{seconds:.0f} s in total")
     shown = folder.relative_to(ROOT)
     yield fact("model", f"{shown}: load it with transformers.AutoModelForCausalLM.from_pretrained")
-    yield command_fact("ask it more", f".venv/bin/python scripts/generate.py {shown} $'Reverse: dropless\\n'")
+    yield command_fact("ask the model", f".venv/bin/python scripts/generate.py {shown} $'Reverse: dropless\\n'")
     yield fact("your data", "lines of {prompt, response}: train_loader.dataset.hf_kwargs.data_files=my.jsonl")
     yield fact("", "run_name=mine eval_loader=null")
-    yield command_fact("the 132B", ".venv/bin/python scripts/plan.py yamls/finetune/dbrx.yaml")
+    yield command_fact("132B model", ".venv/bin/python scripts/plan.py yamls/finetune/dbrx.yaml")
 
 
 def n_ranks(device: Device) -> int:
@@ -126,7 +128,8 @@ def n_ranks(device: Device) -> int:
 
 
 def quickstart(config_path: str, config: TrainConfig, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Train, export and ask. Steps that an earlier call has finished are not repeated. config includes overrides."""
+    """Train the model, export it, and ask the questions. If an earlier call has exported the model, only the questions
+    are asked again. config already includes the overrides."""
     silence_expected_warnings()
     silence_transformers()
     device = choose_device(config.device)

@@ -33,11 +33,11 @@ from train.stability.step_check import random_state
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """The result of one rank."""
+    """The recorded and the recomputed results of one rank."""
 
     recorded: str
     replayed: str
-    """The rank's part of the loss, in the format of float.hex."""
+    """The rank's part of the loss. Both losses are in the format of float.hex."""
     same_rows: bool
     same_random: bool
 
@@ -55,7 +55,7 @@ class _Done(Exception):
 
 
 class _Compare(Callback):
-    """Ends the run in the incident's batch, before the optimizer steps."""
+    """Compares the results in the batch of the incident and ends the run before the optimizer step."""
 
     def __init__(self, incident: Incident, mine: Mapping[str, Tensor]) -> None:
         """mine: the recorded batch of this rank."""
@@ -86,10 +86,10 @@ class _Compare(Callback):
 
 
 def replay(path: Path) -> list[Replayed]:
-    """Return the result of each rank. path: an incident in the save folder of its run, which is only read.
+    """Return the result of each rank. path: an incident in the save folder of its run. This folder is not modified.
 
-    Training starts from the newest checkpoint before the batch, or from the run's own start. Raises ConfigError, also
-    if the number of ranks differs from that of the run, and the errors of fit.
+    Training starts from the newest checkpoint before the batch, or like the original run if there is none. Raises the
+    errors of fit, and ConfigError, for example if the number of ranks differs from that of the original run.
     """
     incident = read_incident(path)
     n_ranks, world_size = len(incident.ranks), int(os.environ.get("WORLD_SIZE", "1"))
@@ -110,11 +110,13 @@ def replay(path: Path) -> list[Replayed]:
             fit(_without_output(config, incident, copy), callbacks=[_Compare(incident, mine)])
         except _Done as done:
             return list(done.ranks)
-    raise ConfigError(f"{path} is from batch {incident.batch}, but the run ended before it: {config.max_duration}")
+    end = f"at max_duration {config.max_duration}"
+    raise ConfigError(f"{path} is from batch {incident.batch}, but the run ends before this batch, {end}")
 
 
 def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> TrainConfig:
-    """Return the run's config for resuming in another folder. What is left out does not change the weights."""
+    """Return the run's config for resuming in another folder. The sections that are removed do not affect the
+    weights."""
     return replace(
         config,
         run_name=incident.run_name,
@@ -126,7 +128,7 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
         max_wall_time=None,
         eval_loader=None,
         eval_first=False,
-        # The run skipped earlier non-finite steps, or had none.
+        # If there were earlier non-finite steps, the run skipped them.
         on_nonfinite="skip",
         callbacks=CallbacksConfig(),
         loggers=LoggersConfig(),
@@ -138,9 +140,10 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
 
 @contextmanager
 def _copy(incident: Path, checkpoint: Path | None) -> Iterator[Path]:
-    """Create, on each node, a save folder with a link to the checkpoint, so that the run's own is not modified."""
+    """Create a save folder with a link to the checkpoint on each node, so that the save folder of the run is not
+    modified."""
     name = hashlib.blake2b(str(incident.absolute()).encode(), digest_size=8).hexdigest()
-    # The ranks of a node share it; other replays use other folders.
+    # The ranks of a node share this folder. Other replays use other folders.
     folder = Path(tempfile.gettempdir()) / f"replay-{name}-{os.environ.get('MASTER_PORT', os.getpid())}"
     folder.mkdir(exist_ok=True)
     if checkpoint is not None:

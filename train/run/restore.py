@@ -1,4 +1,4 @@
-"""Load the start of a run into its model and optimizer; if that checkpoint is corrupt, load the one before it."""
+"""Load the start of a run into its model and optimizer. If that checkpoint is corrupt, the previous one is loaded."""
 
 import torch
 from composer.utils import dist
@@ -38,8 +38,8 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
 
 
 def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
-    """If nothing is left to train, and so nothing will be loaded: verify the checkpoint, each rank a part of its files.
-    Returns the inputs, with an earlier start if the checkpoint is corrupt.
+    """Verify the last checkpoint of a finished run, because nothing will be loaded from it. Each rank verifies a part
+    of the files. Returns the inputs, with an earlier start if the checkpoint is corrupt.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """
@@ -70,7 +70,7 @@ def _with_earlier_start(inputs: Inputs, config: TrainConfig, start: Start, error
         remote = open_save_folder(config, inputs.run_name)
         chosen.append(fall_back(config, inputs.folder, start, error, remote=remote))
 
-    # From an object store, this downloads a whole checkpoint.
+    # With an object store, `choose` downloads a whole checkpoint.
     on_first_rank(choose, slow=f"restore/{start.path.name}")
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)

@@ -39,8 +39,9 @@ from train.weights.start import find_start
 
 @contextmanager
 def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, Inputs]]:
-    """In this context, the run owns its save folder. Yields the owner, on rank 0 only and None without a folder, and
-    the inputs, which start from a newer checkpoint if a killed run had completed one without renaming it.
+    """In this context, the run owns its save folder. Yields the owner and the inputs. The owner is None on ranks other
+    than 0 and without a save folder. If a killed run had written a newer checkpoint completely but had not renamed it
+    yet, the inputs start from that checkpoint.
 
     Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or has saved into it
     since `inputs` were opened, if not all nodes share the folder, or if a checkpoint does not fit.
@@ -82,8 +83,8 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 
 
 def clean_up(inputs: Inputs, last: Path) -> None:
-    """Finish the clean-up that a run killed right after its last save has missed, if the folder can be owned and
-    written to. Called on rank 0. last: the last checkpoint."""
+    """Do the clean-up that is missing if the run was killed right after its last save. Nothing is done if the folder
+    cannot be owned or written to. Called on rank 0. last: the last checkpoint."""
     if inputs.folder is not None:
         with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
             remove_leftovers(inputs.folder)
@@ -98,7 +99,7 @@ def _remove_if_unused(folder: Path) -> None:
 
 
 def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
-    """Raise ConfigError if another run has saved since this one opened its inputs."""
+    """Raise ConfigError if another run has saved a checkpoint since this run opened its inputs."""
     if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint for error in inputs.start.corrupt} if inputs.start is not None else set()
@@ -113,8 +114,8 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 def build_savers(
     config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None, events: Events
 ) -> list[CheckpointSaver]:
-    """Return the callback that saves checkpoints; none without a save_folder. owner: on rank 0. Every rank must call
-    this."""
+    """Return the callback that saves checkpoints, or an empty list if there is no save_folder. owner: the owner on rank
+    0, else None. Every rank must call this."""
     if inputs.folder is None:
         return []
     start, interval, fsdp = inputs.start, inputs.data.clock.batches(config.save_interval), config.fsdp_config
@@ -132,7 +133,7 @@ def build_savers(
         run_name=inputs.run_name,
         config=to_yaml(config),
     )
-    # It was just loaded, and verified against its manifest.
+    # The checkpoint that was just loaded has already been verified against its manifest.
     verified = start.path if start is not None and start.resuming and start.run_id is not None else None
     check_owner = owner.check if owner is not None else _nothing
     saver = CheckpointSaver(saving, verified=verified, check_owner=check_owner, on_saved=partial(_note_saved, events))
@@ -153,11 +154,11 @@ def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
 
 @contextmanager
 def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Iterator[Mirror | None]:
-    """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints;
+    """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints, or
     None for a run without an object store. On exit all pending uploads are finished, unless the run has failed.
 
-    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the store refuses
-    access, and DataError if an upload fails.
+    Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the object store
+    refuses access, and DataError if an upload fails.
     """
     remote = open_save_folder(config, inputs.run_name)
     if remote is None or inputs.folder is None:
@@ -199,13 +200,13 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
 
 @within(Section.SEND)
 def _finish(mirror: Mirror, signals: StopSignals) -> None:
-    # A signal does not interrupt this collective work; a later one ends the process.
+    # A signal does not interrupt this work, which needs all ranks. A later signal ends the process.
     with signals.deferred():
         mirror.finish()
 
 
 def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: Inputs) -> None:
-    """Do the check of _check_unchanged for the store, where the run's own checkpoints may be missing."""
+    """Do the same check as _check_unchanged for the object store, in which checkpoints of this run may be missing."""
     if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint.name for error in inputs.start.corrupt} if inputs.start is not None else set()
@@ -227,7 +228,7 @@ def _folder_key(config: TrainConfig) -> str:
 
 
 def _check_shared(folder: Path, key: str) -> None:
-    """Raise ConfigError if not all nodes share the folder. Otherwise the first save or a later load would fail."""
+    """Raise ConfigError if not all nodes share the folder, because the first save or a later load would then fail."""
     if dist.get_world_size() == 1:
         return
     marker = [folder / f"{PART}{uuid.uuid4().hex}"]
@@ -245,11 +246,11 @@ def _check_shared(folder: Path, key: str) -> None:
 
 @contextmanager
 def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
-    """Wrap training: if it raises, a save in progress is completed first."""
+    """A context for training. If training raises an exception, a save in progress is completed first."""
     try:
         yield
     except BaseException:
-        with within(Section.UNTIMED):  # it has its own time limit
+        with within(Section.UNTIMED):  # `abandon` has its own time limit
             for each in savers:
                 each.saver.abandon(each.saving.timeout)
         raise

@@ -1,4 +1,4 @@
-"""Supervision of a run: signals and max_wall_time that end it, and the save before it ends."""
+"""Build the parts that end a run after a signal or before max_wall_time, and that save it before it ends."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from train.supervision.wall_time import WallTime
 
 @dataclass(frozen=True)
 class Supervision:
-    """How a run is ended from outside, and how that is reported."""
+    """The signals that may end a run, and how its end is reported."""
 
     events: Events
     signals: StopSignals
@@ -32,7 +32,7 @@ class Supervision:
 
 
 class RecordedSaver:
-    """Saves a run that ends early and records the checkpoint, as for regular checkpoints."""
+    """Saves a run that ends early, and records the checkpoint like a regular one."""
 
     def __init__(self, saver: CheckpointSaver, record: RunRecord) -> None:
         self._saver, self._record = saver, record
@@ -50,7 +50,7 @@ class RecordedSaver:
 
     @property
     def longest_save(self) -> float:
-        """Longest expected duration of a save in seconds, including the one in progress."""
+        """Longest expected duration of a save in seconds, including the wait for a save in progress."""
         return self._saver.longest_save * (2 if self._saver.saver.is_saving else 1)
 
 

@@ -50,12 +50,12 @@ def build_trainer(
 ) -> Trainer:
     """Build Composer's Trainer for the run. All durations passed to it are in batches (see durations.Clock).
 
-    console: loggers that show the steps on the console. state: where the run resumes; the tensors of the checkpoint are
-    already loaded.
+    console: loggers that show the steps on the console. state: the state from which the run resumes; the tensors of the
+    checkpoint have already been loaded.
     """
     if device.name == "cpu":
         keep_freed_memory()
-    # The random state comes first: GlobalBatch and every later forward pass depend on it.
+    # The random state is restored first, because GlobalBatch and every later forward pass depend on it.
     first = [
         RestoreRNG([decode_random(rank) for rank in state.random] if state is not None else []),
         LearningRate(build_scheduler(config.scheduler, clock), plan),
@@ -66,7 +66,8 @@ def build_trainer(
         # Composer must know about FSDP2, although train/distributed/build_model.py has already sharded the model.
         parallelism = {"fsdp": FSDP2Config(state_dict_type="sharded")}
         leave_sharded_models()
-    # Only rank 0 logs: a launcher captures the output of the others and shows all of it when one of them fails.
+    # Only rank 0 logs, because a launcher captures the output of the other ranks and shows all of it when one of them
+    # fails.
     is_composers = config.log_to_console == "composer" and dist.get_global_rank() == 0
     trainer = Trainer(
         model=model,
@@ -124,8 +125,9 @@ def build_train_loader(config: TrainConfig, inputs: Inputs, signals: StopSignals
         inputs.data.streams,
         config.train_loader,
         inputs.data.plan,
-        # One batch more than is trained, so that Composer's epoch, which is the whole run, never ends: the position in
-        # the last checkpoint stays valid, and a run with a longer max_duration can resume from it.
+        # The loader has one batch more than the run trains on, so that Composer's epoch, which is the whole run, never
+        # ends. The position in the last checkpoint therefore stays valid, and a run with a longer max_duration can
+        # resume from it.
         n_batches=inputs.max_batches + 1,
         rank=dist.get_global_rank(),
         world_size=dist.get_world_size(),

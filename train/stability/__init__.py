@@ -1,5 +1,5 @@
-"""Training stability: checks of the loss, the gradients and the expert loads of each step, and what a run does about
-them.
+"""Training stability: checks of the loss, the gradients and the expert loads of each step, and how a run handles
+problems.
 
 The computation of a step belongs to train/models and train/composer_model.py; events and exit codes belong to
 train/supervision.

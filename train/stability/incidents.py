@@ -1,6 +1,7 @@
 """Batches whose loss or gradient was not finite, saved with everything that is needed to recompute them.
 
-SAVE_FOLDER/incidents/baN contains `incident.json` and `batch-rankR.safetensors` of each rank; N batches precede it.
+SAVE_FOLDER/incidents/baN contains `incident.json` and a file `batch-rankR.safetensors` for each rank. N is the number
+of earlier batches.
 """
 
 import json
@@ -22,7 +23,7 @@ MOST = 20
 """Maximum number of incidents kept in a save folder; later ones are reported but not written."""
 _INCIDENT = "incident.json"
 _TENSORS = ("input_ids", "labels", "document_ids", "streams")
-"""Tensors of a batch from data/loading/batches.py; what callbacks add can be recomputed from them."""
+"""Tensors of a batch from data/loading/batches.py; the values that callbacks add can be recomputed from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class RankPart:
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """A batch that was not finite."""
+    """A batch whose loss or gradient was not finite."""
 
     batch: int
     run_name: str
@@ -65,7 +66,7 @@ def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]
 
 
 def read_incident(path: Path) -> Incident:
-    """Read the incident in a folder. Raises ConfigError if the folder has none."""
+    """Read the incident in a folder. Raises ConfigError if the folder does not contain a valid one."""
     try:
         values = json.loads((path / _INCIDENT).read_bytes())
         ranks = [RankPart(**{each.name: part[each.name] for each in fields(RankPart)}) for part in values.pop("ranks")]
@@ -91,7 +92,7 @@ def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
 def _prepare(part: Path, place: Path) -> None:
     others = [path for path in place.parent.glob("ba*") if path != place] if place.parent.is_dir() else []
     if len(others) >= MOST:
-        raise DataError(f"{place.parent} already has {len(others)} incidents, so no more are written")
+        raise DataError(f"{place.parent} already has {len(others)} incidents, so no further ones are written")
     with plain_os_errors(f"save_folder {place.parent.parent}", "name another", needed_for="an incident"):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

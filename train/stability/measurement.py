@@ -45,7 +45,8 @@ class StepMeasurement:
         self._rows, self._sums = n_rows, None
 
     def add(self, state: State) -> None:
-        """Add a microbatch, between its loss and its backward pass, in which Composer scales the loss in place."""
+        """Add a microbatch. Call this after its loss and before its backward pass, in which Composer scales the loss in
+        place."""
         assert isinstance(state.outputs, DbrxOutput)
         assert isinstance(state.loss, dict)
         share, out = state.batch["input_ids"].shape[0] / self._rows, state.outputs
@@ -56,12 +57,13 @@ class StepMeasurement:
 
     @property
     def loss(self) -> float:
-        """This rank's part; the mean over the ranks is the loss of the step."""
+        """This rank's part of the loss. The mean over the ranks is the loss of the step."""
         assert self._sums is not None
         return self._sums[0].item()
 
     def reduce(self, params: Sequence[nn.Parameter], top_k: int) -> StepValues:
-        """Return the values over all ranks. Every rank must call this. top_k: active experts per token."""
+        """Return the values of the step, reduced over all ranks. Every rank must call this. top_k: active experts per
+        token."""
         assert self._sums is not None
         sums = torch.cat((self._sums, squared_norms(params).to(self._sums.device)))
         dist.all_reduce(sums)

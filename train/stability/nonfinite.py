@@ -32,12 +32,14 @@ class Saver(Protocol):
         ...
 
     def committed(self, state: State) -> list[Path]:
-        """Return the checkpoints up to the current batch, oldest first, once none is being written."""
+        """Wait until no checkpoint is being written, and return the checkpoints up to the current batch, oldest
+        first."""
         ...
 
 
 class NonFiniteSteps:
-    """Reports non-finite steps, writes their batches, and ends the run or counts them."""
+    """Reports non-finite steps, writes their batches to the save folder, and either ends the run or counts these
+    steps."""
 
     def __init__(
         self, config: TrainConfig, plan: RowPlan, events: Events, *, folder: Path | None, saver: Saver | None
@@ -45,7 +47,7 @@ class NonFiniteSteps:
         self._config, self._plan, self._events = config, plan, events
         self._folder, self._saver = folder, saver
         self.length = 0
-        """Number of consecutive non-finite steps up to now."""
+        """Number of consecutive non-finite steps so far."""
 
     def handle(
         self,
@@ -57,10 +59,12 @@ class NonFiniteSteps:
         batch: Mapping[str, Tensor],
         random: Mapping[str, Any],
     ) -> None:
-        """Handle a step before the optimizer steps. Every rank must call this; the caller drops the gradients.
+        """Handle a non-finite step before the optimizer step. Every rank must call this. The caller drops the
+        gradients.
 
-        loss: this rank's part. params: the parameters, with gradients. random: this rank's random state at the start of
-        the batch. Raises RunStopped, on every rank, with on_nonfinite: stop and after too many consecutive steps.
+        loss: this rank's part of the loss. params: the parameters with their gradients. random: this rank's random
+        state at the start of the batch. Raises RunStopped on every rank if on_nonfinite is stop, or after too many
+        consecutive non-finite steps.
         """
         number = state.timestamp.batch.value
         mine = RankPart(
@@ -73,7 +77,7 @@ class NonFiniteSteps:
         written = "there is no save_folder" if self._folder is None else write_incident(self._folder, incident, batch)
         self._report(incident, written, logger)
         if self._config.on_nonfinite == "stop":
-            # This saves the state before the step, because the step is not counted yet.
+            # The step is not counted yet, so this saves the state before the step.
             raise self._stopped(state, incident, written, random)
         self.length += 1
         most = self._config.spikes.max_steps
@@ -96,9 +100,9 @@ class NonFiniteSteps:
     def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
         message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
         if isinstance(written, Path):
-            message += f"; it is saved in {written}; recompute it with: {replay_command(written)}"
+            message += f"; the batch is saved in {written}; recompute it with: {replay_command(written)}"
         else:
-            message += f"; it is not saved: {written}"
+            message += f"; the batch is not saved: {written}"
         self._events.report(
             "nonfinite",
             incident.batch,
@@ -126,7 +130,7 @@ class NonFiniteSteps:
 
 
 def _findings(incident: Incident) -> Iterator[str]:
-    """Describe which values are not finite, on which ranks, and the rows of these ranks."""
+    """Describe which values are not finite, on which ranks, and which rows these ranks have."""
     losses: dict[str, list[int]] = {}
     for rank, part in enumerate(incident.ranks):
         loss = float.fromhex(part.loss)

@@ -27,13 +27,13 @@ class RolledBack(NamedTuple):
 
 
 def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer) -> RolledBack | None:
-    """Load the newest of the checkpoints (oldest first) that can be loaded and verified, and drop the gradients.
-    Returns None, and changes nothing, if there are no checkpoints. The settings of the optimizer's groups are kept.
+    """Load the newest checkpoint that can be loaded and verified, and drop the gradients. checkpoints: oldest first.
+    Returns None and changes nothing if there are no checkpoints. The settings of the optimizer's groups do not change.
 
-    Every rank must call this. Raises RunStopped, on every rank, if none of them can be loaded.
+    Every rank must call this. Raises RunStopped on every rank if no checkpoint can be loaded.
     """
     if checkpoints:
-        # Dropped first, because loading needs memory.
+        # The gradients are dropped first, because loading needs memory.
         drop_gradients(param for group in optimizer.param_groups for param in group["params"])
     errors = []
     for path in reversed(checkpoints):

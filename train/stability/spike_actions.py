@@ -1,4 +1,4 @@
-"""Actions on spikes of the loss: report them, skip their steps, or roll back to a checkpoint."""
+"""The actions after a spike of the loss: report it, skip its steps, or roll back to a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,11 +17,11 @@ from train.supervision.hangs.deadlines import Section
 from train.supervision.hangs.sections import within
 
 OWNER = "StepCheck"
-"""The callback that stores the state of SpikeActions, as `spikes`, in its own state."""
+"""The callback that stores the state of SpikeActions in its own state, under the key `spikes`."""
 
 
 class SpikeActions:
-    """Follows the loss of a run step by step. Its state consists of JSON values."""
+    """Checks the loss of each step for spikes and handles them. Its state consists of JSON values."""
 
     def __init__(self, config: TrainConfig, events: Events, saver: Saver | None) -> None:
         self._config, self._events, self._saver = config, events, saver
@@ -32,8 +32,8 @@ class SpikeActions:
         self._mix: list[Any] | None = None
 
     def enter(self, batch: int, mix: list[Any], logger: Logger) -> None:
-        """Begin a batch. mix: JSON values that describe the data mixture; when it changes, so does the level of the
-        loss, so earlier losses are forgotten and a current spike ends."""
+        """Begin a batch. mix: JSON values that describe the data mixture; when it changes, the level of the loss
+        changes too, so earlier losses are discarded and a current spike ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
                 self._report_end(batch, logger, "the data mixture changes")
@@ -41,8 +41,8 @@ class SpikeActions:
         self._mix = mix
 
     def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
-        """Handle a step with a finite loss before the optimizer steps. Returns whether to skip the step. Every rank
-        must call this; the loss is the same on every rank. Raises RunStopped, on every rank."""
+        """Handle a step with a finite loss before the optimizer step. Returns whether to skip the step. Every rank must
+        call this; the loss is the same on every rank. Raises RunStopped on every rank."""
         batch, detector = state.timestamp.batch.value, self._detector
         before, median, limit = detector.length, detector.median, detector.limit
         if not detector.is_spike(loss):
@@ -57,7 +57,7 @@ class SpikeActions:
             if self._config.on_spike == "rollback":
                 self._roll_back(state, what, logger, model)
             else:
-                left_out = ". Steps are skipped until it ends" if leave_out else ""
+                left_out = ". Steps are skipped until the spike ends" if leave_out else ""
                 self._events.report("spike", batch, what + left_out, logger=logger, loss=loss, limit=limit)
         if detector.length >= self._config.spikes.max_steps:
             self._end_long_spike(batch, loss, logger)
@@ -74,7 +74,7 @@ class SpikeActions:
         (optimizer,) = state.optimizers
         back = roll_back(self._saver.committed(state), model, optimizer)
         if back is None:
-            text = f"{what}. There is no checkpoint to roll back to: steps are skipped until it ends"
+            text = f"{what}. There is no checkpoint to roll back to: steps are skipped until the spike ends"
             self._events.report("spike", batch, text, logger=logger)
             return
         self._rollbacks += 1
@@ -83,12 +83,12 @@ class SpikeActions:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
-            "the rows since then are skipped, and so are further steps until the spike ends"
+            "the rows since then are skipped, as are further steps until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
     def _end_long_spike(self, batch: int, loss: float, logger: Logger) -> None:
-        """Handle a spike that has lasted for spikes.max_steps."""
+        """Handle a spike that has lasted for spikes.max_steps steps."""
         steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
         if self._config.on_spike == "log":
             self._report_end(batch, logger, f"{loss:.4g} becomes the new level ({key})")
@@ -96,7 +96,7 @@ class SpikeActions:
             return
         raise RunStopped(
             ExitCode.UNSTABLE,
-            f"batch {batch}: the loss has been a spike for {steps} steps ({key}; on_spike: {self._config.on_spike}): "
+            f"batch {batch}: the loss spike has lasted for {steps} steps ({key}; on_spike: {self._config.on_spike}): "
             "resume from an earlier checkpoint with a lower optimizer.lr, or inspect the data",
         )
 

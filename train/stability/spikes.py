@@ -11,7 +11,7 @@ from train.config.supervision import SpikesConfig
 NORMAL = 1.4826
 """Ratio of the standard deviation to the median absolute deviation for normally distributed numbers."""
 _LEAST = 0.01
-"""Smallest assumed deviation as a share of the median, because a constant loss has a deviation of 0."""
+"""Minimum deviation as a share of the median. It is needed because the deviation of a constant loss is 0."""
 
 
 class SpikeDetector:
@@ -22,11 +22,11 @@ class SpikeDetector:
         self._losses: deque[float] = deque(maxlen=config.window)
         """The last finite losses that were not spikes."""
         self.length = 0
-        """Number of consecutive spikes up to now."""
+        """Number of consecutive spikes so far."""
 
     def is_spike(self, loss: float) -> bool:
-        """Whether the loss of a step is a spike, which `length` counts. Only losses above the median can be spikes. A
-        loss that is not finite is ignored."""
+        """Return whether the loss of a step is a spike, and update `length`. Only losses above the median can be
+        spikes. A loss that is not finite is ignored."""
         if not math.isfinite(loss):
             return False
         limit = self.limit
@@ -39,7 +39,7 @@ class SpikeDetector:
 
     @property
     def limit(self) -> float | None:
-        """The loss above which the next one is a spike; None while there are too few losses to compare with."""
+        """The next loss is a spike if it is above this value. None while there are too few losses to compare with."""
         if len(self._losses) < self.config.min_steps:
             return None
         median = statistics.median(self._losses)
@@ -51,13 +51,13 @@ class SpikeDetector:
         return statistics.median(self._losses) if self._losses else None
 
     def restart(self) -> None:
-        """Forget all losses, because the following ones have another level."""
+        """Discard all losses, because the level of the following losses is different."""
         self._losses.clear()
         self.length = 0
 
     def return_to(self, state: Mapping[str, Any]) -> None:
-        """After a rollback, compare with the losses of the restored state if there are enough. A current spike
-        continues."""
+        """After a rollback, use the losses of the restored state for comparison if there are enough of them. A current
+        spike continues."""
         if len(state["losses"]) >= self.config.min_steps:
             self._losses = deque(state["losses"], maxlen=self.config.window)
 

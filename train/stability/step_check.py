@@ -1,4 +1,4 @@
-"""Checks the loss and the gradients of every step before the optimizer steps, and clips the gradients."""
+"""Checks the loss and the gradients of every step before the optimizer step, and clips the gradients."""
 
 import random
 from pathlib import Path
@@ -23,11 +23,12 @@ from train.supervision.events import Events
 
 
 class StepCheck(Callback):
-    """Skips steps that are not finite or, if so configured, spikes of the loss. Also measures the experts and reports
-    experts with no tokens or nearly all tokens. Replaces Composer's GradientClipping.
+    """Skips steps whose values are not finite and, if on_spike says so, steps at which the loss has a spike. Also
+    measures the experts, and reports experts that receive no tokens or nearly all tokens. Replaces Composer's
+    GradientClipping.
 
-    All ranks get loss, gradient norm and expert counts from one reduction, so they make the same decisions. Logs in
-    every step:
+    One collective reduces loss, gradient norm and expert counts over the ranks, so all ranks make the same decisions.
+    Logs in every step:
 
     - `l2_norm/grad/global`: the norm of all gradients before clipping;
     - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest;
@@ -35,7 +36,7 @@ class StepCheck(Callback):
 
     and, at an interval, the values that train/expert_health measures for each layer.
 
-    It runs after callbacks that change gradients and before those that save.
+    It runs after callbacks that change gradients, and before those that save.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class StepCheck(Callback):
         folder: Path | None,
         saver: Saver | None,
     ) -> None:
-        """model: its trainable parameters are checked. folder: the save folder."""
+        """model: the model whose trainable parameters are checked. folder: the save folder."""
         self._plan, self._model, self._events = plan, model, events
         self._clipping = config.algorithms.gradient_clipping
         self._params = [(name, param) for name, param in named_parameters(model) if param.requires_grad]
@@ -70,8 +71,8 @@ class StepCheck(Callback):
         self._measurement.add(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        # Composer keeps outputs and loss until the end of the next forward pass, and they keep the autograd graph
-        # alive: with activation checkpointing, the input of every block.
+        # Composer keeps the outputs and the loss until the end of the next forward pass, and with them the autograd
+        # graph, which contains the input of every block even with activation checkpointing.
         assert isinstance(state.loss, dict)
         state.outputs = torch.Tensor()
         state.loss = {name: loss.detach() for name, loss in state.loss.items()}
@@ -118,7 +119,7 @@ class StepCheck(Callback):
 
 
 def random_state() -> dict[str, Any]:
-    """Return this rank's random state as composer.utils.reproducibility does, but without a collective."""
+    """Return this rank's random state in the format of composer.utils.reproducibility, but without a collective."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

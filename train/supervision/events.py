@@ -18,7 +18,8 @@ class Events:
     def __init__(self, record: Record | None) -> None:
         self._record = record
         self.started = False
-        """Whether record.jsonl has the start line of this process, which then needs an end line as well."""
+        """Whether the start line of this process has been written to record.jsonl. An end line is then written as
+        well."""
         self._seen: Counter[str] = Counter()
 
     def report(
@@ -33,9 +34,9 @@ class Events:
     ) -> None:
         """Report an event: a warning on the console, the metric `events/KIND` and a line of record.jsonl.
 
-        Every rank may call it; ranks other than 0 do nothing, and no rank waits for another. The metric counts the
-        events of this kind in this process. Set on_console to False when the run ends with the same message. details
-        must be JSON values."""
+        Every rank may call this method; ranks other than 0 do nothing, and no rank waits for another. The metric counts
+        the events of this kind in this process. Set on_console to False if the run ends with the same message on the
+        console. details must be JSON values."""
         if dist.get_global_rank() != 0:
             return
         self._seen[kind] += 1
@@ -46,12 +47,12 @@ class Events:
         self.record(kind, batch, message, **details)
 
     def record(self, kind: str, batch: int, message: str, **details: Any) -> None:
-        """On rank 0, add only the line of record.jsonl, for an event that is shown elsewhere."""
+        """On rank 0, add the event to record.jsonl only, because its message is shown elsewhere."""
         self.note(batch, event=kind, message=message, **details)
 
     def note(self, batch: int, *, any_rank: bool = False, **fields: Any) -> None:
-        """On rank 0, or with any_rank on every calling rank, add a line to record.jsonl if the file system allows
-        it."""
+        """Add a line to record.jsonl on rank 0, or with any_rank on every rank that calls this. File system errors are
+        ignored."""
         if self._record is not None and (any_rank or dist.get_global_rank() == 0):
             # A full disk must not hide the event itself.
             with suppress(ConfigError, DataError):

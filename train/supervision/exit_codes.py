@@ -12,20 +12,20 @@ class ExitCode(IntEnum):
     FIXABLE = 2
     """A configuration error or a data error."""
     UNSTABLE = 3
-    """The loss or a gradient was not finite, or spikes of the loss did not end."""
+    """The loss or a gradient was not finite, or a spike of the loss did not end."""
     HUNG = 4
-    """A deadline has passed, or a rank was lost. If a rank raises an exception, all ranks exit with its code
-    instead."""
+    """A deadline has passed, or a rank was lost. After an exception on one rank, all ranks exit with that rank's exit
+    code instead."""
     RESUMABLE = 75
-    """The run was saved after a signal or before max_wall_time: the same command with autoresume=true resumes it. This
-    is EX_TEMPFAIL of sysexits.h."""
+    """The run was saved after a signal or before max_wall_time: the same command with autoresume=true resumes it. The
+    code is EX_TEMPFAIL of sysexits.h."""
 
 
 class RunStopped(Exception):
     """Ends an unfinished run with the same code on every rank. The text is shown to the user."""
 
     def __init__(self, code: int, text: str) -> None:
-        """code: an ExitCode, or 128 + n after signal n if nothing is saved."""
+        """code: an ExitCode, or 128 + n if signal n was received and nothing was saved."""
         super().__init__(text)
         self.code = code
 

@@ -22,8 +22,9 @@ _KEPT = "evaluation_due"
 class Preemption(Callback):
     """After a signal to any rank, or shortly before max_wall_time, finishes the step, saves, and raises RunStopped.
 
-    It runs before slow callbacks at the end of a batch and before CheckpointSaver. What the last batch misses is done
-    after a resume: its evaluation by this callback, its export by hf_checkpointer.
+    At the end of a batch, it runs before slow callbacks and before CheckpointSaver. If the last batch is not evaluated
+    or exported because of this, it is done after a resume: `evaluation_due` is saved in the checkpoint, and
+    hf_checkpointer finds the missing export.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class Preemption(Callback):
         resumed_from: Path | None,
         resume_command: str,
     ) -> None:
-        """save: saves and commits a checkpoint of the current batch, unless one exists, and records it; None without a
-        save_folder. longest_save: seconds of the longest save of this process. sending: seconds needed to upload all
-        pending checkpoints and one more."""
+        """save: saves and commits a checkpoint of the current batch, unless one exists, and records it; None if there
+        is no save_folder. longest_save: seconds of the longest save of this process. sending: seconds needed to upload
+        all pending checkpoints and one more."""
         self._signals, self._wall_time, self._save, self._longest_save = signals, wall_time, save, longest_save
         self._sending = sending
         self._events, self._first_batch = events, first_batch
@@ -50,7 +51,7 @@ class Preemption(Callback):
         self._exit_code = 0
         """The exit code if nothing can be saved."""
         self.evaluation_due = False
-        """Whether the batch that the run resumes from has not been evaluated yet."""
+        """Whether the batch that the run resumes from still has to be evaluated."""
 
     def state_dict(self) -> dict[str, bool]:
         return {_KEPT: True} if self.evaluation_due else {}
@@ -59,7 +60,7 @@ class Preemption(Callback):
         self.evaluation_due = state.get(_KEPT, False)
 
     def should_end(self, state: State) -> bool:
-        """Whether the run must end, the same on every rank. Every rank must call this."""
+        """Whether the run must end. The result is the same on every rank, and every rank must call this."""
         if self._cause is None:
             is_almost_over = (
                 self._wall_time is not None and state.timestamp.batch > self._first_batch and self._is_almost_over()
@@ -101,8 +102,9 @@ class Preemption(Callback):
             self._leave(state, logger)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        # The run is one epoch with one batch more than it trains. The epoch ends early only if waiting for a batch was
-        # interrupted on at least one rank; Composer has then already advanced its clock to the next epoch.
+        # A run is a single epoch, with one batch more than the run trains on. The epoch ends early only if at least one
+        # rank was interrupted while it waited for a batch. Composer has then already advanced its clock to the next
+        # epoch.
         if self.should_end(state):
             assert state.previous_timestamp is not None
             state.timestamp = state.previous_timestamp

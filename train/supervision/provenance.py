@@ -22,7 +22,7 @@ def git_state(root: Path = _ROOT) -> dict[str, Any] | None:
     """Return {commit, branch, dirty} of the checkout that the code runs from; branch is None for a detached HEAD.
     Returns None for installed code, and if git is missing, fails or is slow."""
     if not (root / ".git").exists():
-        return None  # a repository in a parent folder would be a different one
+        return None  # otherwise git would find a repository in a parent folder
     try:
         found = subprocess.run(_GIT, cwd=root, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -48,6 +48,6 @@ def environment() -> dict[str, Any]:
 
 
 def start_command() -> str:
-    """Return the start command for a shell, without secrets: the launcher with its options, if any, script,
-    arguments."""
+    """Return the command that started this process, for a shell and without secrets: the launcher with its options, if
+    any, the script and its arguments."""
     return shlex.join(map(redacted, [*started_by(), *sys.argv[1:]]))

@@ -23,7 +23,7 @@ class Record:
                 self._folders.setdefault(folder, key)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add the line to every folder. Raises the errors of add_line, after all folders were tried."""
+        """Add the line to every folder. An error of add_line is raised only after all folders were tried."""
         with ExitStack() as stack:
             for folder, key in reversed(self._folders.items()):
                 stack.callback(add_line, folder, line, key)
@@ -48,7 +48,7 @@ def append_line(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as opened:
         end = opened.seek(0, 2)
         opened.seek(max(end - 1, 0))
-        # A killed run may have left an incomplete last line: start a new line, so that this one stays readable.
+        # A killed run may have left an incomplete last line: start a new line, so that the new one is readable.
         begin = b"" if opened.read(1) in (b"", b"\n") else b"\n"
         opened.write(begin + text)
 

@@ -17,21 +17,23 @@ _OF_LAUNCHERS = ("RANK", "MASTER_ADDR")
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """Return a shell command without secrets: the launcher with its options, if any, the script, its arguments, and
-    autoresume=true. Must be called while the launcher is still running."""
-    # Use the arguments of this rank: those before the launcher expanded them, and those of other ranks, are unknown.
+    """Return the shell command that resumes the run, without secrets: the launcher with its options, if any, the
+    script, its arguments, and autoresume=true. Must be called while the launcher is still running."""
+    # Use the arguments of this rank. The arguments of other ranks, and the arguments before the launcher expanded them,
+    # are unknown.
     kept = [argument for argument in arguments if not argument.startswith("autoresume=")]
     return shlex.join(map(redacted, [*started_by(), *kept, "autoresume=true"]))
 
 
 def replay_command(incident: Path) -> str:
-    """Return a shell command without secrets: the launcher with its options, if any, and scripts/replay_batch.py."""
+    """Return the shell command that recomputes the batch of an incident, without secrets: the launcher with its
+    options, if any, and scripts/replay_batch.py."""
     program = _launched_by(sys.argv[0]) if _is_launched() else ["python"]
     return shlex.join(map(redacted, [*program, "scripts/replay_batch.py", str(incident)]))
 
 
 def started_by() -> list[str]:
-    """Return the words of launcher and script, or of interpreter and script."""
+    """Return the start of the command line: the launcher or the interpreter, its options, and the script."""
     script = sys.argv[0]
     if not _is_launched():
         own = sys.orig_argv
@@ -82,5 +84,5 @@ def _options_of_srun() -> list[str]:
 
 
 def _name(program: str) -> str:
-    """The program's file name, which a shell finds in the activated environment."""
+    """The program's file name, which is on the PATH in the activated environment."""
     return Path(program).name

@@ -1,7 +1,7 @@
 """Handlers for SIGTERM and SIGUSR1 (sent by schedulers) and SIGINT (Ctrl-C).
 
 Before training, the first signal ends the process with one line and exit code 128 + n: the handler raises SystemExit in
-the main thread. The interrupted code may turn SystemExit into another exception, so the object records whether it was
+the main thread. The interrupted code may turn SystemExit into another exception, so `StopSignals` records that it was
 raised. During training (`deferred`), the handler only records the signal, and train/supervision/preemption.py saves and
 ends the run. In both cases further signals are ignored for a while, because schedulers and launchers send duplicates;
 after that, the next signal ends the process immediately.
@@ -74,7 +74,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """In this context, signals do not interrupt: the training loop checks `received` instead."""
+        """In this context, signals do not interrupt the main thread; the training loop checks `received` instead."""
         self._deferred = True
         try:
             yield
@@ -83,8 +83,8 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In this context, within `deferred`, a signal raises WaitInterrupted. For waits whose result is not needed if
-        the run ends."""
+        """In this context inside `deferred`, a signal raises WaitInterrupted. Use it for waits whose result is not
+        needed if the run ends."""
         self._waits = True
         try:
             if self._deferred and self.received is not None:
@@ -94,16 +94,16 @@ class StopSignals:
             self._waits = False
 
     def ignore_all(self) -> None:
-        """Ignore all signals until the interpreter ends. The run has ended, and every rank must keep its exit code even
-        if the launcher signals it because another rank exited first."""
+        """Ignore all signals until the interpreter ends. Call this when the run has ended: every rank must keep its
+        exit code, even if the launcher sends it a signal because another rank exited first."""
         self.ignoring_all = True
         if self._wakeup is not None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
     def caused(self, error: BaseException) -> bool:
-        """Whether a signal ended the run with this error. Also recognizes Composer's own handlers, which are active
-        between its import and the next `install` and only raise SystemExit."""
+        """Whether a signal ended the run with this error. Also recognizes the SystemExit of Composer's own handlers,
+        which are active between the import of Composer and the next `install`."""
         if not self.raised and isinstance(error, SystemExit) and error.code in [128 + n for n in _SIGNALS]:
             self._error, self.received = error, signal.Signals(int(error.code) - 128)
         self._caught = self.raised
@@ -114,7 +114,7 @@ class StopSignals:
         assert self.received is not None
         first, self._reported = not self._reported, True
         if first and is_first():
-            what = "received again, and nothing has been saved since the first" if again else "received"
+            what = "received again, and nothing has been saved since the first signal" if again else "received"
             # A single write, because the launcher prints at the same time.
             sys.stderr.write(f"stopped: {self.received.name} {what}; {_RESUME}\n")
             sys.stderr.flush()

@@ -7,9 +7,10 @@ import psutil
 _EXIT_SECONDS = 20.0
 """Seconds for loggers, last messages and the interpreter's exit; at most a twentieth of max_wall_time."""
 _WRITTEN_PER_SECOND = 100e6
-"""Assumed bytes per second before a save or an upload was timed: the rate of a slow shared file system."""
+"""Bytes per second that are assumed until a save or an upload has been timed: the speed of a slow shared file
+system."""
 _MOST_OF_IT = 0.25
-"""Largest share of max_wall_time that a save or an upload may be assumed to take before one was timed."""
+"""Largest share of max_wall_time that is assumed for a save or an upload until one has been timed."""
 _LONGER = 1.25
 """Safety factor on the longest step, save and upload so far."""
 
@@ -20,10 +21,11 @@ def process_seconds() -> float:
 
 
 class WallTime:
-    """Compares the duration of this rank's steps and saves with the time that its process has left."""
+    """Determines whether the remaining time of this process is enough for another step and a save."""
 
     def __init__(self, seconds: float, *, file_bytes: int, sent_bytes: int = 0) -> None:
-        """file_bytes: size of a checkpoint's largest file. sent_bytes: size of a checkpoint that is uploaded."""
+        """file_bytes: size of a checkpoint's largest file. sent_bytes: size of a checkpoint if checkpoints are
+        uploaded, else 0."""
         self.seconds = seconds
         self._started = time.monotonic() - process_seconds()
         self._step_began: float | None = None
@@ -45,7 +47,7 @@ class WallTime:
         return time.monotonic() - self._started
 
     def is_almost_over(self) -> bool:
-        """Whether another step and a save after it might not fit."""
+        """Whether the remaining time may be too short for another step and a save."""
         return self.elapsed + self.margin > self.seconds
 
     def begin_step(self) -> None:

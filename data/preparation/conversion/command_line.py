@@ -20,7 +20,7 @@ _PATHS = (
 
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
     """The main function of a converter. It returns 0, or 2 after printing one line with the error."""
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error too")
+    parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)

@@ -9,7 +9,7 @@ import jinja2
 
 from scripts.dev.example.commands import ROOT, Output
 from scripts.dev.example.server import completion_request
-from scripts.dev.example.steps import KINDS, RUNS, STREAMS, Results, Settings
+from scripts.dev.example.steps import KINDS, RUNS, STREAMS, Results, Settings, task
 
 TEMPLATE = Path(__file__).with_name("python-stdlib.md.jinja")
 LABELS = {"pretrain": "pretrained", "finetune": "fine-tuned", "lora": "with LoRA, merged"}
@@ -19,7 +19,7 @@ _NOISE = re.compile(
 
 
 def render(results: Results, settings: Settings) -> str:
-    """The page in Markdown. A step that the template names and that was not run is an error."""
+    """The page in Markdown. Raises UndefinedError when the template names a step that was not run."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"command": command, "console": console, "lines": lines}
     context: dict[str, Any] = {
@@ -35,8 +35,8 @@ def render(results: Results, settings: Settings) -> str:
         "tokens": _last(results.outputs["pretrain"], r"^ *\d+/\d+ +(\S+)"),
         "labels": LABELS,
         "streams": STREAMS,
-        "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "class_names")},
-        "task": (ROOT / settings.data / "tasks" / f"{STREAMS[0]}.yaml").read_text("utf-8").strip(),
+        "counts": {name: _count(settings.data / f"{name}.jsonl") for name in ("questions", "kinds")},
+        "task": task(settings, STREAMS[0]).strip(),
         "settings": settings,
         "request": completion_request(settings.model(RUNS[-1]), results.served["prompt"]),
     }

@@ -2,7 +2,7 @@
 
 import ast
 import random
-import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ class Function:
     """The first line of its docstring; empty without one."""
 
 
-Kind = Callable[[Function], Question | None]
+Kind = Callable[[str], Iterator[Question]]
+"""Questions about a source file."""
 
 
 def functions(source: str) -> Iterator[Function]:
@@ -41,36 +42,42 @@ def functions(source: str) -> Iterator[Function]:
             yield Function(node.name, names, f"def {node.name}({ast.unparse(arguments)}):", summary)
 
 
-def name_question(function: Function) -> Question | None:
-    """The function's name, given the first line of its docstring; None where the line contains the name."""
-    prompt = f"Name: {function.summary}\n"
-    if len(function.summary) < 15 or len(prompt) > MAX_PROMPT or not prompt.isascii():
-        return None
-    if function.name.lower() in function.summary.lower():
-        return None
-    return {"prompt": prompt, "response": function.name, "function": function.name}
+def name_questions(source: str) -> Iterator[Question]:
+    """The name of a function, given the first line of its docstring. Lines that contain the name are left out."""
+    for function in functions(source):
+        contained = function.name.lower() in function.summary.lower()
+        if len(function.summary) >= 15 and not contained:
+            yield _question("Name", function.summary, function.name, about=function.name)
 
 
-def parameters_question(function: Function) -> Question | None:
-    """The function's parameters, given its signature; None for fewer than two parameters."""
-    prompt = f"Parameters: {function.signature}\n"
-    if len(function.parameters) < 2 or len(prompt) > MAX_PROMPT or not prompt.isascii():
-        return None
-    response = ", ".join(function.parameters)
-    return {"prompt": prompt, "response": response, "function": function.name}
+def parameters_questions(source: str) -> Iterator[Question]:
+    """The parameters of a function, given its signature. Functions with fewer than two parameters are left out."""
+    for function in functions(source):
+        if len(function.parameters) >= 2:
+            yield _question("Parameters", function.signature, ", ".join(function.parameters), about=function.name)
 
 
-def class_name_question(function: Function) -> Question | None:
-    """A function's name written as the name of a class; None for a name of one word."""
-    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", function.name) or len(function.name) > 24:
-        return None
-    response = "".join(word.capitalize() for word in function.name.split("_"))
-    return {"prompt": f"Class: {function.name}\n", "response": response, "function": function.name}
+def kind_questions(source: str) -> Iterator[Question]:
+    """Whether a name is that of a class, a function or a constant. A quarter of the functions is used."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield _question("Kind", node.name, "class", about=node.name)
+        elif isinstance(node, ast.FunctionDef) and zlib.crc32(node.name.encode()) % 4 == 0:
+            yield _question("Kind", node.name, "function", about=node.name)
+    for statement in tree.body:
+        for target in statement.targets if isinstance(statement, ast.Assign) else ():
+            if isinstance(target, ast.Name) and target.id.isupper():
+                yield _question("Kind", target.id, "constant", about=target.id)
+
+
+def _question(task: str, text: str, answer: str, about: str) -> Question:
+    return {"prompt": f"{task}: {text}\n", "response": answer, "about": about}
 
 
 KINDS: dict[str, dict[str, Kind]] = {
-    "questions": {"name": name_question, "parameters": parameters_question},
-    "class_names": {"class": class_name_question},
+    "questions": {"name": name_questions, "parameters": parameters_questions},
+    "kinds": {"kind": kind_questions},
 }
 """File of training questions -> the kinds of question in it, each with the name of its file of held-out questions."""
 
@@ -80,22 +87,23 @@ def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Questi
 
     No prompt occurs twice. No held-out question is about a name that a training question of the same file is about.
     """
-    sides: dict[bool, list[Function]] = {False: [], True: []}
+    sides: dict[bool, list[str]] = {False: [], True: []}
     for number, file in enumerate(files, start=1):
-        sides[number % heldout == 0] += functions(file.read_text(encoding="utf-8"))
+        sides[number % heldout == 0].append(file.read_text(encoding="utf-8"))
     made: dict[str, list[Question]] = {}
     for file_name, kinds in KINDS.items():
         rng = random.Random(SEED)
         train = [question for kind in kinds.values() for question in _asked(sides[False], kind)]
-        known = {question["function"] for question in train}
+        known = {question["about"] for question in train}
         for kind_name, kind in kinds.items():
-            unseen = [question for question in _asked(sides[True], kind) if question["function"] not in known]
+            unseen = [question for question in _asked(sides[True], kind) if question["about"] not in known]
             made[f"heldout-{kind_name}"] = rng.sample(unseen, min(HELDOUT_OF_EACH, len(unseen)))
         rng.shuffle(train)
         made[file_name] = train
     return made
 
 
-def _asked(found: Sequence[Function], kind: Kind) -> list[Question]:
-    questions = {question["prompt"]: question for function in found if (question := kind(function)) is not None}
-    return list(questions.values())
+def _asked(sources: Sequence[str], kind: Kind) -> list[Question]:
+    """The questions of a kind, without repeated prompts, and without long ones and those that are not ASCII."""
+    questions = {question["prompt"]: question for source in sources for question in kind(source)}
+    return [question for prompt, question in questions.items() if len(prompt) <= MAX_PROMPT and prompt.isascii()]

@@ -10,11 +10,11 @@ from scripts.dev.example.commands import ROOT, Commands, Output
 from scripts.dev.example.server import complete, get, serving
 
 STREAMS = ("code", "docstrings", "comments")
-KINDS = ("name", "parameters", "class")
+KINDS = ("name", "parameters", "kind")
 RUNS = ("pretrain", "finetune", "lora")
 EVALUATED = {"pretrain": ("name", "parameters"), "finetune": KINDS, "lora": KINDS}
 """Run -> the kinds of held-out questions that its model is asked."""
-SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("class",)}
+SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("kind",)}
 TASK = """\
 task: heldout_STREAM
 dataset_path: json
@@ -72,7 +72,7 @@ def run_steps(commands: Commands, settings: Settings) -> Results:
         outputs[f"export-{name}"] = commands.run(f"export-{name}", *_export(settings, name))
         for kind in SHORT_EVALUATED[name] if settings.short else EVALUATED[name]:
             results.exact.setdefault(name, {})[kind] = _exact_match(commands, settings, outputs, name, kind)
-        if not (settings.short and number):
+        if not settings.short:
             results.perplexity[name] = _perplexity(commands, settings, outputs, name)
     _generate(commands, settings, outputs)
     results.served = _serve(commands, settings)
@@ -111,7 +111,10 @@ def _overrides(settings: Settings, name: str, base: str | None) -> list[str]:
         changed += _other_data(settings, name)
     if settings.short:
         changed += ["device=cpu", "global_train_batch_size=4", "device_train_microbatch_size=4"]
-        changed += ["max_duration=10ba", "experts.interval=2ba"] if name == "pretrain" else ["max_duration=4ba"]
+        if name == "pretrain":
+            changed += ["max_duration=10ba", "experts.interval=2ba"]
+        else:
+            changed += ["max_duration=4ba", "eval_first=false", "eval_interval=4ba"]
     return changed
 
 
@@ -121,7 +124,7 @@ def _other_data(settings: Settings, name: str) -> list[str]:
     changed = [f"{train}.cache_dir={settings.data}/cache"]
     if name == "pretrain":
         return changed + [f"{train}.streams.{stream}.{files}={settings.data}/{stream}.jsonl" for stream in STREAMS]
-    trained, asked = ("questions", KINDS[:2]) if name == "finetune" else ("class_names", KINDS[2:])
+    trained, asked = ("questions", KINDS[:2]) if name == "finetune" else ("kinds", KINDS[2:])
     heldout = ",".join(f"{settings.data}/heldout-{kind}.jsonl" for kind in asked)
     changed.append(f"{train}.{files}={settings.data}/{trained}.jsonl")
     return [*changed, f"{evaluation}.cache_dir={settings.data}/cache", f"{evaluation}.{files}=[{heldout}]"]
@@ -156,10 +159,14 @@ def _perplexity(commands: Commands, settings: Settings, outputs: dict[str, Outpu
     folder = settings.data / "tasks"
     (ROOT / folder).mkdir(exist_ok=True)
     for stream in STREAMS:
-        task = TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
-        (ROOT / folder / f"{stream}.yaml").write_text(task, encoding="utf-8")
+        (ROOT / folder / f"{stream}.yaml").write_text(task(settings, stream), encoding="utf-8")
     results = _evaluate(commands, settings, outputs, f"perplexity-{name}", name, "--tasks", str(folder))
     return {stream: results[f"heldout_{stream}"]["metrics"]["byte_perplexity"] for stream in STREAMS}
+
+
+def task(settings: Settings, stream: str) -> str:
+    """The YAML of a stream's task."""
+    return TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
 
 
 def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]) -> None:
@@ -170,7 +177,12 @@ def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]
             "Parameters: def open_reader(self, stream, mode='r'):\n",
             "Name: Return the number of items in the queue.\n",
         ],
-        "lora": ["Class: read_text_file\n", "Parameters: def open_reader(self, stream, mode='r'):\n"],
+        "lora": [
+            "Kind: read_text_file\n",
+            "Kind: TextFileReader\n",
+            "Kind: MAX_LINES\n",
+            "Parameters: def open_reader(self, stream, mode='r'):\n",
+        ],
     }
     for name, asked in prompts.items():
         words = [str(settings.model(name)), *asked, "--max_new_tokens", length]

@@ -1,4 +1,5 @@
-"""Saving a checkpoint while training continues: the copy that is written, the thread that writes it, what is kept.
+"""Saving checkpoints while training continues: the copy of the tensors, the thread that writes it, and the deletion of
+older checkpoints.
 
 Does not depend on Composer's callbacks; reading a checkpoint belongs in train/checkpoint.
 """

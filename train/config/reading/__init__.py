@@ -1,4 +1,5 @@
-"""Read YAML and `key=value` into plain values: the file, references to other keys, values of presets and weights.
+"""Convert a YAML file and `key=value` overrides to plain values: read the file, resolve references to other keys, and
+add the values of presets and weights.
 
 Checks of the values belong in train/config.
 """

@@ -1,4 +1,5 @@
-"""Experts computed with MegaBlocks (Gale et al. 2022): its kernels move the tokens, and its grouped GEMM computes the products.
+"""Experts computed with MegaBlocks (Gale et al. 2022). Its kernels move the tokens, and its grouped GEMM computes the
+products.
 
 MegaBlocks' own dropless layer uses the same functions with mlp_impl 'grouped'. That layer also has a router, keeps
 losses in module globals, and rejects frozen weights. This module does not.

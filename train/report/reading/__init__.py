@@ -1,4 +1,3 @@
-"""Reading the files of a log folder: metrics.jsonl, record.jsonl, and values derived from them.
-
-The package above shows them.
+"""Reading the files of a log folder: metrics.jsonl, record.jsonl, and values derived from them. train/report shows
+these values.
 """

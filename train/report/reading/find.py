@@ -17,7 +17,7 @@ class RunFiles:
     metrics: Path
     record: Path | None
     config: Path | None
-    """The resolved config in a save folder."""
+    """The resolved config, if the folder is a save folder."""
 
 
 def find_run(path: Path) -> RunFiles:
@@ -33,7 +33,7 @@ def find_run(path: Path) -> RunFiles:
         if not _has_metrics(folder):
             runs = sorted(each.parent for each in path.glob(f"*/*/{METRICS}")) if path.is_dir() else []
             found = f"; the runs below it are {', '.join(map(str, runs[:3]))}" if runs else ""
-            raise ConfigError(f"{path} has no {METRICS}, which a run writes with its first step{found}")
+            raise ConfigError(f"{path} has no {METRICS}, which a run creates at its first step{found}")
         return RunFiles(
             folder=folder,
             metrics=folder / METRICS,

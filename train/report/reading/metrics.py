@@ -1,4 +1,4 @@
-"""Read metrics.jsonl into one series per metric, without the steps that a resume has repeated."""
+"""Read metrics.jsonl into one series per metric. If steps were repeated after a resume, only the repetition is kept."""
 
 import json
 from array import array
@@ -16,7 +16,7 @@ _NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The values of one metric; for each step the last one that was logged."""
+    """The values of one metric: the last logged value of each step."""
 
     steps: np.ndarray
     """int64 [N], ascending."""
@@ -35,21 +35,21 @@ class Metrics:
     steps: np.ndarray
     """int64 [N]: steps with at least one metric, ascending."""
     tokens: np.ndarray
-    """int64 [N]: positions trained up to the end of the step, padding included."""
+    """int64 [N]: token positions up to the end of the step, including padding."""
     times: np.ndarray
-    """float64 [N]: unix seconds."""
+    """float64 [N]: Unix seconds."""
     series: dict[str, Series]
     pauses: list[tuple[float, float]]
     """Unix seconds of the last line before each resume and of the first line after it."""
     unreadable: int
-    """Number of unreadable lines, without a last line that is still being written."""
+    """Number of unreadable lines. A last line that is still being written does not count."""
 
     def last(self, name: str) -> float | None:
         """Return the newest value, or None for a metric that was never logged."""
         return self.series[name].last if name in self.series else None
 
     def matching(self, prefix: str, suffix: str = "") -> dict[str, Series]:
-        """Return the series whose names have this prefix and suffix, by the part between them."""
+        """Return the series whose names have this prefix and suffix. The keys are the parts between them."""
         length, end = len(prefix), -len(suffix) or None
         return {
             name[length:end]: series

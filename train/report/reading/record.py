@@ -20,7 +20,7 @@ class Entry:
     values: Mapping[str, Any]
     """All values of the line, without secrets."""
     superseded: bool
-    """Whether the run was later resumed from a checkpoint before this batch."""
+    """Whether a later start resumed from a checkpoint before this batch."""
 
     @property
     def event(self) -> str | None:
@@ -29,7 +29,7 @@ class Entry:
 
     @property
     def message(self) -> str:
-        """The message on one line."""
+        """The message, joined into one line."""
         return "; ".join(line.strip() for line in str(self.values.get("message", "")).splitlines())
 
 
@@ -73,7 +73,7 @@ class Record:
 
 
 def read_record(path: Path | None) -> Record:
-    """Read the file; without a file the record is empty. Raises ConfigError if it cannot be read."""
+    """Read the file. The record is empty if path is None. Raises ConfigError if the file cannot be read."""
     if path is None:
         return Record(entries=[])
     with os_errors_named(path), path.open("rb") as file:
@@ -83,7 +83,7 @@ def read_record(path: Path | None) -> Record:
 
 
 def _entries(lines: list[dict[str, Any]]) -> Iterator[Entry]:
-    """Yield the entries. Reading from the last line to the first shows where a later start resumed."""
+    """Yield the entries. The lines are read from last to first, because `superseded` depends on later starts."""
     entries, resumed_at = list[Entry](), float("inf")
     for line in reversed(lines):
         time = line.get("time")

@@ -16,7 +16,8 @@ LOSS = "loss/train/total"
 EVALUATIONS = "metrics/eval/"
 EVAL_LOSS = f"{EVALUATIONS}LanguageCrossEntropy"
 _SILENT = 600.0
-"""Seconds without a new line after which a run no longer counts as running; at least 20 times the usual interval."""
+"""Seconds without a new line after which a run no longer counts as running, or 20 times the usual interval if that is
+longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Run:
     state: str
     """running, finished, stopped, failed, or silent: no new line for a long time, and no end line."""
     age: float
-    """Seconds since its last line."""
+    """Seconds since the last line."""
 
     @property
     def last_step(self) -> int:
@@ -41,7 +42,8 @@ class Run:
 
     @property
     def planned_gib(self) -> float | None:
-        """The planned peak of a GPU; None on a CPU, whose peak includes the whole process."""
+        """The planned peak memory of a GPU. None on a CPU, because the measured peak then includes the whole
+        process."""
         planned = self.record.start.get("planned_memory_bytes")
         if not isinstance(planned, int | float) or self.record.start.get("device") == "CPU":
             return None
@@ -57,7 +59,7 @@ class Run:
         return found or list(dict.fromkeys(begun))
 
     def hours(self, times: np.ndarray) -> np.ndarray:
-        """Convert Unix seconds to hours since the start of the run, without the time in which no process ran."""
+        """Convert Unix seconds to hours since the start of the run, excluding the time between a stop and a resume."""
         if not self.metrics.times.size:
             return np.zeros_like(times)
         passed = times - self._began
@@ -72,7 +74,7 @@ class Run:
 
     @property
     def _pauses(self) -> list[tuple[float, float]]:
-        """Intervals from the last line before each start to that start."""
+        """The interval from the last line before each later start to that start."""
         starts = [each.time for each in self.record.starts[1:] if each.time is not None]
         if not starts:
             return self.metrics.pauses
@@ -112,7 +114,7 @@ def read_config(run: Run) -> dict[str, Any]:
 
 
 def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
-    """Return the evaluations in the record, for runs of earlier versions, which did not log them as metrics."""
+    """Return the evaluations in record.jsonl. Runs of earlier versions did not log them as metrics."""
     if metrics.matching(EVALUATIONS):
         return {}
     columns: dict[str, dict[int, float]] = {}
@@ -128,7 +130,7 @@ def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
 
 
 def _newest(files: RunFiles, metrics: Metrics, record: Record) -> float:
-    """Return the Unix seconds of the last line, or of the file if it has no line."""
+    """Return the time of the last line in Unix seconds, or that of the file if it contains no line."""
     times = [each.time for each in record.entries[-1:] if each.time is not None]
     return max([*metrics.times[-1:].tolist(), *times], default=files.metrics.stat().st_mtime)
 

@@ -14,8 +14,8 @@ MEASUREMENTS = 60
 
 
 def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
-    """Reduce a series to buckets. `b`: the last step of each bucket; `v`: the mean of its finite values, null without
-    any; `lo` and `hi`: minimum and maximum, present only if buckets contain several values."""
+    """Reduce a series to buckets. `b`: the last step of each bucket. `v`: the mean of the finite values in each bucket,
+    or null if there are none. `lo`, `hi`: minimum and maximum, present only if a bucket contains several values."""
     count = len(series.steps)
     edges = np.unique(np.linspace(0, count, min(points, count) + 1).astype(np.int64))
     finite = np.isfinite(series.values)
@@ -31,7 +31,7 @@ def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
 
 
 def rounded(values: np.ndarray, digits: int = 5) -> list[float | None]:
-    """Round to significant digits. Non-finite values become null, because JSON lacks them."""
+    """Round to significant digits. Non-finite values become null, because JSON does not support them."""
     return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values.tolist()]
 
 

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 
 LONGEST_TICK = 3.0
-"""Maximum number of seconds that one tick counts. If a thread that ticks more often was not scheduled for longer than
-this, the whole process was suspended."""
+"""Maximum number of seconds that one tick counts. One thread ticks more often than this. If it was not scheduled for
+longer, the whole process was suspended."""
 
 
 class AwakeClock:
     """Seconds during which the process could run. A run that was suspended and continued as a whole (SIGSTOP and
-    SIGCONT, a debugger, a paused virtual machine) has not exceeded a deadline."""
+    SIGCONT, a debugger, a paused virtual machine) does not exceed a deadline because of the pause."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic

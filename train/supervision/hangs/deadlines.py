@@ -8,11 +8,11 @@ from statistics import median
 from train.config.supervision import DeadlinesConfig
 
 _SAMPLES = 101
-"""Number of most recent samples in the median."""
+"""Number of recent samples from which the median is computed."""
 _FIRST = 3
 """Number of samples after which a section's median is compared with its configured deadline."""
 _INSTEAD_OF_NULL = 10.0
-"""Multiple of the median if deadlines.multiple is null and the run exceeds deadlines.SECTION from the start."""
+"""Multiple of the median if deadlines.multiple is null and the first samples already exceed deadlines.SECTION."""
 
 
 class Section(StrEnum):
@@ -55,8 +55,8 @@ class Deadlines:
     def of(self, section: Section) -> Deadline | None:
         """Return the section's current deadline, or None if it has none.
 
-        The first step, its batch and the first batch of an evaluation may compile or start workers: without a sample
-        they get the deadline of set-up if that is longer.
+        The first step may compile code, and the first batch of training or of an evaluation may start workers. A
+        section without samples therefore has the deadline of set-up if that is longer.
         """
         floor = self._floor(section)
         if floor is None:
@@ -79,8 +79,8 @@ class Deadlines:
         return found
 
     def add(self, section: Section, seconds: float) -> str | None:
-        """Add a measured duration. Returns a message, once per section, if the run exceeds its deadline from the
-        start."""
+        """Add a measured duration. Returns a message, once per section, if the first samples already exceed the
+        configured deadline."""
         samples = self._samples.get(section)
         if samples is None:
             return None
@@ -93,8 +93,8 @@ class Deadlines:
         used = self.of(section)
         assert used is not None
         return (
-            f"deadlines.{section} is {floor:g} s, but the first {_FIRST} took {mid:.3g} s (median): the deadline is "
-            f"{used.seconds:.3g} s instead ({used.source})"
+            f"deadlines.{section} is {floor:g} s, but the median of the first {_FIRST} durations is {mid:.3g} s: the "
+            f"deadline is {used.seconds:.3g} s instead ({used.source})"
         )
 
     def _floor(self, section: Section) -> float | None:

@@ -1,6 +1,7 @@
 """The other ranks as seen through the store: their heartbeats, and the failure that has ended the run.
 
-One thread with its own connection makes all calls that may block: a server whose process is stopped never answers.
+One thread with its own connection makes all calls that may block, because a server whose process is stopped never
+answers.
 """
 
 import os
@@ -19,9 +20,9 @@ from train.supervision.hangs.stragglers import Heartbeat
 PERIOD = 1.0
 """Seconds between two heartbeats; longer with many ranks (see _period)."""
 _SOON = 0.1
-"""Seconds between two exchanges while the run is ending."""
+"""Seconds between two exchanges with the store while the run is ending."""
 _RANKS_PER_SECOND = 256
-"""Maximum number of heartbeats per second that the server receives; each takes three requests."""
+"""Maximum number of heartbeats per second that the server receives. Each heartbeat needs three requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,8 @@ def _period(world_size: int) -> float:
 
 
 class Peers:
-    """This rank's view of the other ranks. Its thread sets the attributes, other threads read them."""
+    """This rank's view of the other ranks. The thread of this class sets the attributes, and other threads read
+    them."""
 
     def __init__(
         self,
@@ -86,15 +88,15 @@ class Peers:
     def stop(self) -> None:
         self._stopped.set()
         self._wake.set()
-        self._thread.join(1)  # not longer: the thread may be waiting for the server
+        self._thread.join(1)  # only a short time, because the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds since the rank's heartbeat last advanced, as of the last read. Ranks above 1 read heartbeats only
-        when they need them."""
+        """Seconds from the last new heartbeat of the rank to the last read. Ranks other than 0 and 1 read heartbeats
+        only when they need them."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
-        """Share a failure and return the first one shared by any rank, or this one if the store does not answer."""
+        """Share a failure and return the first one shared by any rank, or `failure` if the store does not answer."""
         self._to_share = failure
         self._wait_until(lambda: self.failure is not None or not self.connected, seconds)
         return self.failure or failure
@@ -162,7 +164,7 @@ class Peers:
         self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
             self.beats[rank] = beat = Heartbeat.from_json(text)
-            # The first heartbeat has number 0; a rank that is stopped after it counts as silent since then.
+            # The first heartbeat has number 0; a rank that is stopped right after it counts as silent from then on.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False

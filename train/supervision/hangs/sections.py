@@ -1,4 +1,4 @@
-"""The section that a rank's main thread is in, and since when. The watchdog's threads read it.
+"""The section that a rank's main thread is in, and since when. The threads of the watchdog read this.
 
 A process has one main thread, so `within(Section.SAVE)` needs no reference to the run; it does nothing if no run is
 watched.
@@ -13,22 +13,24 @@ from train.supervision.hangs.deadlines import Deadlines, Section
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a rank is at one moment."""
+    """The progress of a rank at one moment: its section and batch."""
 
     section: Section
     batch: int
     """Number of completed batches."""
     since: float
-    """Start time by the clock of Sections, moved forward by the duration of nested sections."""
+    """Start time of the section on the clock of `Sections`, moved forward by the duration of nested sections."""
     marks: int
-    """Number of events and section changes so far. All ranks pass the same ones in the same order."""
+    """Number of events and section changes so far. All ranks go through the same events and sections in the same
+    order."""
 
 
 class Sections:
     """The sections of the main thread. Other threads may read `place`, `age` and the deadlines."""
 
     def __init__(self, deadlines: Deadlines, clock: Callable[[], float], on_exceeded: Callable[[str], None]) -> None:
-        """on_exceeded: called with a message if the run exceeds a configured deadline from the start."""
+        """on_exceeded: called with a message if the first samples of a section already exceed its configured
+        deadline."""
         self.deadlines, self._clock, self._on_exceeded = deadlines, clock, on_exceeded
         self.place = Place(section=Section.SETUP, batch=0, since=clock(), marks=0)
         self._outer: list[tuple[Place, float]] = []
@@ -37,8 +39,8 @@ class Sections:
         self._counted = self.place.since
 
     def seconds(self) -> dict[Section, float]:
-        """Return the seconds spent in each section so far, without nested sections. Waiting for data has its own entry
-        within a step; elsewhere it counts for the enclosing section. Call it from the main thread."""
+        """Return the seconds spent in each section so far, without nested sections. Waiting for data during a step has
+        its own entry; at other times it counts for the enclosing section. Call it from the main thread."""
         now, section = self._clock(), self.place.section
         if section is Section.DATA and self._outer and self._outer[-1][0].section is not Section.STEP:
             section = self._outer[-1][0].section
@@ -113,14 +115,14 @@ def watched_sections(sections: Sections) -> Iterator[None]:
 
 @contextmanager
 def within(section: Section, *, measured: bool = True) -> Iterator[None]:
-    """Mark that the main thread is in this section; the enclosing section does not age meanwhile. Also works as a
-    decorator. measured: add the duration to the samples of the section's median."""
+    """Mark that the main thread is in this section; meanwhile the age of the enclosing section does not increase. Also
+    works as a decorator. measured: add the duration to the samples of the section's median."""
     sections = _watched
     if sections is None:
         yield
         return
     sections.enter(section)
-    yield  # after an exception the section is kept: it shows where the run ended
+    yield  # after an exception the section is kept, because it shows where the run ended
     sections.leave(measured=measured)
 
 
@@ -137,7 +139,8 @@ def seconds_so_far() -> dict[Section, float]:
 
 @contextmanager
 def waiting_for_data() -> Iterator[Callable[[], float]]:
-    """Mark that a loader waits for data (see data/loading/loader.py). Yields a function for the remaining seconds."""
+    """Mark that a loader waits for data (see data/loading/loader.py). Yields a function that returns the seconds until
+    the deadline."""
     sections = _watched
     if sections is None:
         yield lambda: float("inf")

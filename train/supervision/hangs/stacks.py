@@ -36,5 +36,5 @@ def main_thread_place() -> tuple[str, bool]:
 
 
 def _is_in_a_collective(frame: FrameType) -> bool:
-    """Whether the frame is in torch.distributed, which includes FSDP: it calls into torch's collectives."""
+    """Whether the frame is in torch.distributed, which includes FSDP and the collectives."""
     return "/torch/distributed/" in frame.f_code.co_filename.replace("\\", "/")

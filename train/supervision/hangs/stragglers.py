@@ -16,7 +16,7 @@ class Heartbeat:
     marks: int
     """See sections.Place."""
     age: float
-    """Seconds in the section."""
+    """Seconds since the rank entered the section."""
     overdue: bool
     """Whether the section's deadline has passed."""
     function: str
@@ -24,7 +24,7 @@ class Heartbeat:
     waits: bool
     """Whether the rank waits in a collective."""
     left: bool = False
-    """Whether the rank has ended by itself."""
+    """Whether the rank has announced that it ends."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,8 +56,9 @@ SECTION_NAMES = {
 def stragglers(beats: Mapping[int, Heartbeat], silent: Collection[int]) -> list[int]:
     """Return the ranks that the others wait for.
 
-    These are the ranks without a heartbeat; else the ranks that have ended; else the ranks with the least progress;
-    else, at equal progress, the ranks outside a collective. Empty if no rank differs from the others."""
+    The result is the first of these lists that is not empty: the ranks without a heartbeat; the ranks that have ended;
+    the ranks with the least progress; the ranks outside a collective. It is empty if no rank differs from the
+    others."""
     if silent:
         return sorted(silent)
     if left := [rank for rank, beat in beats.items() if beat.left]:

@@ -1,4 +1,4 @@
-"""Watching a run: the watchdog and the heartbeat of this rank, from the moment all ranks are connected to the end."""
+"""The watchdog and the heartbeat of this rank, which run from the moment when all ranks are connected until the end."""
 
 import itertools
 import re
@@ -27,9 +27,9 @@ from train.supervision.hangs.watchdog import Watchdog, heartbeat_of
 _LOST = re.compile(
     r"onnection (was )?(closed|reset|refused)|roken pipe|remote process (has )?exited|ncclRemoteError|closed by peer"
 )
-"""Error messages of torch's process groups when another rank has ended."""
+"""Error messages of torch's process groups that mean that another rank has ended."""
 _CAUSE, _SHARE, _SHOW, _LEAVE, _END = 10.0, 3.0, 10.0, 8.0, 30.0
-"""Seconds to find out why another rank ended, and for each part of ending this rank."""
+"""Time limits in seconds: to find out why another rank ended, and for each part of ending this rank."""
 
 _runs = itertools.count()
 
@@ -39,7 +39,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
     """End every rank when a deadline passes, or when a rank is lost or raises. All ranks must enter this context.
 
     An exception is shared with the other ranks, which end with its message and exit code. If another rank shows the
-    exception, it is marked for data.base.errors.shown_elsewhere. RunStopped and SystemExit are not shared.
+    exception, data.base.errors.shown_elsewhere returns True for it. RunStopped and SystemExit are not shared.
     """
     clock = AwakeClock()
 
@@ -64,7 +64,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
 
 
 class _Rank:
-    """The threads of this rank, and how its main thread ends."""
+    """The watchdog and heartbeat threads of this rank, and what its main thread does when it ends."""
 
     def __init__(
         self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None, events: Events
@@ -82,7 +82,7 @@ class _Rank:
         self.watchdog.start()
 
     def leave(self) -> None:
-        """Announce that this rank ends by itself."""
+        """Announce to the other ranks that this rank ends."""
         self._left = True
         if self.peers is not None:
             self.peers.leave(0, _LEAVE)
@@ -119,7 +119,7 @@ class _Rank:
         self.leave()
 
     def _block_if_ending(self) -> None:
-        """Block while another thread ends the process: errors that this causes are not reported."""
+        """Block while another thread ends the process, so that errors caused by the end are not reported."""
         if self.watchdog.ending.is_set():
             time.sleep(_END)
 

@@ -23,21 +23,22 @@ from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, straggl
 _LOOK = 0.5
 """Seconds between two checks."""
 _LOADER_MARGIN = 5.0
-"""Extra seconds for a loader to report its own worker first, with a more precise message."""
+"""Extra seconds in which a loader can report its own worker first, with a more precise message."""
 _CONSEQUENCE = 2.0
-"""Seconds for the main thread to raise the same error as another rank."""
+"""Seconds in which the main thread may raise the same error as another rank."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Time limits in seconds of each part of ending, 30 in total: the store, the disk or another rank may hang."""
+"""Time limits in seconds for each part of ending the process, 30 in total, because the store, the disk or another rank
+may hang."""
 _NAMED = 8
 """Maximum number of ranks named in a message."""
 _SILENT = 4.0
 """Seconds without a heartbeat after which a rank that others wait for counts as unresponsive."""
 _GRACE_OF_SERVER = 3.0
-"""Seconds after losing the connection to the store in which this rank may end by itself, as rank 0 did."""
+"""Seconds after the connection to the store is lost in which this rank may end normally, as rank 0 may have done."""
 
 
 class Watchdog:
-    """The watchdog of one rank. Its thread never raises, and ends the process with os._exit."""
+    """The watchdog of one rank. Its thread never raises an exception. It ends the process with os._exit."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class Watchdog:
                 self._end(failure)
 
     def _should_end(self, failure: Failure) -> bool:
-        """Whether to end this process: not if the main thread raises the same failure."""
+        """Whether to end this process. The process is not ended if the main thread raises the same failure."""
         if failure.kind == "failed":
             if failure.rank == self.rank:
                 return False
@@ -101,8 +102,8 @@ class Watchdog:
         return None if failure is None else peers.share(failure, _SHARE)
 
     def _lost_processes(self) -> Failure | None:
-        """The failure of ranks on this machine whose process no longer exists although they did not announce their
-        end."""
+        """Return a failure for ranks on this machine whose processes no longer exist although they did not announce
+        their end."""
         gone = [each for each in self._local if not each.exists()]
         if not gone or self._peers is None:
             return None
@@ -123,7 +124,7 @@ class Watchdog:
         return beat is not None and beat.left
 
     def _unconnected(self, peers: Peers) -> Failure | None:
-        """The failure that the process hosting the store is lost."""
+        """Return a failure if the process that hosts the store is lost."""
         if peers.connected:
             return None
         now = self._clock()
@@ -160,8 +161,8 @@ class Watchdog:
         ]
 
     def _overdue(self) -> Failure | None:
-        """The failure that this rank's section exceeded its deadline, unless it waits for a rank that is within its own
-        deadline."""
+        """Return a failure if this rank's section exceeded its deadline, unless this rank waits for a rank that is
+        within its own deadline."""
         place = self._sections.place
         deadline = overdue_deadline(self._sections, place)
         if deadline is None:
@@ -183,7 +184,7 @@ class Watchdog:
         return self._failure("hung", text, lost=silent)
 
     def _behind(self, peers: Peers) -> tuple[list[int], list[int]]:
-        """Return the ranks that this rank waits for, and those of them that do not answer."""
+        """Return the ranks that this rank waits for, and which of them do not answer."""
         peers.read_now(_SHARE)
         if self._clock() - peers.answered > max(_SILENT, 3 * peers.period):
             return [0], [0]
@@ -239,7 +240,7 @@ class Watchdog:
         begin = "\n" if os.isatty(2) else ""  # start below the live bar
         os.write(2, f"{begin}error: {redacted(text)}\n".encode())
         batch = self._sections.place.batch
-        # Of a traceback, record only the last line.
+        # Record only the last line of a traceback.
         message = redacted(text.splitlines()[-1] if failure.code == ExitCode.DEFECT else text)
         with suppress(Exception):
             self._events.note(batch, any_rank=True, event=failure.kind, message=message)
@@ -282,7 +283,7 @@ def _kill_children() -> None:
 
 
 def _at_most(seconds: float, do: Callable[[], object]) -> None:
-    """Run it in a thread, because the disk that it writes to may be what hangs."""
+    """Run `do` in a thread and wait at most `seconds`, because `do` may write to a disk that hangs."""
 
     def run() -> None:
         with suppress(Exception):
