@@ -1,4 +1,4 @@
-# Requires only Python 3.11 to 3.13, git and make: everything else is installed into .venv.
+# This requires only Python 3.11 to 3.13, git and make. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # .venv-classic has torch 2.7.0, the version that the metadata of MegaBlocks 0.10.0 requires.
@@ -10,7 +10,7 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 MINUTE := $(addprefix tests/,config examples loading mixing models optim planning)
 FAST := not proof and not ranks and not subprocess and not slow
 
-# Workers of pytest-xdist; each takes about one core and 2 GB of memory. A file's tests run in order on one worker.
+# Workers of pytest-xdist. Each uses about one core and 2 GB of memory. The tests of a file run in order on one worker.
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -24,7 +24,7 @@ help:  ## list the targets
 .PHONY: install
 install: .venv/installed  ## install everything into .venv
 
-quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, ask it questions (about 6 minutes)
+quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, and ask it questions (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
 lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, merge and export them (about 2 minutes)
@@ -44,7 +44,7 @@ test-fast: .venv/installed  ## run only the fast tests, without ranks and subpro
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
-proof: .venv/installed  ## run the long proofs (hours; a second call resumes them)
+proof: .venv/installed  ## run the long proofs (several hours; a second call resumes them)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
 verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest version (5 minutes)
@@ -53,7 +53,7 @@ verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57
 gpu-gate: .venv/installed .venv/megablocks  ## compile all Triton kernels for A100, H100 and B200, without a GPU (15 seconds)
 	$(BIN)/python scripts/dev/gpu_gate.py
 
-docs: .venv/installed  ## build the documentation as a web site into build/site (5 seconds)
+docs: .venv/installed  ## build the documentation as a website in build/site (5 seconds)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: .venv/installed  ## run ruff and pyright
@@ -73,13 +73,14 @@ clean:  ## remove the environment, runs and caches
 .venv-classic/%: NEWEST := 12
 CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
 
-# uv, because pip takes 6 minutes to install the lock; pip is the fallback if only pip is configured for the package index.
+# uv is used because pip takes 6 minutes to install the lock. pip is the fallback if only pip is configured for the
+# package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 	$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet uv
 
-# --no-config and --no-deps: a lock is installed as it is, without checking the metadata of its packages.
+# With --no-config and --no-deps, the lock is installed without checking the metadata of its packages.
 .venv/installed: LOCK := requirements.lock
 .venv-classic/installed: LOCK := requirements-classic.lock
 .venv-classic/installed: CONFIG := --no-config
@@ -95,18 +96,18 @@ endif
 	$*/bin/uv pip install --python $*/bin/python --no-deps --editable .
 	@touch $@
 
-# MegaBlocks' Python files, which run on a CPU through Triton's interpreter. Only for tests.
+# MegaBlocks' Python files, only for tests. They run on a CPU in Triton's interpreter.
 $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_megablocks_on_cpu.py
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
 	@touch $@
 
-# The packages that `transformers serve` needs in addition, for docs/examples and its test.
+# Additional packages for `transformers serve`, which docs/examples and its test use.
 .venv/serve: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)
 	@touch $@
 
-# PEFT, which loads exported adapters in tests. It is not in the environment itself, because Composer would import it.
+# PEFT, which loads exported adapters in tests. It is not installed in .venv itself, because Composer would import it.
 .venv/peft: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ peft==0.21.2 || $(BIN)/python -m pip install --no-deps --target $@ peft==0.21.2

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Torch reads this variable when it creates its first tensor, and then uses huge pages for large ones (Linux, CPU).
+# With this variable, torch uses huge pages for large tensors (Linux, CPU). It is read when the first tensor is created.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from train.main import main

@@ -1,1 +1,2 @@
-"""The data plane: any source becomes rows, and rows become batches. Does not depend on `train` or Composer."""
+"""The data pipeline: prepares rows from any supported source, and makes batches of rows. Does not depend on `train` or
+Composer."""

@@ -1,4 +1,5 @@
-"""Commands, run as `python scripts/NAME.py`. This is a package only so that benches and tests can import scripts.bench.
+"""The commands, which are run as `python scripts/NAME.py`. This is a package only so that benches and tests can import
+scripts.bench.
 
-It is not installed, and neither train nor data imports it.
+The package is not installed, and train and data do not import it.
 """

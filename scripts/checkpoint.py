@@ -1,9 +1,9 @@
 """Lists, verifies, compares and deletes checkpoints.
 
-  checkpoint.py ls runs/mine                              or its save folder: runs/mine/checkpoints
+  checkpoint.py ls runs/mine                              or the save folder: runs/mine/checkpoints
   checkpoint.py verify runs/mine/checkpoints              all checkpoints; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
-  checkpoint.py prune runs/mine/checkpoints --keep 2      shows what it would delete; --yes deletes it
+  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes deletes it
 
 The exit code is 2 after an error, such as a corrupt checkpoint. diff returns 1 if the checkpoints differ.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "read every byte of checkpoints and compare them with the manifests"
     more = f"{text}. The exit code is 0 if everything that can be verified is correct, and 2 if anything is corrupt."
     verify = commands.add_parser("verify", help=text, description=more)
-    text = "a checkpoint, or a run's folder with several; those in s3:// and gs:// are downloaded one at a time"
+    text = "a checkpoint, or a run's folder; checkpoints in s3:// and gs:// are downloaded one at a time"
     verify.add_argument("paths", type=_place, nargs="+", metavar="PATH", help=text)
 
     text = "compare two checkpoints: manifest, config, state, tensors"
@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--top", type=int, default=10, metavar="N", help="show at most N tensors (default: %(default)s)")
 
     text = "delete older checkpoints, and incomplete files of killed runs"
-    more = f"{text}. First, a checkpoint that is kept is verified. Without --yes it only shows what it would delete."
+    more = f"{text}. Before that, one of the kept checkpoints is verified. Without --yes nothing is deleted."
     prune = commands.add_parser("prune", help=text, description=more)
-    prune.add_argument("folder", type=_folder, help="a local run's folder that no run owns")
+    prune.add_argument("folder", type=_folder, help="the local folder of a run that is not running")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N checkpoints")
     prune.add_argument("--keep_every", type=int, metavar="K", help="also keep one of every K saved checkpoints")
     prune.add_argument("--yes", action="store_true", help="delete the files")
@@ -85,7 +85,7 @@ def _folder(text: str) -> Path:
 
 _DIFF = """\
 Compare two checkpoints: manifest, config by YAML key, the run's state, and tensors, largest differences first.
-Everything that is read is verified.
+All files that are read are verified.
 
 The exit code is 0 if they are equal, 1 if they differ, and 2 after an error. Dates and durations are ignored.
 """
@@ -130,7 +130,7 @@ def _verify(args: argparse.Namespace) -> int:
             verified = verify(checkpoint, bar.update)
             corrupt = corrupt or bool(verified.errors)
             bar.clear()
-            # Checkpoints in different save folders may have the same name.
+            # Show the paths, because checkpoints in different save folders may have the same name.
             print("\n".join(verified.lines(str(checkpoint) if len(args.paths) > 1 else None)), flush=True)
     for name, verified in (found for url in remote for found in verify_there(url)):
         corrupt = corrupt or bool(verified.errors)

@@ -1,11 +1,11 @@
-"""Exports a sharded Composer checkpoint to a folder that transformers loads as DBRX, or its adapters to one for
-PEFT."""
+"""Exports a sharded Composer checkpoint to a folder that transformers loads as DBRX, or its adapters to a PEFT
+folder."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -23,18 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--hf_output_path", required=True, help="the folder to write, which must be new or empty; also s3:// or gs://"
     )
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    what = "maximum size of a weights file: bytes, or for example 500mb or 5gb (the default)"
+    what = "maximum size of a weights file, in bytes or such as 500mb (default: 5gb)"
     parser.add_argument("--max_shard_size", type=_size, help=what)
-    what = "check in a new process that transformers computes the same from the files as the checkpoint does; default"
+    what = "check in a new process that transformers computes the same outputs from the files (default)"
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)
-    what = "for a checkpoint of adapters: merge them into their base (default), or write only the adapters for PEFT"
+    what = "for a checkpoint of adapters: merge them into the base model (default), or write only the adapters for PEFT"
     parser.add_argument("--adapter", choices=("merge", "peft"), default="merge", help=what)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
     if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
         parser.error("--verify and --max_shard_size are for DBRX folders, which --adapter peft does not write")
 
-    # torch is imported only after the arguments are valid.
+    # Check the arguments before torch is imported, which is slow.
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments

@@ -4,14 +4,14 @@
   python scripts/doctor.py yamls/finetune/dbrx.yaml           also tokenizer, hub data, folders, memory and kernels
   composer -n 8 scripts/doctor.py CONFIG key=value ...        also the links between ranks; torchrun and srun work too
 
-The exit code is 1 if a check is wrong, 0 otherwise, and 2 after an error. docs/doctor.md explains each row.
+The exit code is 0 if no check has failed, 1 if one has failed, and 2 after an error. docs/doctor.md explains each row.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds",
         type=float,
         default=60.0,
-        help="time limit of a check, and of waiting for a rank to start (default: %(default)g)",
+        help="time limit of each check, and of waiting for a rank to start (default: %(default)g)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)

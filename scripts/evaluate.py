@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -48,20 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folder",
         type=Path,
-        help="an exported model; with only --exact_match also a checkpoint or a run",
+        help="an exported model; without --tasks also a checkpoint or a run's folder",
     )
     parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="TASK", help="task names, YAML files, or their folders"
     )
     parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
-    converts = (
-        "converts the rows of --exact_match to questions: a registered name, module:function, or columns such as "
-    )
-    converts += "'{prompt: question, response: answer}'"
+    converts = "how to convert the records of --exact_match to questions: a registered name, module:function, or "
+    converts += "columns such as '{prompt: question, response: answer}'"
     parser.add_argument("--preprocessor", metavar="NAME", help=converts)
     parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
     parser.add_argument("--limit", type=int, help="questions per task (default: all)")
-    parser.add_argument("--apply_chat_template", action="store_true", help="ask the tasks' questions as user messages")
+    parser.add_argument("--apply_chat_template", action="store_true", help="send questions of tasks as user messages")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe; without this the interpreter's final flush would print an error.
+        # The reader has closed the pipe. Without this, the final flush of the interpreter would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without prompts and --file: a conversation")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without PROMPT and --file: a conversation")
     parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, or text, one per line")
     parser.add_argument(
         "--chat", action="store_true", help="format each PROMPT as a user message with the chat template"
@@ -58,11 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system_prompt", metavar="TEXT", help="system message at the start of a conversation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl file")
     parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's max_seq_len allows")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default, is greedy")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) means greedy decoding")
     parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
-    parser.add_argument(
-        "--top_p", type=float, default=1.0, help="nucleus sampling: cumulative probability to sample from"
-    )
+    nucleus = "nucleus sampling: sample from the most likely tokens with this cumulative probability"
+    parser.add_argument("--top_p", type=float, default=1.0, help=nucleus)
     parser.add_argument("--seed", type=int, default=0, help="random seed of the samples (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
@@ -72,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    # Arguments are checked before torch is imported, prompts before the weights are loaded.
+    # Check the arguments before torch is imported, and the prompts before the weights are loaded.
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments
 
@@ -89,7 +88,7 @@ def _generate(args: argparse.Namespace) -> None:
             )
         _check_output(args.output)
     if args.system_prompt is not None and asked and not args.chat:
-        raise ConfigError("--system_prompt is given, but plain prompts have none: add --chat")
+        raise ConfigError("--system_prompt is given, but plain prompts have no system message: add --chat")
     if args.file is not None and args.chat and args.file.suffix == ".jsonl":
         raise ConfigError("--chat is given, but a .jsonl file defines conversations itself: write {messages} in it")
 
@@ -168,10 +167,10 @@ def _chat(opened: "Opened", sampling: "Sampling", system_prompt: str | None) -> 
     from train.generation.chat import EXIT, NEW, chat
 
     if sys.stdin.isatty():
-        # Enables arrow keys and the history of lines.
+        # This import enables arrow keys and the line history.
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401
-        print(f"{NEW} starts a new conversation, {EXIT} or ^D ends it, ^C stops an answer", file=sys.stderr)
+        print(f"{NEW} starts a new conversation, {EXIT} or ^D ends the program, ^C stops an answer", file=sys.stderr)
     chat(opened, sampling, system_prompt, lambda: input("> " if sys.stdin.isatty() else ""), _write)
 
 

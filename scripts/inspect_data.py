@@ -1,4 +1,5 @@
-"""Shows the training data: rows as text with trained tokens in green, lengths, duplicates, training rows in eval data.
+"""Shows the training data: rows as text with trained tokens in green, lengths, duplicates, and eval rows that also
+occur in the training data.
 
 With --verify it only checks the size and hash of every shard (exit code 1 if one is missing, truncated or corrupt).
 """
@@ -7,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse

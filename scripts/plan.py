@@ -1,12 +1,12 @@
-"""Predicts from its config alone what a run needs: parameters, FLOPs, memory, traffic, disk space for checkpoints. With
---gpu also times, with --search faster settings, with --simulate memory and traffic of the real code, with --data the
-plan of its rows."""
+"""Predicts from a config what the run needs: parameters, FLOPs, memory, traffic, disk space for checkpoints. --gpu also
+predicts times, --search looks for faster settings, --simulate measures memory and traffic of the real code, and --data
+shows the plan of the rows."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -44,7 +44,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, else 1)")
     parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
     parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
-    parser.add_argument("--simulate", action="store_true", help="run a rank's step for GPUs on tensors without data")
+    parser.add_argument("--simulate", action="store_true", help="run a step of one rank on tensors without data")
     parser.add_argument(
         "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
     )
@@ -66,7 +66,7 @@ def _plan(args: argparse.Namespace) -> None:
     if args.png is not None and not args.data:
         raise ConfigError("--png needs --data, because it plots the data: add --data")
     if args.search and args.gpu is None:
-        raise ConfigError("--search needs --gpu, because times are predicted for a kind of GPU: add --gpu h100")
+        raise ConfigError("--search needs --gpu, because times depend on the GPU: add --gpu h100")
     cluster = make_cluster(args.nodes, args.gpus, args.gpu)
     config = read_checked(args.config, args.overrides, cluster.ranks)
     folder = local_folder(config, run_name_of(config))
@@ -79,7 +79,7 @@ def _plan(args: argparse.Namespace) -> None:
     _print(export_line(config), *search_tables(config, cluster, always=args.search))
     check_fit(config, cluster)
     if args.simulate:
-        # Imported here, because it imports torch and Composer.
+        # This module is imported here, because it imports torch and Composer.
         from train.simulation.simulate import simulate
         from train.simulation.tables import simulation_tables
 
@@ -87,7 +87,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
-    """Show the plan of the run's rows, and return the clock that counts them."""
+    """Show the plan of the run's rows, and return the clock for its durations."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from data.base.errors import ConfigError

@@ -1,17 +1,17 @@
 """Recomputes a batch whose loss or gradient was not finite, and compares the loss of each rank bit for bit.
 
   python scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700
-  composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      with as many ranks as the run had
+  composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      with as many ranks as in the run
 
-It starts from the newest checkpoint before the batch and trains up to it; nothing is saved. The exit code is 0 if all
-losses are equal, 1 if not, and that of train.py after an error.
+Training starts from the newest checkpoint before the batch and ends at the batch; nothing is saved. The exit code is 0
+if all losses are equal and 1 if not. After an error it is the same as that of train.py.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
 
-    # When a rank has ended, torch logs a C++ stack for each connection to it. torch reads this variable on import.
+    # Without this variable, torch logs a C++ stack for each connection to a rank that has ended. torch reads the
+    # variable when it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from data.base.console import logger, show_on_console
     from data.base.paths import refuse_path_arguments
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         os.environ.update(ranks_of_srun(os.environ))
         refuse_path_arguments(args, "incident")
-        with sharing_failures():  # one rank may be unable to read its batch
+        with sharing_failures():  # a single rank may fail to read its batch
             from train.run.replay import replay
 
             ranks = replay(args.incident)
@@ -68,7 +69,7 @@ def describe(ranks: Sequence["Replayed"]) -> list[str]:
     if all(rank.is_same for rank in ranks):
         lines.append("equal bit for bit on all ranks")
     elif all(math.isfinite(float.fromhex(rank.replayed)) for rank in ranks):
-        lines.append("the recomputed loss is finite: neither weights nor rows explain what was recorded")
+        lines.append("the recomputed loss is finite: neither the weights nor the rows explain the recorded loss")
     return lines
 
 

@@ -1,14 +1,14 @@
 """Writes one HTML file about one or several runs: curves, experts, data, config, events, samples. It works offline.
 
-report.py runs/mine                        writes report.html in the run's log folder; also during training
-report.py runs/mine runs/other             writes ./report-mine-other.html, with the curves on the same axes
+report.py runs/mine                        writes report.html in the log folder, also during training
+report.py runs/mine runs/other             writes ./report-mine-other.html, with both runs in the same charts
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse

@@ -16,16 +16,17 @@ from tests.helpers.markers import running, watch_programs
 from tests.helpers.reports import reports_at_end
 from train.hardware import device
 
-# Use one thread per pytest-xdist worker and in the processes that tests start: more threads would compete. torch and
-# numpy read the variable once on import, and no import above loads them.
+# Use one thread per pytest-xdist worker and in the processes that tests start, because more threads would compete for
+# cores. torch and numpy read the variable once, when they are imported, and none of the imports above loads them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.addaudithook(watch_programs)
-show_on_console()  # every program sets this too
+show_on_console()  # all programs of this repository set this variable
 reports_at_end(False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, so that no worker still runs one when the others have finished."""
+    """Run files with slow tests first, so that no worker is still busy with such a file when the others have
+    finished."""
     weights = Counter(item.path for item in items for marker in ("slow", "ranks") if item.get_closest_marker(marker))
     items.sort(key=lambda item: -weights[item.path])
 
@@ -38,7 +39,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture(autouse=True, scope="session")
 def an_unusable_gpu_does_not_matter():
-    """Compute on the CPU if torch cannot use the machine's GPU; a run would refuse such a machine."""
+    """Compute on the CPU if torch cannot use the machine's GPU. A real run would raise an error on such a machine."""
 
     def look() -> device.Machine:
         machine = real_look()
@@ -52,7 +53,7 @@ def an_unusable_gpu_does_not_matter():
 
 @pytest.fixture
 def reports() -> Iterator[None]:
-    """Let runs of the test write their report."""
+    """Make the runs of the test write their report."""
     reports_at_end(True)
     yield
     reports_at_end(False)
@@ -73,7 +74,7 @@ def fixed_random_numbers(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_process_group_is_left() -> Iterator[None]:
-    """End a process group that a test has started: files run in any order in the same process."""
+    """End a process group that a test has started, because the files run in any order in the same process."""
     yield
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
@@ -85,7 +86,7 @@ def folder(tmp_path) -> Path:
     """Return an MDS folder of texts in several shards."""
     from tests.helpers.mds_folders import (
         write_texts,
-    )  # imported here because it takes seconds that most files do not need
+    )  # imported here because the import takes seconds, and most files do not need it
 
     return write_texts(tmp_path / "mds")
 

@@ -1,4 +1,4 @@
 """Utilities for all packages in data/: errors, console output, durations, sizes, paths, secrets, locks and workers.
 
-Records, rows and sources are unknown here.
+Nothing here depends on records, rows or sources.
 """

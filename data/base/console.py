@@ -1,6 +1,6 @@
 """Messages to the user: the logger `dropless`, and the handler that prints its messages on the console of one rank.
 
-Secrets are hidden in messages, and in everything that is written to stderr by any code.
+Secrets are hidden in these messages, and in everything that is written to stderr.
 
 Programs call `show_on_console`. Code that uses the packages as a library can add its own handler to the logger.
 """
@@ -25,14 +25,15 @@ rank_logger = logging.getLogger("dropless.rank")
 
 
 def is_first() -> bool:
-    """Whether this is the node's local rank 0, the only rank whose output launchers show, or the node's only rank."""
+    """Whether this is local rank 0 of its node, whose output launchers show, or the only rank on the node."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
 
 
 class _Console(logging.Handler):
-    """Prints to the current sys.stdout, which is replaced when output is captured, or patched by Composer's log file.
+    """Prints to the current sys.stdout, which may have been replaced to capture output or patched by Composer's log
+    file.
 
-    Errors of stdout, such as a full disk for a log file, are raised here too.
+    Errors of stdout, such as a full disk when stdout is a log file, are raised.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -43,7 +44,7 @@ class _Console(logging.Handler):
 
 
 class _RedactedStream:
-    """A stream that hides secrets in each string written to it."""
+    """A wrapper around a stream that hides the secrets in each string before writing it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -61,12 +62,13 @@ class _RedactedStream:
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
-    """Write the traceback as one string, so that loggers that copy stderr also get it without secrets."""
+    """Write the traceback as one string, so that secrets are also hidden from loggers that copy stderr."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, place))))
 
 
 def show_on_console() -> None:
-    """Print messages from now on. No process group is needed, because ranks are read from the launcher's variables."""
+    """Print messages from now on. No process group is needed, because ranks are read from the launcher's environment
+    variables."""
     if not isinstance(sys.stderr, _RedactedStream):
         sys.stderr = _RedactedStream(sys.stderr)
     sys.excepthook = _print_traceback
@@ -84,7 +86,7 @@ def show_error(error: Exception, *, what: str = "error", debug: bool = False) ->
 
 
 def shown_in_workers() -> Callable[[int], None] | None:
-    """An initializer for worker processes that makes them print messages if this process does; None otherwise."""
+    """An initializer that makes worker processes print messages, if this process prints them; otherwise None."""
     return _show_in_worker if _is_shown() else None
 
 

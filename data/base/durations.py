@@ -1,7 +1,7 @@
 """Durations in Composer's format (`10ba`, `500tok`, `2ep`, `0.1dur`), converted to batches before the Trainer starts.
 
-The Trainer only gets durations in batches. Its one epoch is the whole run, because the order of rows is planned over
-the whole run (see data/mixing/mixture.py) and not epoch by epoch.
+The Trainer only receives durations in batches. For the Trainer, the whole run is one epoch, because the order of rows
+is planned over the whole run (see data/mixing/mixture.py) and not epoch by epoch.
 """
 
 import math
@@ -30,7 +30,8 @@ def parse_duration(text: str) -> tuple[float, str]:
 
 
 def in_unit_of(total: str, text: str) -> float | None:
-    """The duration in the unit of `total`. `dur` is a fraction of `total`. None if the units differ."""
+    """The duration as a number in the unit of `total`; None if its unit is different. A duration in `dur` is a fraction
+    of `total`."""
     (length, unit), (whole, unit_of_total) = parse_duration(text), parse_duration(total)
     if unit == "dur":
         return length * whole
@@ -69,21 +70,22 @@ def format_seconds(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """The sizes that convert durations to batches."""
+    """The sizes that are needed to convert durations to batches."""
 
     tokens_per_batch: int
-    """Positions in a global batch: rows x max_seq_len, including padding, as counted by the Trainer."""
+    """Token positions in a global batch: rows x max_seq_len, including padding. The Trainer counts tokens in the same
+    way."""
     rows_per_batch: int
     rows_per_epoch: int
     max_batches: int | None = None
-    """The run's length in batches, of which `dur` is a fraction; None if it is not known yet."""
+    """The run's length in batches, needed for durations in `dur`; None if it is not known yet."""
     counts_epochs: bool = False
-    """Whether the run's length was given in epochs, which determines how often rows are repeated."""
+    """Whether the run's length is given in epochs, so that it also determines how often rows are repeated."""
 
     def until(self, max_duration: str, *, batch: int = 0, rows: int = 0) -> "Clock":
-        """This clock for a run with the total length max_duration that has drawn `rows` rows by batch `batch`.
+        """A copy of this clock for a run of length max_duration that has drawn `rows` rows before batch `batch`.
 
-        The rows before count as they are, even if the batches before had other sizes.
+        The rows drawn so far are counted exactly, even if earlier batches had different sizes.
         """
         value, unit = parse_duration(max_duration)
         if unit == "tok":
@@ -99,7 +101,7 @@ class Clock:
     def batches(self, text: str) -> int:
         """Number of batches in the duration, rounded up.
 
-        `ep` counts epochs over the rows. An epoch that ends inside a batch ends with that batch.
+        `ep` counts epochs over the rows. If an epoch ends inside a batch, the duration includes that batch.
         """
         value, unit = parse_duration(text)
         if unit == "ba":

@@ -1,4 +1,5 @@
-"""The two kinds of errors a user can cause. Both name the place, the value and a fix; no traceback is shown."""
+"""The two kinds of errors that a user can cause. Their messages name the place, the value and a fix, and are shown
+without a traceback."""
 
 import errno
 import os
@@ -42,9 +43,9 @@ _written: ContextVar[Callable[[str, Any], str]] = ContextVar("written", default=
 
 
 def setting(key: str, value: Any = None) -> str:
-    """A key, or a key with a suggested value, for an error message, in the form in which the user writes settings.
+    """A key, or a key with a suggested value, as it is shown in error messages.
 
-    This is YAML, unless `settings_written` sets another form.
+    The format is YAML, unless `settings_written` sets another one.
     """
     return _written.get()(key, value)
 
@@ -60,7 +61,7 @@ def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
 
 
 class _Redacted(ValueError):
-    """An error whose text contains no secrets, wherever it is shown, logged or sent."""
+    """An error whose text contains no secrets, so that it can be shown, logged or sent."""
 
     def __str__(self) -> str:
         return redacted(super().__str__())
@@ -70,7 +71,7 @@ class ConfigError(_Redacted):
     """A configuration error: something in a YAML file or on a command line is invalid."""
 
     def __init__(self, text: str, *, key: str | None = None) -> None:
-        """`key` is the invalid YAML key, and `text` follows it: `is -1, but it must be above 0`."""
+        """`key` is the invalid YAML key. `text` follows the key in the message: `is -1, but it must be above 0`."""
         super().__init__(text if key is None else f"{setting(key)} {text}")
         self.key = key
         self.text = text
@@ -92,15 +93,15 @@ class DataError(_Redacted):
 
 
 class WaitInterrupted(BaseException):
-    """A signal arrived while the training process waited for a batch, which is no longer needed."""
+    """A signal arrived while the training process waited for a batch. The batch is no longer needed."""
 
 
 class TemplateError(DataError):
-    """A chat template does not fit the configuration. This cannot be solved by dropping a row."""
+    """A chat template does not fit the configuration. Dropping a row would not help."""
 
 
 class RowError(DataError):
-    """The content of a row cannot be tokenized. The text follows the row's place."""
+    """The content of a row cannot be tokenized. In messages, the text follows the row's place."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -113,7 +114,8 @@ class RowError(DataError):
 
 @contextmanager
 def under(key: str) -> Iterator[None]:
-    """Put the key before the key of a ConfigError raised in the block, so that checks need not know their section."""
+    """Prepend `key` to the key of any ConfigError raised in the block, so that checks do not need to know their
+    section."""
     try:
         yield
     except ConfigErrors as several:
@@ -132,7 +134,8 @@ class Problems:
     """Independent errors, collected so that all of them are reported together."""
 
     def __init__(self, *consequences: type[Exception]) -> None:
-        """`consequences` are errors that also end a block, but follow from another problem and are not reported."""
+        """`consequences` are errors that result from a problem already collected. They also end a block, but are not
+        reported."""
         self._consequences = consequences
         self._errors: list[ConfigError | DataError] = []
 
@@ -141,7 +144,7 @@ class Problems:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Collect the ConfigError or DataError of the block."""
+        """Collect a ConfigError or DataError that is raised in the block."""
         try:
             yield
         except ConfigErrors as several:
@@ -166,7 +169,7 @@ def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
 
 
 def _within(error: ConfigError | DataError) -> ConfigError:
-    """The error as one of several. Further lines are indented, so that errors can be distinguished."""
+    """The error as an item in a list of errors. All lines after its first are indented to separate the items."""
     if isinstance(error, ConfigError) and "\n" not in str(error):
         return error
     return ConfigError(str(error).replace("\n", "\n  "))
@@ -176,7 +179,7 @@ def os_error(error: BaseException) -> OSError | None:
     """The OSError that caused a library's error; None if the error has another cause.
 
     torch's zip writer raises a RuntimeError (`unexpected pos`) while it handles the OSError. tokenizers and safetensors
-    raise a plain Exception with a message of Rust, such as `No space left on device (os error 28)`.
+    raise a plain Exception with Rust's message, such as `No space left on device (os error 28)`.
     """
     cause: BaseException | None = error
     while isinstance(cause, RuntimeError):
@@ -193,7 +196,7 @@ def is_full(error: OSError) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """The message of the operating system alone, such as `No such file or directory`."""
+    """Only the operating system's message, such as `No such file or directory`."""
     return error.strerror or str(error)
 
 
@@ -204,7 +207,7 @@ def cannot_be(done: str, subject: object, error: OSError) -> str:
 
 
 def from_here(path: str | Path) -> str:
-    """A note for an error message that names the folder a relative path refers to; empty for an absolute path."""
+    """A note for error messages that names the folder to which a relative path refers; empty for an absolute path."""
     if Path(path).is_absolute() or str(path).startswith("~"):
         return ""
     try:
@@ -222,7 +225,7 @@ def os_errors_named(
     key: str | None = None,
     as_error: type[ConfigError | DataError] = ConfigError,
 ) -> Iterator[None]:
-    """Convert every OSError to a ConfigError or DataError with the text of `cannot_be`. For large writes, see
+    """Convert any OSError to a ConfigError or DataError with the text of `cannot_be`. For large writes, use
     plain_os_errors."""
     try:
         yield
@@ -239,7 +242,8 @@ def plain_os_errors(
     needed_for: str | None = None,
     again: str = "start again to resume",
 ) -> Iterator[None]:
-    """Convert errors of the file system, also inside errors of libraries, to one error with the subject and a fix."""
+    """Convert file system errors, including those wrapped in errors of libraries, to one error that names the subject
+    and a fix."""
     try:
         yield
     except (ConfigError, DataError):
@@ -267,10 +271,10 @@ def plain_os_errors(
 
 
 def note_shown_elsewhere(error: BaseException) -> None:
-    """Mark the error as shown to the user by another rank, so that this rank does not show it."""
+    """Mark the error as already shown by another rank, so that this rank does not show it again."""
     error.shown_elsewhere = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def shown_elsewhere(error: BaseException) -> bool:
-    """Whether the error, or its cause, is marked by note_shown_elsewhere."""
+    """Whether the error or its cause was marked by note_shown_elsewhere."""
     return any(getattr(each, "shown_elsewhere", False) for each in (error, error.__cause__))

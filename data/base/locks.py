@@ -1,4 +1,5 @@
-"""Locks between processes of a machine. They use flock on files and are released when the process ends in any way."""
+"""Locks between processes on one machine. They use flock on files, and are released when the process ends for any
+reason."""
 
 import fcntl
 import time
@@ -10,14 +11,15 @@ from typing import IO
 from data.base.console import is_first
 
 HEAD_START = 1.0
-"""Seconds by which local rank 0 may take the lock earlier, because launchers show only its output."""
+"""Seconds that other ranks wait before they try to take a lock, so that local rank 0 takes it first: launchers show
+only its output."""
 POLL = 1.0
 """Seconds between attempts to take a lock that another process holds."""
 
 
 @contextmanager
 def exclusive(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
-    """Hold the lock of the lock file. Waits without a time limit, and calls `waiting` every second while it waits."""
+    """Hold the lock on the file. Waits without a time limit, and calls `waiting` every second while waiting."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_first():
         time.sleep(HEAD_START)
@@ -33,7 +35,8 @@ def exclusive(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def exclusive_unless(path: Path, give_up: Callable[[], bool], poll: float = 0.05) -> Iterator[bool]:
-    """Hold the lock of the lock file and yield True; or yield False if give_up() while another process holds it."""
+    """Hold the lock on the file and yield True. Yields False if give_up() returns true while another process holds the
+    lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         while not (held := _lock(file)) and not give_up():
@@ -41,7 +44,8 @@ def exclusive_unless(path: Path, give_up: Callable[[], bool], poll: float = 0.05
         try:
             yield held
         finally:
-            # Unlock explicitly: a process forked meanwhile has the file open too, so closing it is not enough.
+            # Unlock explicitly. Closing the file is not enough, because a process that was forked in the meantime also
+            # has it open.
             if held:
                 fcntl.flock(file, fcntl.LOCK_UN)
 

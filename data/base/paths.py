@@ -1,4 +1,4 @@
-"""Checks of paths and names. Without them, an invalid path would fail with a traceback when it is first used."""
+"""Checks of paths and names. Without them, an invalid path would cause a traceback when it is first used."""
 
 import argparse
 import re
@@ -9,21 +9,22 @@ from data.base.errors import ConfigError
 from data.base.redaction import redacted
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
-"""NAME_MAX of the usual file systems, and Linux's PATH_MAX without its NUL."""
+"""NAME_MAX of common file systems, and Linux's PATH_MAX without the terminating NUL."""
 MAX_LABEL = 128
-"""Maximum length in characters of the name of a W&B run, project or group."""
+"""Maximum number of characters in the name of a W&B run, project or group."""
 _SHOWN = 80
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|[{}]")
 
 
 def shown(value: object) -> str:
-    """repr without secrets, cut to a readable length after the secrets are hidden."""
+    """The value's repr without secrets, shortened to a readable length."""
     text = redacted(repr(value))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def path_defect(value: object) -> str | None:
-    """Why a string in `value` (also in lists and mappings) cannot be a path, in words that follow the key; or None.
+    """An error text, written to follow the key, if a string in `value` (or in a list or mapping) cannot be a path;
+    otherwise None.
 
     Whether the path exists is checked elsewhere.
     """
@@ -42,7 +43,7 @@ def path_defect(value: object) -> str | None:
 
 
 def name_defect(value: object) -> str | None:
-    """Why a value cannot be the name of a folder inside another, in words that follow the key; or None."""
+    """An error text, written to follow the key, if the value cannot be the name of a subfolder; otherwise None."""
     if not isinstance(value, str):
         return None
     if (defect := path_defect(value)) is not None:
@@ -59,7 +60,8 @@ def name_defect(value: object) -> str | None:
 
 
 def label_defect(value: object) -> str | None:
-    """Why strings (also in lists) cannot be labels that a service shows, in words that follow the key; or None."""
+    """An error text, written to follow the key, if a string (or one in a list) cannot be a label that a service shows;
+    otherwise None."""
     for text in _texts(value):
         if not text.isprintable():
             return f"is {shown(text)}, but it contains unprintable characters: remove them"
@@ -69,8 +71,8 @@ def label_defect(value: object) -> str | None:
 
 
 def placeholder_defect(value: object, *names: str) -> str | None:
-    """Why the `{name}` placeholders in a text are invalid, in words that follow the key; or None. Other braces are not
-    allowed, and the text between braces is not evaluated."""
+    """An error text, written to follow the key, if the `{name}` placeholders in a text are invalid; otherwise None.
+    Other braces are not allowed, and the text between braces is not evaluated."""
     known = [f"{{{name}}}" for name in names]
     found = (
         next((found for found in _PLACEHOLDER.findall(value) if found not in known), None)
@@ -88,12 +90,12 @@ def placeholder_defect(value: object, *names: str) -> str | None:
 
 
 def fill_placeholders(text: str, values: Mapping[str, object]) -> str:
-    """Replace each `{name}` in a text without `placeholder_defect`."""
+    """Replace each `{name}` in a text for which `placeholder_defect` returned None."""
     return _PLACEHOLDER.sub(lambda found: str(values[found[0][1:-1]]), text)
 
 
 def is_file_name(text: str) -> bool:
-    """Whether the text is a valid name of a file inside a folder."""
+    """Whether the text is a valid file name."""
     return text not in ("", ".", "..") and "/" not in text and path_defect(text) is None
 
 
@@ -104,7 +106,7 @@ def refuse_path(key: str, value: object) -> None:
 
 
 def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:
-    """Apply refuse_path to arguments of a command line, given by their names: `--file`, or `folder`."""
+    """Apply refuse_path to command-line arguments, given by their names, such as `--file` or `folder`."""
     for name in names:
         refuse_path(name, getattr(args, name.removeprefix("--")))
 
@@ -117,7 +119,7 @@ def _texts(value: object) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogates, which replace bytes that are not UTF-8."""
+    """Whether the text has no lone surrogates, which Python uses for bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -25,7 +25,7 @@ class Problem:
     kind: str
     """The name under which the problem is counted, such as `response is empty`."""
     text: str
-    """The problem and a fix, in words that follow the place."""
+    """The problem and a fix, written to follow the place."""
 
 
 @dataclass
@@ -33,18 +33,18 @@ class Reading:
     """The result of reading a part of a source. Parts are merged in their order. Can be pickled."""
 
     form: str | None = None
-    """Form of the first valid row, or a given form. A row of another form is a problem."""
+    """Form of the first valid row, or a form that was set before. Rows of another form are problems."""
     n_valid: int = 0
-    """Rows that are valid examples of this form."""
+    """Number of rows that are valid examples of this form."""
     n_dropped: int = 0
-    """Rows for which preprocessing_fn returned None."""
+    """Number of rows for which preprocessing_fn returned None."""
     bad_rows: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     """Kind of problem -> number of rows."""
     first: dict[str, str] = field(default_factory=dict)
-    """Kind of problem -> text of the first one."""
+    """Kind of problem -> text of its first problem."""
     places: dict[str, list[str]] = field(default_factory=dict)
-    """Kind of problem -> the first places."""
+    """Kind of problem -> the first places where it was found."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Unused column -> number of rows that have it."""
     place: str = ""
@@ -59,7 +59,7 @@ class Reading:
             self._count(problem, [place], 1)
 
     def merge(self, other: "Reading") -> None:
-        """Merge the part after this one. If the parts have different forms, the rows of the later part are problems."""
+        """Merge the next part into this one. If their forms differ, the rows of the next part are problems."""
         valid = other.n_valid
         if self.form is None:
             self.form, self.first_place = other.form, other.first_place
@@ -77,14 +77,15 @@ class Reading:
         self.ignored.update(other.ignored)
 
     def _count(self, problem: Problem, places: Sequence[str], count: int) -> None:
-        """places: the places of the first of `count` rows."""
+        """`places` are the places of the first few of the `count` rows."""
         self.kinds[problem.kind] += count
         self.first.setdefault(problem.kind, problem.text)
         named = self.places.setdefault(problem.kind, [])
         named += places[: PLACES - len(named)]
 
     def lines(self) -> list[str]:
-        """One line for each kind of problem: the first one with its place, the number of others, and their places."""
+        """One line for each kind of problem: the first problem with its place, and the number and places of the
+        others."""
         kinds = list(self.kinds)
         lines = [f"{self.places[kind][0]}: {self.first[kind]}{self._more(kind)}" for kind in kinds[:SHOWN]]
         if len(kinds) > SHOWN:
@@ -98,7 +99,7 @@ class Reading:
         return f" (and {_count(more, 'more row')}{such_as if places else ''})" if more else ""
 
     def raise_if_any(self) -> None:
-        """Raises DataError with a line for each kind of problem."""
+        """Raises DataError with one line for each kind of problem."""
         if self.bad_rows:
             raise DataError("\n  ".join([f"{_count(self.bad_rows, 'row')} cannot be used:", *self.lines()]))
 
@@ -121,7 +122,8 @@ def describe(value: Any) -> str:
 
 
 def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row") -> Problem | None:
-    """The problem with a value that must be a non-empty string; None if it is valid. `name` is the value's name."""
+    """The problem with a value that must be a non-empty string, or None if it is valid. `name` is shown as the value's
+    name."""
     kind = name.rpartition(".")[2]
     if value is None:
         return Problem(f"{kind} is null", f"{name} is null, but it must be text: {fix}")
@@ -133,13 +135,16 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
         seen = f" ({describe(value)})" if value else ""
         return Problem(f"{kind} {defect}", f"{name} {defect}{seen}: {fix}")
     if not value.isascii() and not is_unicode(value):
-        text = f"{name} is {describe(value)}, but half of a \\ud800-style pair is not a valid character: remove it"
+        text = (
+            f"{name} is {describe(value)}, but it contains a lone surrogate (such as \\ud800), which is not a valid "
+            "character: remove it"
+        )
         return Problem(f"{kind} has a lone surrogate", text)
     return None
 
 
 def listed(items: Iterable[str], most: int = LISTED) -> str:
-    """`a, b, c`. If there are more than `most` items, the first ones and the number of others."""
+    """`a, b, c`. If there are more than `most` items, only the first ones and the number of the others are shown."""
     every = list(items)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more

@@ -1,6 +1,6 @@
-"""Recognize secrets by the name next to them or by their shape, and remove them from texts.
+"""Recognize secrets by the name next to them or by their format, and remove them from texts.
 
-Everything that is shown or written goes through `redacted`, which replaces each secret by ***. Text that will be read
+Everything that is shown or written goes through `redacted`, which replaces each secret with ***. Text that will be read
 again goes through `without_secrets`, which removes them.
 """
 
@@ -19,15 +19,15 @@ _OF_SCHEME = {
     "azure": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
     "azure-dl": "AZURE_ACCOUNT_NAME and AZURE_ACCOUNT_ACCESS_KEY",
 }
-"""Scheme of an address -> the environment variables from which Streaming reads the login."""
+"""Scheme of an address -> the environment variables from which Streaming reads the credentials."""
 _USER_IS_A_PLACE = ("sftp", "ssh", "git+ssh", "oci", "abfs", "abfss", "wasb", "wasbs")
-"""Schemes in which the name before the @ is part of the location: a user, a bucket, a container."""
+"""Schemes in which the name before the @ (a user, a bucket or a container) is part of the location."""
 
 _OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws": AWS_KEYS}
 """Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
-"""Minimum length of a part of a login that is also hidden where it is repeated alone."""
+"""Minimum length at which a part of a login is also hidden where it appears separately."""
 
 # Names.
 
@@ -38,13 +38,13 @@ _KIND_OF_KEY = re.compile(
     r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
     r"|hf|wandb|aws|azure|gcs|openai|anthropic"
 )
-"""Words before `key` in names of secrets. Keys of mappings and of sorting are not secrets."""
+"""Words before `key` that make it the name of a secret. Other keys, such as those of mappings, are not secrets."""
 _TOKEN_OF_TEXT = re.compile(
     r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"
     r"|assistant|role|turn|first|last|next|previous|prev|new|per|each|every|memory|prefix|suffix|middle|sentinel|prompt"
     r"|response|text|byte|chat|tool|loss|current|final|initial"
 )
-"""Words before `token` in names of parts of a text."""
+"""Words before `token` that make it the name of a token of text."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -66,7 +66,7 @@ def variable_of(name: str) -> str:
     return next((variable for word, variable in _OF_WORD.items() if word in words), "")
 
 
-# Shapes.
+# Formats.
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SCHEME_BEFORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
@@ -90,7 +90,7 @@ _VALUE = re.compile(
 )
 _CALL = re.compile(r"[A-Za-z_][\w.]*[(\[]")
 _NO_SECRET = re.compile(r"null|none|true|false|~|\d{1,3}|[$<[].*|", re.IGNORECASE | re.DOTALL)
-"""Values next to the name of a secret that are not secrets: null, booleans, shell variables, or `<|endoftext|>`."""
+"""Values that are not secrets even after the name of a secret: null, booleans, shell variables, or `<|endoftext|>`."""
 
 _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
@@ -115,14 +115,14 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("", re.compile(r"\bbearer\s{1,3}(?P<secret>(?=\S*\d|\S{16})[\w.~+/=-]{8,})", re.IGNORECASE)),
 )
-"""(the environment variable that contains the secret, the secret's shape)."""
+"""(the environment variable that contains the secret, the secret's format)."""
 
 
 class _Secret(NamedTuple):
     start: int
     end: int
     source: str
-    """The environment variables that provide the secret for a run; empty if there are none."""
+    """The environment variables from which a run can read the secret; empty if there are none."""
 
 
 class Stripped(NamedTuple):
@@ -130,7 +130,7 @@ class Stripped(NamedTuple):
 
     text: str
     sources: list[str]
-    """For each secret, the environment variables that replace it; empty if there are none."""
+    """For each secret in the text, the environment variables to use instead of it; empty if there are none."""
 
 
 def is_address(text: str) -> bool:
@@ -139,11 +139,11 @@ def is_address(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Replace each secret in the text by ***."""
+    """Replace each secret in the text with ***."""
     if not (secrets := _secrets(text)):
         return text
     result = _replaced(text, secrets, HIDDEN)
-    # Libraries quote parts of an address, such as `Invalid bucket name "KEY:SECRET@bucket"`, or the part before a /.
+    # Libraries quote parts of an address, as in `Invalid bucket name "KEY:SECRET@bucket"`, or only the part before a /.
     for match in _LOGIN.finditer(text):
         login = match["secret"]
         _, colon, password = login.partition(":")
@@ -154,8 +154,8 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(text: str) -> Stripped:
-    """A config value that can be read again: addresses without login and secret parameters. Of other secrets only the
-    prefix that shows their kind remains, such as `hf_`."""
+    """A config value without secrets that can be read again. Logins and secret parameters are removed from addresses.
+    Of any other secret, only the prefix that identifies its kind is kept, such as `hf_`."""
     sources: list[str] = []
 
     def without_login(match: re.Match[str]) -> str:
@@ -179,12 +179,12 @@ def without_secrets(text: str) -> Stripped:
 
 
 def without_login(address: str) -> str:
-    """The address without credentials, which identifies the same location for all users."""
+    """The address without credentials, so that it is the same for all users."""
     return without_secrets(address).text if is_address(address) else address
 
 
 def _secrets(text: str) -> list[_Secret]:
-    """The secrets in order. Overlapping secrets are merged."""
+    """The secrets in the order of the text. Overlapping secrets are merged."""
     found: list[_Secret] = []
     for secret in sorted(_found(text)):
         if not found or secret.start >= found[-1].end:
@@ -241,12 +241,12 @@ def _is_secret_parameter(name: str) -> bool:
 
 
 def _is_followed_by_value(text: str, match: re.Match[str]) -> bool:
-    """Whether a value follows the name, and not the rest of a sentence."""
+    """Whether the text after the name is a value and not the rest of a sentence."""
     name, between = match["name"], match["between"]
     if _CALL.match(text, match.end("between")):
         return " " not in between  # a line of code in a traceback
     if "=" in between or name.lower() != "token":
         return True
-    # `token` usually means a token of a text.
+    # `token` usually means a token of text.
     line = text[text.rfind("\n", 0, match.start()) + 1 : match.start()]
     return ":" in between and (line.endswith(('"', "'")) or not line.strip(" -{"))

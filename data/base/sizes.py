@@ -26,14 +26,14 @@ def parse_bytes(size: int | str) -> int:
 
 
 def format_bytes(n_bytes: float, *, down: bool = False) -> str:
-    """`1.5gb`. Required sizes are rounded up, so that the shown value is sufficient; available sizes are rounded down
-    (`down`), so that they never look sufficient when they are not."""
+    """`1.5gb`. Required sizes are rounded up, so that the value shown is sufficient. Available sizes are rounded down
+    (`down`), so that the value shown is never more than what is available."""
     power = max((power for power in range(len(_UNITS)) if n_bytes >= 1024**power), default=0)
     hundredths = 100 * n_bytes // 1024**power if down else -(-100 * n_bytes // 1024**power)
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f"{_UNITS[power]}b"
 
 
 def progress_bar(desc: str, total: int | None, *, unit: str = "B", **settings: Any) -> tqdm:
-    """A tqdm bar. Bytes are shown in powers of 1024, as in messages; other units in powers of 1000."""
+    """A tqdm bar. Bytes are scaled by powers of 1024, as in messages, and other units by powers of 1000."""
     divisor = 1024 if unit == "B" else 1000
     return tqdm(desc=desc, total=total, unit=unit, unit_scale=True, unit_divisor=divisor, **settings)

@@ -1,4 +1,4 @@
-"""Versions of Python and of installed packages, for records."""
+"""Versions of Python and of installed packages, to be recorded with a run or a dataset."""
 
 import platform
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ STREAMING = ("mosaicml-streaming", "streaming-community")
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of the distributions, without those that are not installed."""
+    """The versions of Python and of those of the distributions that are installed."""
     found = {"python": platform.python_version()}
     for distribution in distributions:
         with suppress(PackageNotFoundError):

@@ -1,6 +1,6 @@
-"""Apply a function to tasks in forked processes: results in order, with a limited number of tasks in flight.
+"""Apply a function to tasks in forked processes. Results are in order, and the number of tasks in flight is limited.
 
-User code runs only in such a process. If it ends the process, this process reports how.
+User code runs only in such a process. If the user code ends its process, the parent reports how it ended.
 """
 
 import ctypes
@@ -25,7 +25,8 @@ Result = TypeVar("Result")
 _FORK = multiprocessing.get_context("fork")
 _PR_SET_PDEATHSIG = 1
 _STOP = signal.SIGUSR1
-"""Ends a worker, unless it is sending a result: half a message would block the reader in this process."""
+"""Ends a worker, unless it is sending a result, because an incomplete message would block the reader in this
+process."""
 
 
 class WorkerEnded(Exception):
@@ -60,18 +61,19 @@ def map_in_order(
     *,
     isolated: bool = False,
 ) -> Generator[Result]:
-    """`work(task)` for each task, in the order of the tasks, in workers that are forked from this process.
+    """Yield `work(task)` for each task, in the order of the tasks, computed in workers that are forked from this
+    process.
 
-    With one worker, the work is done in this process, unless `isolated`, for work that may end its process. A task is
-    taken from `tasks` when it is submitted, while fewer than max_in_flight() tasks are in flight. Tasks and results
-    must be picklable; `work` need not be. No worker outlives this process or an exception. Raises the exceptions of
-    `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
+    With one worker, the work is done in this process, unless `isolated` is set because the work may end its process. A
+    task is taken from `tasks` when it is submitted, while fewer than max_in_flight() tasks are in flight. Tasks and
+    results must be picklable, but `work` does not have to be. No worker outlives this process or an exception. Raises
+    the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
     """
     if n_workers == 1 and not isolated:
         yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(n_workers, _FORK, initializer=_begin, initargs=(work, os.getpid()))
-    processes: Mapping[int, BaseProcess] = pool._processes  # its shutdown() drops them
+    processes: Mapping[int, BaseProcess] = pool._processes  # shutdown() drops the references to its processes
     tasks, in_flight, end = iter(tasks), deque[Future[Any]](), object()
     try:
         while True:
@@ -93,10 +95,10 @@ def map_in_order(
 
 
 def try_in_child(work: Callable[[], object]) -> None:
-    """Do the work in a forked process, and discard its result. Raises WorkerEnded if the work ends that process.
+    """Do the work in a forked process and discard its result. Raises WorkerEnded if the work ends the process.
 
     Exceptions of `work` are discarded too, because they occur again when the caller does the work in this process.
-    Output of the child is shown only if the child ended.
+    The child's output is shown only if the work ended the child.
     """
     reader, writer = _FORK.Pipe(duplex=False)
     with reader, writer, tempfile.TemporaryFile() as output:
@@ -117,7 +119,7 @@ def try_in_child(work: Callable[[], object]) -> None:
 
 
 _work: Callable[[Any], Any]
-"""The function of this worker. It is inherited by the fork, so it need not be picklable."""
+"""The function of this worker. A forked process inherits it, so it does not have to be picklable."""
 _working = _stopping = False
 
 
@@ -133,8 +135,8 @@ def _run(task: Any) -> Any:
 
 
 def _survived(work: Callable[..., Result], *args: Any) -> Result:
-    """Return work(*args). Raises WorkerEnded for exceptions that would end the process that raises them, which is this
-    one or, if the pool sends them there, the parent."""
+    """Return work(*args). Raises WorkerEnded instead of an exception that would end this process, or the parent if the
+    pool passed the exception on."""
     try:
         return work(*args)
     except (SystemExit, KeyboardInterrupt) as error:
@@ -142,14 +144,14 @@ def _survived(work: Callable[..., Result], *args: Any) -> Result:
         where = f"{type(error).__name__} at {frames[-1].filename}:{frames[-1].lineno}"
         if isinstance(error, KeyboardInterrupt):
             raise WorkerEnded(where, 130) from None
-        # As when the interpreter exits: None is 0, and other values than integers are printed.
+        # The same rules as when the interpreter exits: None means 0, and a value that is not an integer is printed.
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = f", {error.code}" if isinstance(error.code, str) else ""
         raise WorkerEnded(f"exit code {code} ({where}{text})", code & 0xFF) from None
 
 
 def _ended(processes: list[BaseProcess]) -> WorkerEnded:
-    """How the first of the processes ended. The pool ends the others with SIGTERM after that."""
+    """How the first process ended. The pool then ends the others with SIGTERM."""
     codes = [process.exitcode for process in processes]
     status = next((code for code in codes if code not in (None, -signal.SIGTERM)), -signal.SIGTERM)
     if status >= 0:
@@ -164,7 +166,7 @@ def _ended(processes: list[BaseProcess]) -> WorkerEnded:
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    gc.freeze()  # a collection would touch, and therefore copy, all memory shared with the parent
+    gc.freeze()  # garbage collection would write to, and therefore copy, all memory shared with the parent
     signal.signal(_STOP, _stop)
     # Threads of a tokenizer would only compete for the cores that the other workers use.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -192,12 +194,12 @@ def _try(work: Callable[[], object], writer: Connection, output: int, parent: in
     sys.stdout.flush()
     sys.stderr.flush()
     writer.send(how)
-    os._exit(0)  # without exit handlers and threads that the work has started
+    os._exit(0)  # does not run exit handlers or wait for threads that the work has started
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent ends or on SIGTERM, regardless of the parent's handlers, but not on Ctrl-C,
-    which the parent handles."""
+    """End this process when its parent ends and on SIGTERM, even if the parent has a handler for SIGTERM. Ctrl-C is
+    ignored here, because the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signalled_at_end_of(parent, signal.SIGKILL)

@@ -1,5 +1,4 @@
-"""The config sections for data, and the base of all config sections: rules, types of values, and validation with
-pydantic.
+"""The data sections of a config, and the base class of all sections: rules, types of values, pydantic.
 
 No files are opened here. The packages that read the data check whether it exists.
 """

@@ -1,7 +1,8 @@
-"""Convert plain values (mappings, lists, scalars) to sections. pydantic checks their types; all problems are reported.
+"""Convert plain values (mappings, lists, scalars) to sections. pydantic checks the types, and all problems are reported
+together.
 
-Values are passed as JSON, which has the same types as YAML: only for JSON does pydantic's strict mode accept mappings
-as dataclasses.
+Values are passed to pydantic as JSON, which has the same types as YAML, because pydantic's strict mode accepts mappings
+as dataclasses only in JSON.
 """
 
 import dataclasses
@@ -34,18 +35,18 @@ S = TypeVar("S", bound=Section)
 
 
 class KeyHints:
-    """Hints about keys and values that a section does not have. The base class has none."""
+    """Hints for unknown keys and invalid values of a section. The base class has no hints."""
 
     def names(self, section: str) -> list[str]:
-        """Additional keys that are allowed in a section and handled by the caller."""
+        """Additional keys that are allowed in a section and are handled by the caller."""
         return []
 
     def ignores(self, key: str, value: object) -> bool:
-        """Whether an unknown key is ignored because its value only asks for the default behavior."""
+        """Whether an unknown key is ignored because its value only requests the default behavior."""
         return False
 
     def unknown(self, key: str, value: object) -> str | None:
-        """The message about an unknown key, in words that follow the key; None for the default message."""
+        """The message about an unknown key, written to follow the key; None for the default message."""
         return None
 
     def invalid(self, key: str, value: object) -> str | None:
@@ -54,7 +55,8 @@ class KeyHints:
 
 
 def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
-    """Make a section from plain values. Raises ConfigError with all problems. `key` is put before the keys."""
+    """Make a section from plain values. Raises ConfigError with all problems. `key` is prepended to the keys in
+    messages."""
     builder = Builder(cls, KeyHints())
     section = builder.build(values, key)
     missing = [Defect(name, "is missing") for name in builder.missing]
@@ -63,7 +65,7 @@ def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
 
 
 class Builder:
-    """Makes a section without checking its rules, and collects invalid keys and types."""
+    """Makes a section without checking its rules, and collects unknown keys and values of the wrong type."""
 
     def __init__(self, cls: type[Section], hints: KeyHints) -> None:
         self.cls, self.hints = cls, hints
@@ -72,9 +74,9 @@ class Builder:
         """Required keys that are missing."""
         self.unknown: set[str] = set()
         self.misspelt: set[str] = set()
-        """Keys that unknown keys were probably meant to be."""
+        """Valid keys that were probably meant by the unknown keys."""
         self.invalid: set[str] = set()
-        """Keys whose values have the wrong type or are unknown."""
+        """Keys whose values have the wrong type or are UNRESOLVED."""
 
     def build(self, values: Mapping[str, Any], key: str = "") -> Any:
         """The complete section, or a partial one (see sections.py) if something is invalid."""
@@ -90,7 +92,8 @@ class Builder:
         return self._valid_part(self.cls, tree, key)
 
     def _cleaned(self, hint: Any, value: Any, key: str) -> Any:
-        """Remove ignored keys and values that are not filled in yet, and convert an empty section to a mapping."""
+        """Remove ignored keys and keys whose value is not filled in yet (`???`), and convert an empty section to an
+        empty mapping."""
         if value is UNRESOLVED:
             self.invalid.add(key)
         options = options_of(hint)
@@ -120,14 +123,15 @@ class Builder:
         return value
 
     def _is_kept(self, name: str, value: object, section: str, *, known: bool) -> bool:
-        """Whether the key is kept: a known key with a value, or an unknown one, which is reported unless ignored."""
+        """Whether the key is kept: a known key with a value, or an unknown key that is not ignored and will be
+        reported."""
         if not is_unicode(name):
             self.defects.append(Defect(section, f"has the key {show(name)}, which is not UTF-8: write it in UTF-8"))
             return False
         return value != "???" if known else not self.hints.ignores(join(section, name), value)
 
     def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:
-        """Record an error of pydantic at a place in the tree."""
+        """Record an error that pydantic reported for a place in the tree."""
         hint, value = self.cls, tree
         for step in place:
             options = options_of(hint)
@@ -172,7 +176,7 @@ class Builder:
         self.defects.append(Defect(key, text if instead is None else f"is {show(value)}: {instead}"))
 
     def _valid_part(self, hint: Any, value: Any, key: str) -> Any:
-        """The value with sections instead of mappings; _OMITTED if it is invalid."""
+        """The value with its mappings converted to sections; _OMITTED if it is invalid."""
         if key in self.invalid:
             return _OMITTED
         options = options_of(hint)
@@ -192,7 +196,8 @@ class Builder:
         return _OMITTED if any(item is _OMITTED for item in items) else parts
 
     def _valid_item(self, hint: Any, value: Any, key: str) -> Any:
-        """A list or mapping item. An invalid section becomes an empty partial one, so that the others are checked."""
+        """An item of a list or mapping. An invalid section becomes an empty partial section, so that the other items
+        are still checked."""
         part = self._valid_part(hint, value, key)
         return partial(hint, {}) if part is _OMITTED and is_section(hint) else part
 
@@ -220,11 +225,12 @@ def _adapter(cls: type[Section]) -> TypeAdapter[Any]:
 
 
 def _stand_in(value: object) -> None:
-    """Replace UNRESOLVED by null. The result is not used, because a section with such a value is always partial."""
+    """Replace UNRESOLVED with null. The null is never used, because a section with an UNRESOLVED value is always
+    partial."""
 
 
 def _item_hint(options: list[Any], container: type) -> Any:
-    """The type of the items of the option that is this kind of container; Any if there is none."""
+    """The item type of the first option that is this kind of container; Any if there is none."""
     return next((get_args(option)[-1] for option in options if get_origin(option) is container), Any)
 
 
@@ -240,7 +246,7 @@ def _required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _required_below(hint: Any, key: str) -> list[str]:
-    """The keys that must be set for what is missing at `key`."""
+    """The keys that must be set if `key` is missing: `key` itself, or the required keys of its section."""
     if not is_section(hint):
         return [key]
     fields = [field for field in dataclasses.fields(hint) if _required(field)]

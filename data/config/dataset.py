@@ -29,7 +29,7 @@ def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
 
 
 def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
-    """Data files cannot be read over a network, except those of a hub dataset in hf_name."""
+    """Report data files given by a URL: only files of a hub dataset (hf_name) are read over the network."""
     for path in [value] if isinstance(value, str) else value or []:
         if is_address(path):
             yield Defect(
@@ -58,15 +58,16 @@ class HFKwargs(Section):
 
 
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
-"""The possible keys of a `preprocessing_fn` that is a mapping of columns."""
+"""The valid sets of keys for a `preprocessing_fn` that is a mapping of columns."""
 SOURCES = ("hf_name", "local", "text")
-"""The keys that set the source. Exactly one is set; `remote` can replace or accompany `local`."""
+"""The keys that set the source. Exactly one is set, except that `remote` can be set with or without `local`."""
 AMOUNTS = ("proportion", "repeat", "choose")
-"""The keys that set how much of a stream is drawn. At most one is set."""
+"""The keys that set how many rows are drawn from a stream. At most one is set."""
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
-    """Why a `preprocessing_fn` mapping matches no form of example, in words that follow the key; or None."""
+    """An error text, written to follow the key, if a `preprocessing_fn` mapping matches no form of example; otherwise
+    None."""
     if tuple(sorted(columns)) in COLUMN_MAPPINGS:
         return None
     forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
@@ -74,8 +75,8 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
 
 
 def standard_library_defect(function: str) -> str | None:
-    """Why a `preprocessing_fn` in Python's standard library is refused, in words that follow the key; or None. Nothing
-    in it converts rows to examples, but some of its functions would run them as commands."""
+    """An error text, written to follow the key, if a `preprocessing_fn` is in Python's standard library; otherwise
+    None. No function of the standard library converts rows to examples, but some would run the rows as commands."""
     module = function.partition(":")[0]
     if ":" not in function or not is_standard_library(module):
         return None
@@ -91,7 +92,7 @@ def is_standard_library(module: str) -> bool:
 
 def _amount(stream: "StreamConfig") -> Iterator[Defect]:
     if len(amounts := stream.amounts()) > 1:
-        yield Defect(amounts[1], f"is set together with {amounts[0]}, but only one of them may set the amount")
+        yield Defect(amounts[1], f"is set together with {amounts[0]}, but only one of them may be set")
 
 
 def _preprocessing(stream: "StreamConfig") -> Iterator[Defect]:
@@ -141,13 +142,14 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(Section):
-    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or text."""
+    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or plain text
+    files (text)."""
 
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; or `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of such a
-    file or of a folder with such files."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of one such
+    file or of a folder that contains them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
@@ -191,7 +193,7 @@ class StreamConfig(Section):
 
 
 def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
-    """Names of streams appear in log lines and in names of metrics."""
+    """Check the names of streams, which appear in log lines and in the names of metrics."""
     for name in dataset.streams or {}:
         if (defect := label_defect(name)) is not None:
             yield Defect("streams", f"has a name that {defect}")
@@ -209,7 +211,7 @@ def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
     ]
     own += ["max_repeats"] if dataset.max_repeats != 1 else []
     if dataset.streams is not None and own:
-        yield Defect(own[0], "is set together with streams: move it to the stream it belongs to")
+        yield Defect(own[0], "is set together with streams: move it to the stream to which it applies")
     if dataset.streams is None and not dataset.sources():
         yield Defect("", f"has no data: set one of {', '.join(SOURCES)} or streams")
 
@@ -230,7 +232,7 @@ def _proportions(dataset: "DatasetConfig") -> Iterator[Defect]:
     if not any("proportion" in stream.amounts() for stream in streams):
         return
     if any(stream.amounts() != ["proportion"] for stream in streams):
-        yield Defect("streams", "mixes streams with and without proportion: set it for each stream (0: no rows)")
+        yield Defect("streams", "has streams with and without proportion: set proportion for every stream (0: no rows)")
     if not any(stream.proportion for stream in streams):
         yield Defect("streams", "has only proportions of 0: set a positive proportion for at least one stream")
 
@@ -244,9 +246,9 @@ class DatasetConfig(StreamConfig):
     streams: dict[str, StreamConfig] | None = None
     """Several sources with names that you choose, instead of a single source."""
     max_seq_len: Annotated[int, Range(ge=2)]
-    """Tokens in a row."""
+    """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
-    """How documents are packed into rows. best_fit: several complete documents per row; none: one document per row."""
+    """How documents are packed into rows. best_fit: several complete documents per row. none: one document per row."""
     target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
     """The prompts that are trained on: none, all, or length>=N. The last value selects prompts of at least N tokens."""
     target_responses: Literal["last", "all"] = "last"

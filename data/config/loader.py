@@ -74,7 +74,7 @@ class StageConfig(Section):
     """The scheduler's learning rate is multiplied by this factor. For a linear ramp, use {from: factor, to: factor}."""
 
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The shares at its start and at its end."""
+        """The shares at the start and at the end of the stage."""
         ramp = {key: value for key, value in self.proportions.items() if isinstance(value, dict)}
         if ramp:
             return ramp.get("from", {}), ramp.get("to", {})
@@ -140,11 +140,12 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
 
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
-    """A Defect if a run ends before its stages do. Stages in another unit than the run are not counted here."""
+    """A Defect if a run ends before its last stage does. Stages whose unit differs from that of max_duration are not
+    counted here."""
     lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
     known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
     is_open = bool(loader.stages) and loader.stages[-1].duration is None
-    # Rounded in the same way as durations in batches: 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
+    # Rounded in the same way as durations in batches, so that 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
     if (excess := round(known - total, 6)) > 0 or (is_open and excess == 0):
         yield Defect(
             "stages",
@@ -156,7 +157,7 @@ def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[D
 
 @dataclass(frozen=True, kw_only=True)
 class DataLoaderConfig(Section):
-    """A dataset and the settings for reading it."""
+    """A dataset, and the settings of the loader that reads it."""
 
     RULES = (_stage_names, _open_stage, _streams_of_stages, _amounts_beside_stages)
 

@@ -1,6 +1,7 @@
-"""Sections of a config: frozen dataclasses whose values are checked by small rules.
+"""Sections of a config: frozen dataclasses whose values are checked.
 
-The type of a field checks its value (values.py). The section's RULES check relations between fields.
+Each single value is checked by the type of its field (values.py). Relations between fields are checked by the section's
+RULES.
 """
 
 import contextlib
@@ -41,29 +42,29 @@ class Defect(NamedTuple):
 
 @runtime_checkable
 class Check(Protocol):
-    """A check of a single value beyond its Python type, for use in `Annotated`."""
+    """An additional check of a single value, for use in `Annotated` with its Python type."""
 
     def defect(self, value: object) -> str | None:
         """The text that follows the key in an error; None if the value is valid or has another Python type."""
         ...
 
     def described(self) -> str:
-        """The requirement in words; empty if the Python type is enough."""
+        """A description of the valid values; empty if the Python type is enough."""
         ...
 
 
 Rule = Callable[[Any], Iterable[Defect]]
-"""Takes a section and yields its defects. It may read fields of nested sections."""
+"""A function that takes a section and yields its defects. It may also read fields of nested sections."""
 
 
 class Unavailable(Exception):
-    """A field was read whose value is missing, invalid or not known yet."""
+    """Raised when a rule reads a field whose value is missing, invalid or not known yet."""
 
 
 class Section:
     """Base class of a config's dataclasses. Creating one with invalid values raises ConfigError with all problems.
 
-    The docstring below each field is its documentation. Its default is defined nowhere else.
+    The docstring below each field is the field's documentation. Defaults are defined only here.
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -95,7 +96,7 @@ def raise_defects(defects: Iterable[Defect]) -> None:
 
 
 def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """A section with only these values. Reading another field raises Unavailable."""
+    """A section with only these values. Reading any other field raises Unavailable."""
     section = object.__new__(_partial_class(cls))
     vars(section).update(values)
     return section
@@ -107,7 +108,7 @@ def is_partial(section: object) -> bool:
 
 class _Partial:
     def __getattribute__(self, name: str) -> Any:
-        # Without this check, defaults would be found as attributes of the class.
+        # Without this check, defaults would be returned, because they are attributes of the class.
         if name in type(self).__dataclass_fields__ and name not in object.__getattribute__(self, "__dict__"):  # pyright: ignore[reportAttributeAccessIssue]
             raise Unavailable(name)
         return object.__getattribute__(self, name)
@@ -119,21 +120,22 @@ def _partial_class(cls: type[Any]) -> type[Any]:
 
 
 def each(items: Iterable[T], rule: Callable[[T], Iterable[Defect]]) -> Iterator[Defect]:
-    """Apply a rule to each item. An item with unavailable values does not keep the others from being checked."""
+    """Apply a rule to each item. If an item has unavailable values, the other items are still checked."""
     for item in items:
         with contextlib.suppress(Unavailable):
             yield from rule(item)
 
 
 def check(section: Section, key: str = "") -> list[Defect]:
-    """All defects of a section and its nested sections. A rule runs if all values that it reads are valid."""
+    """All defects of a section and its nested sections. A rule is applied only if all values that it reads are
+    valid."""
     found: list[Defect] = []
     _valid_part(section, key, found)
     return found
 
 
 def _valid_part(value: Any, key: str, found: list[Defect]) -> Any:
-    """The value itself, or with partial sections if something in it is invalid."""
+    """The value unchanged, or, if something in it is invalid, the value with partial sections."""
     if isinstance(value, Section):
         return _valid_section(value, key, found)
     if isinstance(value, dict):
@@ -189,12 +191,12 @@ def _checks(hint: Any) -> Iterator[Check]:
         yield from (item for item in metadata if isinstance(item, Check))
         yield from _checks(inner)
     elif get_origin(hint) in (Union, types.UnionType):
-        # Each check ignores values of other Python types.
+        # Each check ignores values that have a different Python type.
         yield from (check for option in get_args(hint) for check in _checks(option))
 
 
 def join(key: str, name: object) -> str:
-    """Join `a` and `b` to `a.b`."""
+    """Join `a` and `b` as `a.b`."""
     return f"{key}.{name}" if key and name != "" else key or str(name)
 
 
@@ -208,5 +210,5 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_within(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of these sections or below one of them."""
+    """Whether a key is one of these sections or is inside one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

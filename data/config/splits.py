@@ -1,4 +1,5 @@
-"""Parse `split`: the rows of which splits, in the syntax of the `datasets` library: `train[:90%]+test[10:20]`."""
+"""Parse `split`, which selects splits and slices of them in the syntax of the `datasets` library:
+`train[:90%]+test[10:20]`."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ class SplitPart:
     name: str
     start: int | None = None
     end: int | None = None
-    """Bounds in rows, from the end if negative, as in a Python slice; None: no bound."""
+    """Bounds in rows, as in a Python slice: negative bounds count from the end, and None means no bound."""
     percent: bool = False
     """Whether the bounds are percentages of the split's rows."""
 
@@ -25,7 +26,7 @@ class SplitPart:
         return self.start is not None or self.end is not None
 
     def bounds(self, n_rows: int) -> tuple[int, int]:
-        """The index of the first row, and of the row after the last, for a split of `n_rows` rows.
+        """The range of rows for a split of `n_rows` rows: the index of the first row, and the index after the last row.
 
         Percentages are rounded to the nearest row, as in `datasets`.
         """
@@ -41,7 +42,7 @@ class SplitPart:
 
 
 def parse_split(split: str) -> list[SplitPart]:
-    """The parts in order. Raises ConfigError for an invalid split."""
+    """The parts of the split, in order. Raises ConfigError for an invalid split."""
     return [_parse(text.strip(), split) for text in split.split("+")]
 
 

@@ -1,4 +1,4 @@
-"""Suggestions in errors about keys and values: the most similar key, the right section of a key, valid values."""
+"""Suggestions for errors about keys and values: the most similar key, the right section for a key, valid values."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ def plain(hint: Any) -> Any:
 
 
 def options_of(hint: Any) -> list[Any]:
-    """The types of a union, flattened and without null; for another type, the type itself."""
+    """The types of a union, flattened and without None; for any other type, the type itself."""
     hint = plain(hint)
     if get_origin(hint) not in (Union, UnionType):
         return [hint]
@@ -28,7 +28,7 @@ def is_section(hint: Any) -> bool:
 
 
 def show(value: object) -> str:
-    """The value in YAML, cut to a readable length."""
+    """The value in YAML, shortened to a readable length."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return shown(value)
@@ -39,7 +39,7 @@ _MANY = {int: "integers", float: "numbers", str: "strings"}
 
 
 def describe(hint: Any) -> str:
-    """The values of this type, in words."""
+    """A description of the values of this type."""
     options = options_of(hint)
     if len(options) > 1:
         return " or ".join(map(describe, options))
@@ -70,7 +70,7 @@ def _as_text(value: object, key: str) -> str:
 
 
 def near(value: object, options: Iterable[object]) -> str:
-    """`; did you mean X?` for the most similar option, ignoring case; empty if none is similar."""
+    """`; did you mean X?` for the most similar option, ignoring case; empty if no option is similar."""
     close = _nearest(str(value), map(str, options), cutoff=0.65)
     return f"; did you mean {close}?" if close is not None else ""
 
@@ -84,12 +84,12 @@ def _nearest(name: str, options: Iterable[str], *, cutoff: float) -> str | None:
 def intended_key(root: type[Section], name: str, key: str, names: Sequence[str]) -> tuple[str | None, str]:
     """The key that was probably meant by an unknown `name` in the section `key`, and the text that suggests it.
 
-    This is the same name in another section, or a similar name in this section or elsewhere. If there is none, the text
-    lists the section's `names`.
+    The key is one with the same name in another section, or with a similar name in any section. If there is no such
+    key, the text lists the section's `names`.
     """
     everywhere = list(known_paths(root))
     same = [known for known in everywhere if known.rpartition(".")[2] == name]
-    # Nearby sections come first, so that train_loader.max_seq_len leads to train_loader.dataset.max_seq_len.
+    # Nearby sections come first, so that train_loader.dataset.max_seq_len is suggested for train_loader.max_seq_len.
     same.sort(key=lambda known: -len(_common(known.split("."), key.split("."))))
     alike = _nearest(name, names, cutoff=0.65)
     # A very similar name in this section is preferred to the same name in a distant section.

@@ -14,7 +14,7 @@ class TokenizerKwargs(Section):
     """Settings that define the tokenizer."""
 
     model_name: Label | None = None
-    """For tiktoken: the model whose encoding is used, such as gpt-4."""
+    """For tiktoken: the name of the model whose encoding is used, such as gpt-4."""
     encoding_name: Label | None = None
     """For tiktoken: the encoding, such as cl100k_base (downloaded by tiktoken on first use)."""
     vocab_file: PathText | None = None

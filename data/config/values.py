@@ -1,6 +1,6 @@
-"""Types of single values in a config, with requirements beyond the Python type.
+"""Types of single values in a config, with checks in addition to the Python type.
 
-Most checks are also added to the JSON schema, if an editor can check them.
+Checks that JSON schema can express are also added to the schema for editors.
 """
 
 import re
@@ -12,7 +12,7 @@ from data.base.paths import MAX_LABEL, label_defect, name_defect, path_defect, p
 from data.base.sizes import parse_bytes
 
 REFERENCE = r"\$\{|^\?\?\?$"
-"""Pattern for a JSON schema: a reference such as `${max_seq_len}`, or a value that must be filled in."""
+"""Pattern for a JSON schema: a reference such as `${max_seq_len}`, or the placeholder `???`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Range:
         return f"is {value}, but it must be {self.described()}" if below or above else None
 
     def described(self) -> str:
-        """The bounds in words."""
+        """A description of the bounds."""
         upper = self.lt if self.le is None else self.le
         if upper is None:
             return f"at least {self.ge}" if self.gt is None else f"above {self.gt}"
@@ -97,7 +97,7 @@ class Form:
 
     pattern: str
     name: str
-    """The pattern in words."""
+    """A description of the pattern."""
 
     def defect(self, value: object) -> str | None:
         valid = not isinstance(value, str) or re.fullmatch(self.pattern, value) is not None
@@ -112,7 +112,7 @@ class Form:
 
 @dataclass(frozen=True)
 class _Path:
-    """One or several paths that a file system accepts. Whether they exist is checked elsewhere."""
+    """One or several valid paths. Whether they exist is checked elsewhere."""
 
     def defect(self, value: object) -> str | None:
         return path_defect(value)
@@ -145,7 +145,7 @@ class _Label:
 
 @dataclass(frozen=True)
 class _Placeholders:
-    """A string in which `{name}` is replaced, for these names."""
+    """A string in which placeholders `{name}` with these names are replaced."""
 
     names: tuple[str, ...] = ()
 

@@ -1,5 +1,5 @@
-"""The definition of valid examples, the errors that examples can have, and functions that convert records of a dataset
-to examples.
+"""The forms of valid examples, checks with a message for each defect, and functions that convert a dataset's records to
+examples.
 
 Tokens are handled in data/tokenization.
 """

@@ -3,13 +3,13 @@
 An example has exactly one of these forms:
 
 - `{prompt: text, response: text}`; `completion` is another name for response,
-- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (messages.py), optionally with
-  `tools` of the assistant; TRL's form `{prompt: messages, completion: messages}` is converted to it,
+- `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (messages.py), optionally with the
+assistant's `tools`; TRL's form `{prompt: messages, completion: messages}` is converted to it,
 - `{text: text}`, a document for pretraining,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
-A column that is null counts as missing. Other columns are ignored and counted, except columns that would affect what is
-trained on, which are errors. All examples of a source have the same form.
+A column that is null counts as missing. Additional columns are ignored and counted, but they are errors if they would
+affect what is trained on. All examples of a source must have the same form.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from data.examples.messages import (
 from data.examples.preprocessing import PREPROCESSORS, TakeColumns
 
 THE_ROW = "the row"
-"""The origin of an example that was not made by a preprocessing function."""
+"""How messages refer to an example that was not made by a preprocessing function."""
 KNOWN_COLUMNS = {
     ("conversations",): "sharegpt",
     ("conversation",): "sharegpt",
@@ -52,9 +52,9 @@ PAIRS = (
     *(("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response")),
     *(("query", "answer"), ("prompt", "chosen"), ("prompt", "answer"), ("prompt", "output")),
 )
-"""Columns that are usually a prompt and its response."""
+"""Pairs of columns that usually contain a prompt and its response."""
 _ASKED = ("system", "system_prompt", "history")
-"""Columns that are usually part of the input of the assistant."""
+"""Columns that usually contain a part of the assistant's input."""
 _ANSWERED = ("tool_calls", "function_call", *THINKING_KEYS)
 _TOOLS = ("tools", "functions")
 _UNSUPPORTED = {
@@ -70,10 +70,10 @@ _WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 def read_examples(
     rows: Iterable[tuple[str, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
 ) -> Iterator[Example]:
-    """The valid examples of `(place, row)` pairs. Everything else is recorded in `reading` with its place.
+    """Yield the valid examples of `(place, row)` pairs. All other rows are recorded in `reading` with their places.
 
-    A row may already be a Problem (such as a line that is not JSON). An exception of `preprocess` is a problem of its
-    row; a row for which it returns None is dropped.
+    A row may already be a Problem (such as a line that is not JSON). If `preprocess` raises an exception for a row,
+    this is recorded as a problem of the row; if it returns None, the row is dropped.
     """
     origin = THE_ROW if preprocess is None else f"the result of {setting('preprocessing_fn')}"
     for place, row in rows:
@@ -104,7 +104,7 @@ def read_examples(
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
-    """The example, or all its problems. `origin` is the source of the value, for messages."""
+    """The example, or all its problems. `origin` describes in messages where the value comes from."""
     if not isinstance(value, Mapping):
         what = "it must be an object with prompt and response, messages, text or turns"
         hint = ': write {"messages": [...]}' if _is_messages(value) else ""
@@ -164,10 +164,10 @@ def _unsupported(row: Mapping[str, Any], form: str, origin: str) -> list[Problem
     ]
     for key in row:
         if key in _WEIGHTS and (value := row[key]) is not None and not (np.isscalar(value) and value == 1):
-            text = f"has {key} {describe(value)}, but weights of rows are not supported: {fix}"
+            text = f"has {key} {describe(value)}, but weights for rows are not supported: {fix}"
             problems.append(Problem(f"a row has {key}", text))
     if form == PromptResponse.form and isinstance(row.get("label"), bool | np.bool_) and not row["label"]:
-        text = f"has label false, which marks an unwanted answer, but would be trained on: {fix}"
+        text = f"has label false, which marks an unwanted answer that would be trained on: {fix}"
         problems.append(Problem("a row has label false", text))
     return problems
 
@@ -197,8 +197,9 @@ def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
     if origin == THE_ROW and (known := _reader_of(row, pairs=())) is not None:
         columns, reader = known
         text = (
-            f"has {', '.join(columns)} in addition to text, of which all tokens would be trained on, including the "
-            f"prompt: set {setting('preprocessing_fn', reader)}, or remove those columns to train on the text as it is"
+            f"has {', '.join(columns)} in addition to text, and all tokens of the text would be trained on, including "
+            f"the prompt: set {setting('preprocessing_fn', reader)}, or remove those columns to train on the text as "
+            "it is"
         )
         return [Problem("a known dataset's columns in addition to text", text)]
     problem = check_text(row["text"], "text")
@@ -225,14 +226,14 @@ def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Probl
     problems = [message for message in messages if isinstance(message, Problem)]
     problems += [tools] if isinstance(tools, Problem) else []
     if problems or isinstance(tools, Problem):
-        # Other datasets use other names for messages and roles, so a known dataset is suggested.
+        # Some datasets use other names for messages and roles, so a preprocessing function for them is suggested.
         first, *more = problems
         return [Problem(first.kind, f"{first.text}{_advice(row, origin)}"), *more]
     return Conversation([message for message in messages if isinstance(message, dict)], tools)
 
 
 def _joined(row: Mapping[str, Any]) -> Any:
-    """TRL's prompt and completion as messages. Only the completion is trained on."""
+    """TRL's prompt and completion as one list of messages. Only the completion is trained on."""
     responses = _responses(row)
     if row.get("prompt") is None or not responses:
         return row.get("messages")
@@ -271,7 +272,7 @@ def _check_turns(row: Mapping[str, Any], origin: str) -> Example | list[Problem]
 
 
 def _token_ids(value: Any) -> np.ndarray | None:
-    """The ids as int64; None unless the value is a non-empty list of integers."""
+    """The ids as int64, or None if the value is not a non-empty list of integers."""
     if not isinstance(value, list | tuple | np.ndarray):
         return None
     try:
@@ -326,13 +327,13 @@ def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[
 
 
 def _unused(row: Mapping[str, Any], used: Iterable[str]) -> Iterator[str]:
-    """The names, as they are counted, of the row's columns that are not used."""
+    """The names of the row's unused columns, as they are counted."""
     names = set(used)
     return (printable(name) for name in row if name not in names and row[name] is not None)
 
 
 def _advice(row: Mapping[str, Any], origin: str) -> str:
-    """A suggested preprocessing function for a row with such columns, unless the row comes from one."""
+    """Suggests a preprocessing function for the row's columns, unless the row was made by such a function."""
     known = _reader_of(row) if origin == THE_ROW else None
     return f" (for these columns: {setting('preprocessing_fn', known[1])})" if known is not None else ""
 
@@ -345,7 +346,7 @@ def _reader_of(
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
             return columns, name
     if not pairs or any(has_value(row.get(name)) for name in _UNSUPPORTED[PromptResponse.form]):
-        return None  # a mapping of two columns would leave these out
+        return None  # a mapping of two columns would leave out these columns
     for prompt, response in pairs:
         take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):

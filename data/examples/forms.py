@@ -23,7 +23,7 @@ class Conversation:
     form: ClassVar[str] = "messages"
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
-    """Functions that the assistant may call, as JSON schemas."""
+    """Functions that the assistant can call, as JSON schemas."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class TokenTurns:
-    """Token ids (int64) of the prompt and the response of each turn. Their range is checked by the tokenizer."""
+    """Token ids (int64) of the prompt and the response of each turn. Their range is checked later, because it depends
+    on the tokenizer."""
 
     form: ClassVar[str] = "turns"
     turns: list[tuple[np.ndarray, np.ndarray]]
@@ -50,4 +51,4 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """The columns of each form."""
 TEXT_FORMS = (*(("prompt", name) for name in RESPONSE_NAMES), *(FORMS[form] for form in list(FORMS)[1:]))
-"""Sets of columns by which an MDS sample is recognized as an example, of which rows are prepared."""
+"""The sets of columns that identify the samples of an MDS folder as examples, from which rows must be prepared."""

@@ -1,12 +1,13 @@
-"""Read and check the messages of a conversation: `{role, content, ...}`, from any of the formats used by datasets.
+"""Read and check the messages of a conversation: `{role, content, ...}`. The formats that datasets commonly use are
+accepted.
 
 A message may also have these keys, which are kept:
 
 - `train`: whether it is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI, Mistral);
 - `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older format) is converted to it;
-- `reasoning_content`, `thinking`: text of the assistant that a chat template may write before the answer;
-- `loss_weight`: kept so that a chat template that does not support it can be detected;
-- `name`, `tool_call_id`: for results of tools.
+- `reasoning_content`, `thinking`: the assistant's reasoning, which a chat template may write before the answer;
+- `loss_weight`: kept in order to detect chat templates that do not support it;
+- `name`, `tool_call_id`: for the results of tools.
 """
 
 import json
@@ -27,10 +28,10 @@ _MESSAGE_KEYS = (
 
 
 def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
-    """The messages in a uniform format, or all problems with them. The last message is from the assistant.
+    """The messages in one format, or all problems with them. The last message is from the assistant.
 
     `value` is a list, or its JSON text. Parts `[{type: text, text}]` are concatenated. A system message without text is
-    left out. The order of turns follows LLM Foundry's rules.
+    left out. The order of the turns must follow LLM Foundry's rules.
     """
     items = as_list(value)
     if items is None:
@@ -54,7 +55,7 @@ def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
 
 
 def unused_in(value: Any) -> set[str]:
-    """The names of unused parts of valid messages, as they are counted."""
+    """The unused keys of valid messages, under the names by which they are counted."""
     unused: set[str] = set()
     for message in as_list(value) or ():
         used = (*_MESSAGE_KEYS, *(_TOOL_KEYS if message["role"] in ("tool", "function") else ()))
@@ -109,7 +110,7 @@ def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool)
 
 
 def _read_content(message: Mapping[str, Any], name: str, *, calls: bool) -> str | Problem:
-    """The text; "" if there is none next to tool calls, which need no text."""
+    """The text of the content; "" if there is no content, which is only allowed with tool calls."""
     content, key = message.get("content"), f"{name}.content"
     parts = as_list(content) if not isinstance(content, str) else None
     if parts is not None and any(isinstance(part, Mapping) for part in parts):
@@ -162,7 +163,7 @@ def _read_calls(message: Mapping[str, Any], name: str) -> list[dict[str, Any]] |
     calls = as_list(value) if not isinstance(value, Mapping) else [value]
     if message["role"] != "assistant":
         text = f"{name} has {key}, but only the assistant can call tools: remove it"
-        return Problem(f"{key} of another role", text)
+        return Problem(f"{key} in a message of another role", text)
     read = [_read_call(call) for call in calls or ()]
     if not read or None in read:
         text = f"{name}.{key} is {describe(message[key])}, but a tool call must be {{function: {{name, arguments}}}}"
@@ -173,13 +174,14 @@ def _read_calls(message: Mapping[str, Any], name: str) -> list[dict[str, Any]] |
 
 
 def _read_call(call: Any) -> dict[str, Any] | None:
-    """`{type, function: {name, arguments}}` and the id; None if the value is not a tool call."""
+    """The tool call as `{type, function: {name, arguments}}`, with its id if it has one; None if the value is not a
+    tool call."""
     if not isinstance(call, Mapping):
         return None
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not has_text(function.get("name")):
         return None
-    # Arguments become an object, which most chat templates expect, also from OpenAI's JSON text.
+    # Arguments in OpenAI's JSON text are parsed, because most chat templates expect an object.
     given = function.get("arguments")
     arguments = without_nulls(given) if isinstance(given, Mapping) else from_json(given) if has_value(given) else {}
     more = {key: value for key, value in call.items() if key in ("id", "type") and has_value(value)}
@@ -187,7 +189,7 @@ def _read_call(call: Any) -> dict[str, Any] | None:
 
 
 def read_tools(row: Mapping[str, Any]) -> list[Any] | Problem | None:
-    """The row's `tools`, a list or its JSON text; or `functions`, their name in OpenAI's older format."""
+    """The row's `tools`, given as a list or its JSON text, or as `functions`, which is OpenAI's older name for them."""
     key = next((key for key in ("tools", "functions") if has_value(row.get(key))), None)
     if key is None:
         return None
@@ -205,7 +207,8 @@ def tool_name(tool: Mapping[str, Any]) -> Any:
 
 
 def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
-    """Check LLM Foundry's rules for the order of turns, and that a system message comes first. `messages` by index."""
+    """Check LLM Foundry's rules for the order of turns, and that a system message comes first. The keys of `messages`
+    are their indices."""
     problems: list[Problem] = []
     index, before = 0, None
     for index, message in messages.items():
@@ -223,7 +226,7 @@ def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
 
 
 def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
-    """The kind and text of the problem if a turn may not follow the turn `before`; None if it may."""
+    """The kind and text of the problem if the turn must not follow the turn `before`; otherwise None."""
     if role == "system":
         if before is None:
             return None
@@ -233,12 +236,15 @@ def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
     if role == before and role != "tool":
         return "repeated roles", f"follows another turn of the {role}: join the two, or add the turn between them"
     if role == "tool" and before not in ("assistant", "tool"):
-        return "tool out of place", f"follows the {before}, but a tool's result must follow the assistant's call"
+        return (
+            "tool does not follow the assistant",
+            f"follows the {before}, but a tool's result must follow the assistant's call",
+        )
     return None
 
 
 def has_value(value: Any) -> bool:
-    """Whether the value is not empty. Tables contain null or empty values for rows without the key."""
+    """Whether the value is not empty. In tables, rows without the key have a null or empty value."""
     return value is not None and not (isinstance(value, str | list | tuple | dict | np.ndarray) and len(value) == 0)
 
 
@@ -247,13 +253,14 @@ def has_text(value: Any) -> bool:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """The value as a list: a list, an array (as in MDS and Parquet), or JSON text of a list; else None."""
+    """The value as a list, if it is a list, an array (as in MDS and Parquet) or the JSON text of a list; otherwise
+    None."""
     value = from_json(value)
     return list(value) if isinstance(value, list | tuple | np.ndarray) else None
 
 
 def from_json(value: Any) -> Any:
-    """The parsed value of JSON text of an object or a list; any other value unchanged."""
+    """The parsed value, if the value is the JSON text of an object or a list; otherwise the value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             return json.loads(value)
@@ -263,7 +270,7 @@ def from_json(value: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Remove keys that are null: in tables, every object has the keys of all others."""
+    """Remove keys that are null, because in tables every object has the keys of all other objects."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple | np.ndarray):

@@ -1,7 +1,8 @@
-"""Convert the rows of a dataset to examples: by a function for a known dataset, by `module:function`, or by columns.
+"""Convert the rows of a dataset to examples with a function for a known dataset, with the user's `module:function`, or
+by selecting columns.
 
 A function returns an example (see examples.py), or None to drop the row. The registered functions are self-contained.
-Each docstring shows the row's shape according to the dataset's card on the Hugging Face hub.
+Each docstring shows the columns of a row according to the dataset's card on the Hugging Face hub.
 """
 
 import functools
@@ -27,9 +28,9 @@ _MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
-    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" or missing in rows that need none.
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" or missing in rows that do not need it.
 
-    The prompt is Alpaca's, as in its `text`. Card: huggingface.co/datasets/tatsu-lab/alpaca
+    The prompt is the one in Alpaca's column `text`. Card: huggingface.co/datasets/tatsu-lab/alpaca
     """
     for column in ("system", "system_prompt", "history"):
         if row.get(column):
@@ -44,8 +45,8 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def dolly(row: Mapping[str, Any]) -> dict[str, str]:
-    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "", or missing.
-    Some copies call it `input`.
+    """databricks/databricks-dolly-15k: `{instruction, context, response, category}`; context is often "" or missing.
+    Some copies call this column `input`.
 
     Card: huggingface.co/datasets/databricks/databricks-dolly-15k
     """
@@ -61,8 +62,8 @@ def p3(row: Mapping[str, Any]) -> dict[str, str] | None:
     """bigscience/P3: `{inputs_pretokenized, targets_pretokenized, inputs, targets}`, in some subsets also
     `{answer_choices, idx, weight, is_correct}`. `inputs` and `targets` are T5's token ids.
 
-    A row whose is_correct is false has a wrong answer (for ranking) and is dropped. A space is inserted between the
-    texts if neither has one. Card: huggingface.co/datasets/bigscience/P3
+    Rows whose is_correct is false contain a wrong answer (for ranking) and are dropped. A space is inserted between the
+    two texts if neither has one there. Card: huggingface.co/datasets/bigscience/P3
     """
     if row.get("is_correct") is False:
         return None
@@ -75,7 +76,7 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
     """Muennighoff/flan and Muennighoff/P3: `{inputs, targets, task}`; conceptofmind's FLAN: `{inputs, targets,
     task_source, task_name, template_type}`.
 
-    A space is inserted between the texts if neither has one. Card: huggingface.co/datasets/Muennighoff/flan
+    A space is inserted between the two texts if neither has one there. Card: huggingface.co/datasets/Muennighoff/flan
     """
     prompt, response = row["inputs"], row["targets"]
     apart = prompt[-1:].isspace() or response[:1].isspace()
@@ -86,10 +87,10 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     """ShareGPT's conversations in their common variants: `{conversations: [{from, value}, ...], system, tools}`.
 
     The column may also be `conversation` or `messages`. A turn may also be `{role, content}`, `{input, output}` (user
-    and assistant), or a string (user and assistant in turn). Roles, in upper or lower case: system; human, user,
-    prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call, whose text is JSON of `{name,
-    arguments}`; observation, tool, function, function_response, tool_response. `weight` and `train` of a turn are
-    kept, and `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    and assistant), or a string (the user's and the assistant's turns alternate). These roles are accepted, in upper or
+    lower case: system; human, user, prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call,
+    whose text is JSON of `{name, arguments}`; observation, tool, function, function_response, tool_response. `weight`
+    and `train` of a turn are kept, and `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
     """
     of_assistant = ("gpt", "chatgpt", "bing", "bard", "chatbot", "bot", "model", "assistant", "function_call")
     of_tool = ("observation", "tool", "function", "function_response", "tool_response")
@@ -131,14 +132,15 @@ def stackmathqa(row: Mapping[str, Any]) -> dict[str, str]:
     """math-ai/StackMathQA: `{Q, A, meta}`, a question from Stack Exchange and one of its answers.
 
     The subset stackmathqafull-qalist has `{Q, A_List, meta}`, which is not supported. A blank line is inserted between
-    the texts. Card: huggingface.co/datasets/math-ai/StackMathQA
+    question and answer. Card: huggingface.co/datasets/math-ai/StackMathQA
     """
     return {"prompt": f"{row['Q']}\n\n", "response": row["A"]}
 
 
 def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
     """AI-MO/NuminaMath-CoT: `{source, problem, solution, messages: [{content, role}, ...]}`. messages contain the
-    problem (user) and the solution (assistant); if they are missing, they are made from these columns.
+    problem (user) and the solution (assistant); if messages are missing, they are made from the columns problem and
+    solution.
 
     Card: huggingface.co/datasets/AI-MO/NuminaMath-CoT
     """
@@ -151,8 +153,8 @@ def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
 def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
     """`{question, choices: [text, ...], answer}`, where answer is an index into choices from 0, or a letter from A.
 
-    The prompt lists the choices as A to Z and ends with `Answer:`; the response is the letter. The columns are those of
-    MMLU, whose answer is an index. Card: huggingface.co/datasets/cais/mmlu
+    The prompt lists the choices with letters from A and ends with `Answer:`. The response is the letter of the answer.
+    MMLU has these columns; its answer is an index. Card: huggingface.co/datasets/cais/mmlu
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]
     answer = row["answer"]
@@ -178,7 +180,7 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
     "stackmathqa": stackmathqa,
     "numinamath": numinamath,
     "multiple_choice": multiple_choice,
-    # By the name of the dataset, as in LLM Foundry.
+    # Names of datasets, as in LLM Foundry.
     "tatsu-lab/alpaca": alpaca,
     "databricks/databricks-dolly-15k": dolly,
     "bigscience/P3": p3,
@@ -191,7 +193,8 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 
 
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
-    """The function for a registered name, for `module:function`, or for columns: {prompt: column, response: column}.
+    """The function that a config names: a registered name, `module:function`, or a mapping of columns such as
+    {prompt: column, response: column}.
 
     None if rows are already examples. Raises ConfigError if the function does not exist, or if it is defined in
     Python's standard library, even if it is imported from another module.
@@ -208,15 +211,16 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
 
 
 def is_own(value: str | Mapping[str, str] | None) -> bool:
-    """Whether it is a user's own function, `module:function`."""
+    """Whether the value names a user's own function, `module:function`."""
     return isinstance(value, str) and ":" in value
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
-    """A text that changes whenever the behavior of the function may have changed, but not with docstrings or comments.
+    """A text that changes if the behavior of the function may have changed, and does not change with docstrings or
+    comments.
 
-    For a registered function, which is self-contained, this is its own source; for `module:function`, the source of the
-    whole module, including helper functions.
+    For a registered function, which is self-contained, this is the source of the function. For `module:function`, it is
+    the source of the whole module, because the function may call others.
     """
     function = resolve_preprocessing_fn(value)
     if function is None:
@@ -228,13 +232,14 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
     module = value.partition(":")[0]
     defined = inspect.getmodule(inspect.unwrap(function))
     try:
-        # The module that is named and the module that defines it: a package may only re-export it.
+        # Include both the module named in the config and the module that defines the function, because a package may
+        # only re-export it.
         named = inspect.getsource(importlib.import_module(module))
         written = inspect.getsource(defined) if defined is not None else ""
         return "\n".join([value, canonical(named), canonical(written)])
     except (OSError, TypeError, SyntaxError):
         raise ConfigError(
-            f"is {value!r}, but {module} has no Python source, so a change of it would not be noticed: call it from a "
+            f"is {value!r}, but {module} has no Python source, so a change in it would not be detected: call it from a "
             "function in your own module",
             key="preprocessing_fn",
         ) from None
@@ -242,7 +247,7 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
 
 @dataclass(frozen=True)
 class TakeColumns:
-    """Makes an example from the named columns. Raises DataError for a row that lacks one."""
+    """Makes an example from the named columns. Raises DataError for a row in which one of them is missing."""
 
     columns: Mapping[str, str]
     """Key of the example -> column."""
@@ -272,14 +277,16 @@ def _registered(name: str) -> PreprocessingFn:
 def _import_function(value: str) -> PreprocessingFn:
     module_name, _, name = value.partition(":")
     if not _MODULE.fullmatch(module_name) or not name.isidentifier() or path_defect(value) is not None:
-        raise ConfigError(f"is {shown(value)}, but your own must be module:function", key="preprocessing_fn")
+        raise ConfigError(
+            f"is {shown(value)}, but your own function must be written as module:function", key="preprocessing_fn"
+        )
     try:
         if module_name not in sys.modules:
             try_in_child(lambda: importlib.import_module(module_name))
         module = importlib.import_module(module_name)
     except WorkerEnded as error:
         raise ConfigError(
-            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put code of a "
+            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put the code that runs as a "
             'script under `if __name__ == "__main__":`',
             key="preprocessing_fn",
         ) from None
@@ -297,7 +304,7 @@ def _import_function(value: str) -> PreprocessingFn:
         )
     if not callable(function):
         raise ConfigError(
-            f"is {value!r}, but {name} is not callable ({type(function).__name__}): name a function",
+            f"is {value!r}, but {name} is not callable ({type(function).__name__}): set the name of a function",
             key="preprocessing_fn",
         )
     if is_standard_library(origin := _origin(function)):

@@ -1,4 +1,4 @@
-"""A text form of Python code that does not depend on layout, comments, or the version of Python.
+"""A text representation of Python code that does not depend on layout, comments, or the version of Python.
 
 ast.dump and ast.unparse are not used because their output differs between versions.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def canonical(source: str) -> str:
-    """The syntax tree of the source, without comments, docstrings and other statements that are only a string.
+    """The syntax tree of the source as text, without comments, docstrings and other statements that are only a string.
 
-    Docstrings are kept if the source reads them.
+    Docstrings are kept if the source itself reads docstrings.
     """
     reads_docstrings = "__doc__" in source or "getdoc" in source
     parts: list[str] = []
-    # Not recursive, because a sum of a thousand terms is a tree with a thousand levels.
+    # This is not recursive, because a sum of a thousand terms is a tree with a thousand levels.
     stack: list[Any] = [ast.parse(source)]
     while stack:
         value = stack.pop()
@@ -39,11 +39,12 @@ def canonical(source: str) -> str:
 
 
 class _Text(str):
-    """Finished output. All other items on the stack still have to be converted."""
+    """Text that is ready for output. All other items on the stack must still be converted."""
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:
-    """All fields that affect behavior. Empty ones are left out because new versions of Python add fields to nodes."""
+    """All fields that affect behavior. Empty fields are left out, because new versions of Python add fields to
+    nodes."""
     for name, value in ast.iter_fields(node):
         if name in ("ctx", "kind", "type_comment"):
             continue

@@ -1,4 +1,4 @@
-"""Common settings of requests to the Hugging Face hub: time limit and verbosity."""
+"""Common settings for requests to the Hugging Face hub: time limit and verbosity."""
 
 import contextlib
 import logging
@@ -9,7 +9,7 @@ REQUEST_SECONDS = 10.0
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the libraries' warnings about dataset cards and their progress bars for small files."""
+    """Hide the libraries' warnings about dataset cards, and their progress bars for small files."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]

@@ -1,4 +1,5 @@
-"""Check whether the Hugging Face hub can be reached. Its own library retries for up to a minute to find out."""
+"""Check whether the Hugging Face hub can be reached. huggingface_hub would retry for up to a minute before it reports
+this."""
 
 import functools
 import threading
@@ -6,14 +7,15 @@ import threading
 from data.base.errors import reason
 
 WAIT_SECONDS = 6.0
-"""Time limit for the hub to answer. Timeouts of the HTTP library do not cover the DNS lookup, which may take longer."""
+"""Maximum number of seconds to wait for an answer from the hub. Timeouts of the HTTP library do not include the DNS
+lookup, which may take longer."""
 
 
 def why_offline() -> str | None:
-    """Why the hub cannot be reached, as a clause; None if it answers.
+    """The reason why the hub cannot be reached, as a clause for messages; None if the hub answers.
 
-    Sends one short request per process to the endpoint (HF_ENDPOINT, through the proxies of the environment). If the
-    hub cannot be reached, callers should use only the hub's cache: `local_files_only=True`.
+    Each process sends one short request to the endpoint (HF_ENDPOINT, through the proxies set in the environment). If
+    the hub cannot be reached, callers should use only the hub's cache: `local_files_only=True`.
     """
     from huggingface_hub import constants
 
@@ -25,7 +27,7 @@ def why_offline() -> str | None:
 @functools.cache
 def _why_silent(endpoint: str) -> str | None:
     answers: list[str | None] = []
-    # A daemon thread, because it may still wait for DNS when the program ends.
+    # This is a daemon thread, because it may still wait for DNS when the program ends.
     asking = threading.Thread(target=lambda: answers.append(_ask(endpoint)), daemon=True)
     asking.start()
     asking.join(WAIT_SECONDS)
@@ -44,7 +46,7 @@ def _ask(endpoint: str) -> str | None:
 
 
 def _root_of(error: BaseException) -> str:
-    """The message of the operating system, which the libraries' errors were raised from."""
+    """The operating system's message about the error that caused the library's error."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     message = reason(error) if isinstance(error, OSError) else str(error)

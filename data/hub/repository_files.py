@@ -1,8 +1,8 @@
-"""JSON files and chat templates of a model's or tokenizer's repository, checked before transformers reads them.
+"""Check the JSON files and chat templates of a model's or tokenizer's repository before transformers reads them.
 
-Some of their keys make transformers run code, fetch it from the hub, or read or write files elsewhere (CVE-2026-4372,
-CVE-2026-9856). KEYS and TOKENIZER_KEYS list them, according to the source of transformers 4.53, 4.57.6 and 5.24. A file
-that is not JSON is not checked here, because transformers refuses it too.
+Some keys in these files make transformers run code, download code from the hub, or read or write files outside the
+folder (CVE-2026-4372, CVE-2026-9856). KEYS and TOKENIZER_KEYS list these keys, according to the source of transformers
+4.53, 4.57.6 and 5.24. A file that is not valid JSON is not checked, because transformers rejects it too.
 """
 
 import json
@@ -17,22 +17,22 @@ from data.base.errors import ConfigError
 from data.base.paths import shown
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-"""transformers passes every key of both files to the tokenizer's class, which opens each `..._file` as a path."""
+"""The files whose keys transformers passes to the tokenizer's class, which opens each `..._file` as a path."""
 JSON_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 TEMPLATES = "additional_chat_templates"
-"""The folder of additional chat templates, each a file NAME.jinja."""
+"""The folder of additional chat templates, with a file NAME.jinja for each."""
 CHECKED = (*JSON_FILES, f"{TEMPLATES}/*")
-"""Files that must be downloaded before a repository of the hub can be checked."""
+"""Files of a hub repository that must be downloaded for the check."""
 
 Place = tuple[str | int, ...]
-"""The keys that lead to a value."""
+"""The keys on the path to a value."""
 
 
 class Rule(NamedTuple):
     does: str
     """What the key makes transformers do."""
     allowed: str = ""
-    """A pattern of harmless strings. null, false and empty values are harmless for every key."""
+    """A pattern that matches harmless strings. null, false and empty values are harmless for every key."""
     strings_only: bool = False
     """Whether mappings and lists are harmless, so that only strings are checked."""
 
@@ -43,11 +43,11 @@ _ATTENTION, _EXPERTS = "eager|sdpa|flex_attention", "eager|grouped_mm|batched_mm
 _PATH = "is a path that is opened, and may be copied when the tokenizer is saved"
 
 KEYS: dict[str, Rule] = {
-    # These apply to any file, at any depth, because a config may contain other configs.
+    # These rules apply to all files and at any depth, because a config may contain other configs.
     "auto_map": Rule(_CODE),
     "attn_implementation": Rule(_KERNEL, _ATTENTION),
     "_attn_implementation": Rule(_KERNEL, _ATTENTION),
-    "_attn_implementation_internal": Rule(_KERNEL),  # used unchecked until 5.3; it is never saved
+    "_attn_implementation_internal": Rule(_KERNEL),  # used without a check up to transformers 5.3; it is never saved
     "experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation_internal": Rule(_KERNEL),
@@ -62,7 +62,8 @@ KEYS: dict[str, Rule] = {
 TOKENIZER_KEYS: dict[str, Rule] = {
     "init_inputs": Rule("passes arguments to the tokenizer's class, the first of which is a path"),
     "fast_tokenizer_files": Rule("names files that may be outside the folder", r"tokenizer\.[\w.-]*json"),
-    "special_tokens_map_file": Rule(_PATH, ".*"),  # common: its path when the tokenizer was saved; it is not read
+    # often present: the path of the tokenizer when it was saved, which is not read
+    "special_tokens_map_file": Rule(_PATH, ".*"),
     "vocab": Rule(_PATH, strings_only=True),
     "merges": Rule(_PATH, strings_only=True),
     "source_spm": Rule(_PATH),
@@ -71,19 +72,19 @@ TOKENIZER_KEYS: dict[str, Rule] = {
     "sudachi_config_path": Rule(_PATH),
     "sudachi_resource_dir": Rule(_PATH),
 }
-"""Additional keys for a tokenizer's files, at any depth."""
+"""Additional rules for a tokenizer's files, at any depth."""
 _ANY_FILE = Rule(_PATH)
-"""The rule for every other key of a tokenizer that ends in _file."""
+"""The rule for all other keys of a tokenizer that end in _file."""
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{30,128})(?![0-9a-f])")
-"""Matches names in a content-addressed store: the hub's cache, DVC (which cuts two digits off), git-annex
-(SHA256E-s12--HASH.json)."""
+"""Matches file names in content-addressed stores: the hub's cache, DVC (whose names lack the first two digits of the
+hash), git-annex (SHA256E-s12--HASH.json)."""
 
 
 def check_json_files(folder: Path, hub_name: str | None = None) -> None:
     """Raises ConfigError for the first harmful key or template name in the folder.
 
-    hub_name: the repository, if the folder is its copy in the hub's cache.
+    If the folder is a repository's copy in the hub's cache, `hub_name` is the name of the repository.
     """
     for name in JSON_FILES:
         file = folder / name
@@ -95,7 +96,7 @@ def check_json_files(folder: Path, hub_name: str | None = None) -> None:
             continue
         if isinstance(contents, Mapping):
             check_contents(contents, file, hub_name)
-    # When transformers saves the templates, it uses each name as a path.
+    # transformers uses each template's name as a path when it saves the templates.
     for file in sorted((folder / TEMPLATES).rglob("*.jinja")):
         name = file.relative_to(folder / TEMPLATES).as_posix().removesuffix(".jinja")
         if not _TEMPLATE_NAME.fullmatch(name):
@@ -103,15 +104,16 @@ def check_json_files(folder: Path, hub_name: str | None = None) -> None:
 
 
 def check_contents(contents: Mapping[str, Any], file: Path, hub_name: str | None = None) -> None:
-    """Apply the same checks to the content of one of the JSON files."""
+    """Apply the checks of check_json_files to the content of one JSON file."""
     try:
         _check_keys(contents, file, hub_name)
-    except RecursionError:  # since Python 3.12, json can read deeper nesting than Python functions can process
+    except RecursionError:  # since Python 3.12, json can read values that are nested too deeply for Python functions
         raise nested_too_deeply(file, hub_name) from None
 
 
 def check_saved_tokenizer(folder: Path) -> None:
-    """Apply the same checks to the tokenizer folder of a run, and to all its other files, which an export copies."""
+    """Apply check_json_files to the tokenizer folder of a run, and check all its other files too, because an export
+    copies them."""
     check_json_files(folder)
     refuse_code_beside(folder)
     for path in sorted(folder.rglob("*")):
@@ -129,8 +131,8 @@ def _check_keys(contents: Mapping[str, Any], file: Path, hub_name: str | None) -
         if rule is None or not _is_refused(value, rule):
             continue
         raise ConfigError(
-            f"{_of(file, hub_name)} has {_dotted(place)} {shown(value)}, which {rule.does}: Dropless runs no code of a "
-            f"repository and reads no files outside of it, so {_hint(file, place, hub_name)}"
+            f"{_of(file, hub_name)} has {_dotted(place)} {shown(value)}, which {rule.does}: Dropless never runs a "
+            f"repository's code or reads files outside of the repository, so {_hint(file, place, hub_name)}"
         )
     for name in _template_names(contents.get("chat_template")):
         if not isinstance(name, str) or not _TEMPLATE_NAME.fullmatch(name):
@@ -138,17 +140,17 @@ def _check_keys(contents: Mapping[str, Any], file: Path, hub_name: str | None) -
 
 
 def refuse_code_beside(folder: Path) -> None:
-    """Raises ConfigError for files that make transformers load code or another model together with the model."""
+    """Raises ConfigError for files that make transformers run code or load another model when it loads the model."""
     for name, does in (
         ("custom_generate/generate.py", "is code that transformers 4 runs when it loads the model"),
         ("adapter_config.json", "makes transformers load another model, perhaps from the hub"),
     ):
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name} {does}: remove it, or name a folder without it")
+            raise ConfigError(f"{folder / name} {does}: remove it, or use a folder without it")
 
 
 def _may_be_saved(path: Path, folder: Path) -> bool:
-    """Whether the file belongs to a saved tokenizer. Links to folders do not, because they may form a cycle."""
+    """Whether the file may belong to a saved tokenizer. Links to folders may not, because they can form a cycle."""
     if path.parent == folder / TEMPLATES:
         return path.is_file() and path.suffix == ".jinja"
     if path == folder / TEMPLATES:
@@ -157,11 +159,12 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ConfigError for links to files outside the folder that transformers may read. For folders named by users.
+    """Raises ConfigError for links to files outside the folder that transformers may read. Used for folders that the
+    user names.
 
-    Links of weights are allowed, and links to files of the same name, because many users link tokenizer files from a
-    shared store. A downloaded folder may contain links too, whose targets would be copied when the tokenizer is saved;
-    but no file with the name of a tokenizer file contains secrets.
+    Links for weights are allowed, and so are links to files of the same name, because many users link tokenizer files
+    from a shared store. A downloaded folder may also contain such links, and their targets would be copied when the
+    tokenizer is saved, but a file with the name of a tokenizer file does not contain secrets.
     """
     for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
         if path.suffix != ".safetensors":
@@ -169,14 +172,14 @@ def refuse_links(folder: Path) -> None:
 
 
 def refuse_links_in_hub_cache(folder: Path) -> None:
-    """Raises ConfigError for any file of a downloaded repository that is outside of it. Links of the hub's cache itself
-    are allowed."""
+    """Raises ConfigError if any file of a downloaded repository is a link to a file outside of it. Links made by the
+    hub's cache are allowed."""
     for path in sorted(folder.rglob("*")):
         _refuse_link(path, folder)
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """The blobs folder, if the folder is in the hub's cache, where snapshots/COMMIT/config.json links to
+    """The blobs folder if the folder is in the hub's cache, in which snapshots/COMMIT/config.json links to
     ../../blobs/HASH."""
     root = folder.resolve()
     is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
@@ -195,14 +198,14 @@ def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
     if same_name:
         hint += f" (links to a file that is also named {_printable(path.name)} are allowed)"
     raise ConfigError(
-        f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads "
-        "nothing outside of it, because the target could be copied when the folder is saved: replace the link by a "
-        f"copy of {hint}"
+        f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads nothing "
+        "outside of it, because the target could be copied when the folder is saved: replace the link with a copy of "
+        f"{hint}"
     )
 
 
 def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:
-    """The error for a file that is nested too deeply to be checked, although other parsers may read it."""
+    """The error for a file whose values are nested too deeply to be checked. Other parsers may be able to read it."""
     return ConfigError(
         f"{_of(file, hub_name)} cannot be checked, because its values are nested too deeply (hundreds of levels, while "
         "a model's files have fewer than ten): remove these values, or use another copy of the file"
@@ -260,7 +263,7 @@ def _dotted(place: Place) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keys and file names are untrusted too, and may contain control characters of a terminal."""
+    """Escape control characters. Keys and file names are untrusted too, and could otherwise control the terminal."""
     return text if text.isprintable() else shown(text)
 
 
@@ -269,7 +272,7 @@ def _hint(file: Path, place: Place, hub_name: str | None) -> str:
         folder = hub_name.rpartition("/")[2]
         own = f"`{shlex.join(['hf', 'download', hub_name, '--local-dir', folder])}`"
         return f"download a copy ({own}), delete the key there, and use that folder"
-    # A JSON string is also a Python string, and contains no characters that a terminal or shell interprets.
+    # A JSON string is also a valid Python string, and contains no characters that a terminal or shell interprets.
     keys = "".join(f"[{json.dumps(key)}]" for key in place)
     code = f'p = {json.dumps(str(file))}; c = json.load(open(p)); del c{keys}; json.dump(c, open(p, "w"), indent=2)'
     return f"delete the key: python -c {shlex.quote(f'import json; {code}')}"

@@ -1,6 +1,6 @@
-"""Find duplicate documents in a source, and documents of an evaluation set in the training data.
+"""Find duplicate documents in a source, and documents of an evaluation set that are also in the training data.
 
-Documents are compared as token ids. Exact copies have the same hash; minhash.py finds near-duplicates.
+Documents are compared by their token ids. Exact copies have the same hash; near-duplicates are found in minhash.py.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ SHOWN_PAIRS = 5
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Documents of one survey that also occur in another (or earlier in the same one), as pairs of indices."""
+    """Documents of one survey that also occur in another survey, or earlier in the same survey, as pairs of indices."""
 
     exact: np.ndarray
-    """int64, [n, 2]: index of the document, and of the first document equal to it."""
+    """int64, [n, 2]: the index of the document, and the index of the first document that is equal to it."""
     near: np.ndarray
-    """int64, [n, 2]: the same for near-duplicates, without exact ones."""
+    """int64, [n, 2]: the same for near-duplicates that are not exact copies."""
 
 
 def duplicates(own: Survey) -> Matches:
-    """Documents that are copies or near-duplicates of an earlier one."""
+    """Find documents that are copies or near-duplicates of an earlier document."""
     numbers = np.arange(len(own.hashes))
     first = first_with(own.hashes, own.hashes)
     copies = first < numbers
@@ -34,7 +34,7 @@ def duplicates(own: Survey) -> Matches:
 
 
 def overlap(known: Survey, asked: Survey) -> Matches:
-    """Documents of `asked` that are also in `known`, exactly or nearly."""
+    """Find documents of `asked` of which `known` contains a copy or a near-duplicate."""
     first = first_with(known.hashes, asked.hashes)
     others = np.flatnonzero(first < 0)
     near = near_matches(known.signatures, asked.signatures[others], earlier=False)

@@ -1,4 +1,4 @@
-"""Lengths of documents: as text, as a histogram, as a picture."""
+"""Describe the lengths of documents: as a summary, as a histogram in text, and as a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ def summary_lines(own: Survey) -> list[str]:
     median, longest = int(np.searchsorted(ends, n / 2)), int(np.searchsorted(ends, n))
     return [
         f"{own.name}: {counts}, {own.trained_tokens:,} of them trained on ({share:.1%})",
-        f"tokens of a document: mean {own.tokens / max(n, 1):.1f}, median {median}, longest {longest}",
+        f"tokens per document: mean {own.tokens / max(n, 1):.1f}, median {median}, longest {longest}",
     ]
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
-    """`(shortest, longest, documents)` for at most BINS bins of equal width. `lengths` has the count of each length."""
+    """`(shortest, longest, documents)` for each of at most BINS bins of equal width. `lengths[n]` is the number of
+    documents with n tokens."""
     there = np.flatnonzero(lengths)
     shortest, longest = int(there.min(initial=len(lengths))), int(there.max(initial=0))
     width = max(-(-(longest - shortest + 1) // BINS), 1)

@@ -1,6 +1,7 @@
-"""Find near-duplicates: documents that share at least ALIKE of their n-grams (Jaccard similarity).
+"""Find near-duplicates: documents whose sets of n-grams have a Jaccard similarity of at least ALIKE.
 
-MinHash estimates the similarity (Broder 1997). Two documents are only compared if a band of their signatures is equal.
+The similarity is estimated with MinHash (Broder 1997). Two documents are compared only if at least one band of their
+signatures is equal.
 """
 
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ from data.mixing.permutation import splitmix64
 ALIKE = 0.8
 NGRAM = 5
 HASHES, BANDS = 64, 16
-"""Hashes and bands of a signature. Documents with a similarity of 0.8 are compared with a probability of 0.9998, and
-documents with 0.4 with 0.34 (the complete signatures then distinguish them)."""
+"""Number of hashes and bands of a signature. Two documents with a similarity of 0.8 are compared with probability
+0.9998. For a similarity of 0.4 the probability is 0.34, and the comparison of the complete signatures then shows that
+they are not near-duplicates."""
 
 _MULTIPLIERS = splitmix64(np.arange(2 * HASHES, dtype=np.uint64)).reshape(2, HASHES, 1) | np.uint64(1)
 
 
 def signature(ids: np.ndarray) -> np.ndarray:
-    """MinHash of the document's n-grams, uint32 [HASHES]. A document shorter than an n-gram is a single n-gram."""
+    """MinHash of the document's n-grams, uint32 [HASHES]. A document that is shorter than an n-gram counts as a single
+    n-gram."""
     ids = ids.astype(np.uint64)
     n = max(len(ids) - NGRAM + 1, 1)
     grams = np.zeros(n, dtype=np.uint64)
@@ -35,7 +38,8 @@ def match_pairs(found: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def near_matches(known: np.ndarray, asked: np.ndarray, *, earlier: bool) -> np.ndarray:
-    """[n, 2]: indices in `asked`, and their near-duplicates in `known`. With `earlier`, only smaller indices match."""
+    """[n, 2]: indices in `asked`, and the indices of their near-duplicates in `known`. With `earlier`, a document only
+    matches documents with smaller indices."""
     match = np.full(len(asked), -1, dtype=np.int64)
     numbers = np.arange(len(asked))
     for known_keys, asked_keys in zip(_band_keys(known), _band_keys(asked), strict=True):
@@ -48,7 +52,7 @@ def near_matches(known: np.ndarray, asked: np.ndarray, *, earlier: bool) -> np.n
 
 
 def _band_keys(signatures: np.ndarray) -> Iterator[np.ndarray]:
-    """A uint64 key per document, for each band."""
+    """For each band, a uint64 key per document."""
     for band in np.split(signatures.astype(np.uint64), BANDS, axis=1):
         keys = np.zeros(len(band), dtype=np.uint64)
         for column in band.T:

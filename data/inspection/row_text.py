@@ -1,4 +1,4 @@
-"""The text of a row for the terminal, with its documents and the trained tokens marked."""
+"""The text of a row for the terminal, with marks for its documents and for the tokens that are trained on."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,12 @@ from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters -> their symbols, so that data cannot control the terminal."""
+"""Control characters -> printable symbols, so that data cannot control the terminal."""
 
 
 def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Text:
-    """The row's text with a title for each document. Trained tokens are green, and with `marks` also inside ⟦ ⟧."""
+    """The row's text with a title for each document. Trained tokens are green, and with `marks` they are also enclosed
+    in ⟦ ⟧."""
     text = Text()
     for place, (ids, mask) in enumerate(row.documents()):
         trained = int(np.count_nonzero(mask))

@@ -12,7 +12,7 @@ from data.loading.rows import Rows
 from data.mds.row import Row
 
 MOST_COMPARED = 500_000
-"""Maximum number of documents of a source that are compared; each needs 264 bytes."""
+"""Maximum number of documents per source that are compared. Each needs 264 bytes of memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,10 +24,11 @@ class Survey:
     tokens: int
     trained_tokens: int
     lengths: np.ndarray
-    """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into rows counts
-    as one document."""
+    """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into several rows
+    counts as one document."""
     places: np.ndarray
-    """int64, [n, 2]: row and place in it where each compared document begins (the first MOST_COMPARED documents)."""
+    """int64, [n, 2]: for each compared document (the first MOST_COMPARED), the row in which it begins, and its number
+    in the row."""
     hashes: np.ndarray
     """uint64, [n]."""
     signatures: np.ndarray
@@ -39,7 +40,7 @@ class Survey:
 
 
 def survey_rows(name: str, rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Survey:
-    """Read every row once. `progress` wraps the iterable of row numbers. Raises DataError for a damaged row."""
+    """Read every row once. `progress` is applied to the iterable of row numbers. Raises DataError for a damaged row."""
     counts = _Counts()
     lengths: Counter[int] = Counter()
     places: list[tuple[int, int]] = []
@@ -71,7 +72,7 @@ class _Counts:
 
     tokens: int = 0
     trained_tokens: int = 0
-    """Without the first token of each document in a row, which is never a label."""
+    """The first token of each document in a row is never a label, so it does not count."""
 
     def add(self, row: Row) -> None:
         starts = np.cumsum(row.lengths) - row.lengths
@@ -82,7 +83,8 @@ class _Counts:
 def _documents(
     rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]], counts: _Counts
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """The place of each document, (row, place in it), and its tokens. Split documents are joined again."""
+    """The place of each document, as (row, number in the row), and its tokens. The parts of split documents are
+    joined."""
     begun, parts = (0, 0), list[np.ndarray]()
     for number in progress(range(rows.n_rows)):
         row = rows.read(number)

@@ -1,4 +1,4 @@
-"""Loads prepared rows into batches, for any number of ranks and workers, and manages the cache of downloaded shards.
+"""Make batches of prepared rows, for any number of ranks and workers, and limit the size of downloaded shards.
 
 The rows of each batch are planned in data/mixing.
 """

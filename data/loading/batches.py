@@ -1,4 +1,4 @@
-"""Batches by their number, and the rows that each rank reads, for any number of ranks and workers."""
+"""Datasets whose items are batches, indexed by their number, for any number of ranks and workers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,10 +37,10 @@ class TrainBatches(Dataset[Batch]):
         self.rank, self.device_batch_size = rank, size // world_size
         self.pad_token_id, self.max_seq_len = pad_token_id, max_seq_len
         self.first = 0
-        """The first batch to read; not 0 after load_state_dict."""
+        """The first batch to read: 0, unless load_state_dict has set the position of a checkpoint."""
         self._streams = dict(streams)
         self._requested = 0
-        """Batches whose shards this process has requested."""
+        """Number of batches whose shards this process has requested."""
 
     def __len__(self) -> int:
         return self.n_batches
@@ -55,7 +55,7 @@ class TrainBatches(Dataset[Batch]):
         return collate(rows, self.max_seq_len, self.pad_token_id) | {"streams": torch.from_numpy(s_N)}
 
     def _look_ahead(self, n: int) -> None:
-        """Start to fetch the shards of the next batches. Each call requests those that earlier calls did not."""
+        """Start to fetch the shards of the next batches, except those that earlier calls have requested."""
         remote = [number for number, name in enumerate(self.plan.names) if self._streams[name].is_remote]
         if not remote:
             return
@@ -68,7 +68,8 @@ class TrainBatches(Dataset[Batch]):
                 self._streams[self.plan.names[number]].prefetch(id_N[s_N == number])
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The position of the run after num_samples rows of all ranks, and the plan that it refers to."""
+        """The position of the run after all ranks together have read num_samples rows, and the plan to which the
+        position refers."""
         if not from_beginning:
             raise ValueError("the position must be counted from the beginning of the run")
         return dict(self.plan.state(num_samples))
@@ -76,13 +77,14 @@ class TrainBatches(Dataset[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the state's position, with any number of ranks.
 
-        Raises ConfigError if the rows so far, or their order, differ from those of this run.
+        Raises ConfigError if the rows read before the checkpoint, or their order, differ from those of this run.
         """
         self.first = self.plan.resume(state)
 
 
 class EvalBatches(Dataset[Batch]):
-    """Item n: this rank's rows of eval batch n, one stream after another. After the last row, rows are padding."""
+    """Item n: this rank's rows of eval batch n. The streams are read one after another, and the last batches are filled
+    with padding."""
 
     def __init__(
         self,

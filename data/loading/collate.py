@@ -8,13 +8,13 @@ import torch
 from data.mds.row import IGNORED, Row
 
 NO_DOCUMENT = -1
-"""The document id of padding."""
+"""The document id of padding tokens."""
 
 Batch = dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> Batch:
-    """int64 tensors of shape [rows, max_seq_len]. None is a row of padding only.
+    """Returns int64 tensors of shape [rows, max_seq_len]. For None, the row consists of padding only.
 
     `input_ids` are padded on the right. `labels` are shifted: the next position's token if it is trained on and belongs
     to the same document, else -100. `document_ids` are 0, 1, 2, ... in each row, and -1 for padding.

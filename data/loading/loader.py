@@ -1,7 +1,7 @@
-"""The loaders for training and evaluation. Workers read batches ahead; failures of workers raise a DataError.
+"""The loaders for training and evaluation. Workers prefetch batches; if a worker fails, a DataError is raised.
 
 Only the training process stores the position. A loader's dataset is indexed by batch number, and its sampler starts at
-the next batch, so resuming at batch n costs the same as starting at 0.
+the next batch, so resuming at batch n costs the same as starting at batch 0.
 """
 
 import time
@@ -22,13 +22,15 @@ from data.loading.workers import Workers
 from data.mixing.row_plan import RowPlan
 
 Waiting = Callable[[], AbstractContextManager[Callable[[], float]]]
-"""A context manager that is entered while waiting for a batch. It yields a function that returns the seconds left."""
+"""A context manager that is active while the loader waits for a batch. It yields a function that returns the seconds
+left."""
 
 
 class BatchNumbers(DistributedSampler[Batch]):
-    """Batch numbers, beginning with the dataset's first. They are the same on each rank; the dataset selects its rows.
+    """Yields batch numbers, starting at the dataset's first batch. They are the same on each rank, and the dataset
+    selects the rank's rows.
 
-    It is a DistributedSampler because Composer accepts no other. Composer's evaluation drops `total_size -
+    This is a DistributedSampler because Composer accepts no other sampler. Composer's evaluation drops `total_size -
     len(dataset)` samples as duplicates, so total_size is set.
     """
 
@@ -43,25 +45,28 @@ class BatchNumbers(DistributedSampler[Batch]):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Evaluation may pass any number. A run has only one epoch; a second one would repeat the order."""
+        """In evaluation any number is allowed. A training run has only one epoch, because a second epoch would repeat
+        the order of the rows."""
         if epoch and isinstance(self.dataset, TrainBatches):
-            raise ValueError(f"epoch {epoch} was requested, but a run has a single epoch: count in batches")
+            raise ValueError(f"epoch {epoch} was requested, but a run has a single epoch: set durations in batches")
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader that yields the announced number of batches, or raises a DataError: an error in a worker, or a
-    worker that ended or is late. Only a signal can end it earlier. `waiting` (see Waiting) can be replaced before the
-    first batch."""
+    """A DataLoader that yields exactly as many batches as its dataset has left, or raises a DataError if a worker
+    fails, ends or is late. Only a signal can end it earlier. `waiting` (see Waiting) can be replaced before the first
+    batch."""
 
     def __init__(
         self, batches: TrainBatches | EvalBatches, *, name: str, limit: float | None = None, **kwargs: Any
     ) -> None:
-        """name: see Workers. limit: maximum seconds for a batch of the workers, unless `waiting` is replaced."""
+        """name: see Workers. limit: maximum seconds to wait for a batch of the workers, used unless `waiting` is
+        replaced."""
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
         self.batches, self.waiting, self.limit = batches, self._until_limit, limit
         self._name, self._workers, self._given = name, Workers(name, []), 0
         self.interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
-        """Entered while waiting for a batch. If it raises WaitInterrupted, the loader ends."""
+        """A context manager that is active while the loader waits for a batch. If it raises WaitInterrupted, the
+        iteration ends."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, due = self.batches.first, len(self.batches) - self.batches.first
@@ -85,7 +90,7 @@ class BatchLoader(DataLoader[Batch]):
 
     @contextmanager
     def worker_errors(self) -> Iterator[None]:
-        """Convert errors that torch raises, at any time during the run, when a worker has ended into a DataError."""
+        """Convert the error that torch raises when a worker has ended, at any time during the run, into a DataError."""
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
@@ -107,11 +112,11 @@ class BatchLoader(DataLoader[Batch]):
         try:
             return next(batches)
         except DataError as error:
-            # Remove the worker's traceback that torch adds to the text.
+            # Remove the worker's traceback, which torch adds to the text.
             raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
         except StopIteration:
             given = f"{self._given} of {due} batches"
-            raise DataError(f"the data ended after {given}: rows of a worker are missing") from None
+            raise DataError(f"the data ended after {given}: batches of a worker are missing") from None
 
     @contextmanager
     def _until_limit(self) -> Iterator[Callable[[], float]]:
@@ -130,10 +135,10 @@ def train_loader(
     pad_token_id: int,
     limit: float | None = None,
 ) -> BatchLoader:
-    """This rank's part of each of the run's n_batches global batches.
+    """A loader that yields this rank's part of each global batch. The run has n_batches global batches.
 
-    `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum seconds for a batch
-    of the workers; None: no limit.
+    `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum seconds to wait for
+    a batch of the workers; None: no limit.
     """
     batches = TrainBatches(
         streams,
@@ -157,7 +162,8 @@ def eval_loader(
     pad_token_id: int,
     limit: float | None = None,
 ) -> BatchLoader:
-    """Each row exactly once over all ranks, with the same number of equal batches on each rank, filled with padding."""
+    """A loader that reads each row exactly once over all ranks. Each rank gets the same number of batches of the same
+    size, filled with padding."""
     batches = EvalBatches(
         streams,
         max_seq_len=config.dataset.max_seq_len,

@@ -1,4 +1,5 @@
-"""Open the rows of a dataset. They are prepared first, or read in place from an MDS folder of rows."""
+"""Open the rows of a dataset. If the dataset is an MDS folder of prepared rows, they are read in place; otherwise they
+are prepared first."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,7 +22,8 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsFolder:
-    """The dataset's single source, or its MDS folder if the samples are prepared rows. Fast; needs no tokenizer.
+    """The dataset's single source, or its MDS folder if the samples are prepared rows. This is fast, and needs no
+    tokenizer.
 
     Raises the errors of open_source and open_mds.
     """
@@ -34,12 +36,13 @@ def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsF
 def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsFolder | None = None) -> Rows:
     """The rows of the dataset's single source. They are prepared first if necessary. Uses no collective operations.
 
-    `source` is the result of find_source; None: find it here.
+    `source` is the result of find_source; if it is None, find_source is called here.
 
     An MDS folder is read in place if its samples are rows: our format; `input_ids` and `labels` of the same length,
-    -100 for tokens that are not trained on; or `tokens` only, all trained on, with the tokenizer's eos at the end of
-    each document. Ids are an ndarray, or bytes of int64. Raises the errors of prepare and MdsFolder, ConfigError if the
-    folder's manifest has another tokenizer or max_seq_len, and DataError if its first row is invalid.
+    -100 for tokens that are not trained on; or only `tokens`, all of which are trained on, with the tokenizer's eos at
+    the end of each document. Ids are an ndarray, or the bytes of int64 values. Raises the errors of prepare and
+    MdsFolder, ConfigError if the tokenizer or max_seq_len differs from the one in the folder's manifest, and DataError
+    if its first row is invalid.
     """
     source = find_source(config) if source is None else source
     if isinstance(source, MdsFolder):
@@ -54,7 +57,7 @@ def _open_prepared(folder: Path, tokenizer: Tokenizer) -> Rows:
     except ConfigError:
         raise DataError(f"{folder / INDEX} is missing: {hint}") from None
     if mds.columns != COLUMNS:
-        raise DataError(f"{folder} has other columns than {', '.join(COLUMNS)}: {hint}")
+        raise DataError(f"the columns in {folder} are not {', '.join(COLUMNS)}: {hint}")
     manifest = mds.manifest
     if manifest is None:
         raise DataError(f"{folder / MANIFEST} is missing, or is not a JSON object: {hint}")
@@ -88,7 +91,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
     form = next(form for form in ROW_FORMS if set(form) <= set(mds.columns))
     rows = Rows(
         folder=mds.folder,
-        # For rows with tokens only, the documents depend on the token that ends them.
+        # For rows that only have tokens, the eos token determines where documents end.
         fingerprint=mds.fingerprint + (f"-eos{tokenizer.eos_token_id}" if form == ("tokens",) else ""),
         max_seq_len=config.max_seq_len,
         n_rows=mds.n_samples,
@@ -134,9 +137,9 @@ def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
 def open_streams(
     config: DatasetConfig, tokenizer: Tokenizer, sources: Mapping[str, Source | MdsFolder] | None = None
 ) -> dict[str, Rows]:
-    """Stream -> its rows; "" for a dataset without streams. Raises the errors of open_rows.
+    """The rows of each stream, by its name (`""` for a dataset without streams). Raises the errors of open_rows.
 
-    `sources` maps streams to results of find_source.
+    `sources` maps the names to results of find_source.
     """
     opened = {}
     for name, stream in config.each_stream().items():

@@ -19,28 +19,30 @@ _STATES = {
 def start_time(pid: int) -> float:
     """Start time of a process. Raises psutil.NoSuchProcess if it has ended.
 
-    On Linux this is in ticks since boot, because psutil adds the boot time, which changes when the clock is set.
+    On Linux it is given in ticks since boot. psutil's start time is not used there, because it includes the boot time,
+    which changes when the clock is set.
     """
     process = psutil.Process(pid)
     if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
         raise psutil.ZombieProcess(pid)
     stat = Path(f"/proc/{pid}/stat")
-    # The second field is the program's name in parentheses, which may contain anything; the start time is field 22.
+    # The start time is field 22. The second field is the program's name in parentheses, and may contain any characters.
     return float(stat.read_text().rpartition(")")[2].split()[19]) if psutil.LINUX else process.create_time()
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the process that started at this time still exists, and its pid was not reused."""
+    """Whether the process that started at this time still exists. False if its pid now belongs to another process."""
     try:
         return start_time(pid) == started
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):
-        return psutil.pid_exists(pid)  # such as a process of another user if /proc hides these
+        return psutil.pid_exists(pid)  # for example, /proc may hide processes of other users
 
 
 def machine() -> tuple[str, str, str]:
-    """Identifies the scope of pids. Containers may share a hostname, but have separate pid namespaces."""
+    """Identifies the machine or container in which pids are valid. Containers may share a hostname, but have separate
+    pid namespaces."""
     boot_id = namespace = ""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -50,7 +52,7 @@ def machine() -> tuple[str, str, str]:
 
 
 def state(pid: int) -> str:
-    """The state as a clause, such as `is stopped (SIGSTOP)`, that follows the name of a local process."""
+    """The state of a local process as a clause that follows its name, such as `is stopped (SIGSTOP)`."""
     try:
         status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:

@@ -27,10 +27,10 @@ class Rows:
     vocab_size: int
     mds: MdsFolder = field(repr=False)
     decode: Callable[[Mapping[str, Any]], Row] = field(repr=False)
-    """Converts a sample to a row; raises ValueError."""
+    """A function that converts a sample to a row, and raises ValueError for an invalid sample."""
     end_of_text: int | None = None
-    """The token that ends each document. If the last document of a row does not end with it, it continues in the next
-    row. None if documents are never split."""
+    """The token that ends each document. If the last document of a row does not end with this token, the document
+    continues in the next row. None if documents are never split."""
 
     @property
     def shard_sizes(self) -> np.ndarray:
@@ -42,7 +42,8 @@ class Rows:
         return self.mds.remote is not None
 
     def read(self, row_id: int) -> Row:
-        """Read a row. Fetches its shard if it is not local. Raises DataError if that fails or the row is invalid."""
+        """Read a row. If its shard is not local, it is fetched. Raises DataError if the shard cannot be fetched or the
+        row is invalid."""
         sample = self.mds.read(row_id)
         try:
             row = self.decode(sample)
@@ -52,7 +53,7 @@ class Rows:
         return row
 
     def prefetch(self, row_ids: np.ndarray) -> None:
-        """Start to fetch the shards of these rows that are not local, in threads of this process."""
+        """Start threads that fetch those shards of these rows that are not local."""
         shards = np.searchsorted(self.mds.ends, row_ids, side="right")
         self.mds.prefetch(dict.fromkeys(shards.tolist()))
 

@@ -1,7 +1,8 @@
-"""Keep the downloaded shards of remote streams below a limit: shards that are not needed are evicted.
+"""Keep the total size of downloaded shards below a limit, by evicting shards that are not needed. The plan defines
+which shards the next batches need, so a shard that is needed again in the same epoch is not evicted.
 
-The plan knows which shards the next batches need, so a shard that is needed again in the same epoch is not evicted. A
-limit that is too small for the shards needed at once is an error, because shards would be downloaded over and over.
+If the limit is too small for the shards that are needed at the same time, an error is raised, because shards would be
+downloaded again and again.
 """
 
 import math
@@ -15,17 +16,20 @@ from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 
 _BEHIND = 1
-"""Maximum number of batches by which another rank may be behind, because all ranks have completed the last step."""
+"""Maximum number of batches by which another rank can be behind: only 1, because all ranks have completed the last
+step."""
 
 
 class ShardCache:
-    """The local shards of a run's remote streams. Used by one process per node."""
+    """The local copies of the shards of a run's remote streams. One process per node uses this class."""
 
     def __init__(self, streams: Mapping[str, Rows], plan: RowPlan, config: DataLoaderConfig) -> None:
-        """Raises ConfigError if cache_limit is smaller than the shards that are needed at once."""
+        """Raises ConfigError if cache_limit is smaller than the total size of the shards that are needed at the same
+        time."""
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
-        # A worker prefetches batches, and requests the shards of the batches after them, before the next make_room.
+        # Before the next make_room, workers may prefetch this many batches and request the shards of the batches after
+        # them.
         self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)
@@ -58,8 +62,8 @@ class ShardCache:
             too_much -= self._here.pop((name, shard))
 
     def downloads(self, batch: int) -> dict[str, tuple[int, int]]:
-        """Stream -> (shards downloaded to this node since the first make_room, shards of the rows up to the batch, each
-        counted once per epoch)."""
+        """For each stream: the number of shards downloaded to this node since the first make_room, and the number of
+        shards that the rows drawn up to the batch are in, each counted once per epoch."""
         assert self._first is not None
         begun = self._plan.n_shards(self._first, batch)
         return {
@@ -78,6 +82,7 @@ class ShardCache:
             return
         parts = ", ".join(f"{f'{name} ' if name else ''}{format_bytes(need)}" for name, need in needs.items())
         raise ConfigError(
-            f"{message}, but {format_bytes(sum(needs.values()))} are needed at once ({parts}: the shard windows of "
+            f"{message}, but {format_bytes(sum(needs.values()))} are needed at the same time ({parts}: the shard "
+            "windows of "
             f"{n_batches} batches): raise it, write smaller shards, or remove it to keep all shards"
         )

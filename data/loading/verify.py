@@ -13,7 +13,7 @@ class BrokenShard:
     file: str
     first: int
     last: int
-    """Index of its first and last sample in the whole folder, from 0."""
+    """Indices of its first and last sample, counted from 0 over the whole folder."""
     why: str
 
 
@@ -23,12 +23,12 @@ class Verification:
     n_shards: int
     n_samples: int
     unhashed: int
-    """Number of shards without a hash in the index, of which only size and header were checked."""
+    """Number of shards for which the index has no hash, so that only their size and header were checked."""
     broken: list[BrokenShard]
 
 
 def verify(source: Rows | MdsFolder | Path) -> Verification:
-    """Read every shard, regardless of earlier checks. Shards of a remote that are not local are fetched.
+    """Read every shard, even if it was checked before. Shards that are not local are fetched from the remote.
 
     Raises ConfigError or DataError if the index is missing or invalid.
     """

@@ -1,4 +1,4 @@
-"""The initialization of a loader's worker process: which signals it handles, and when it ends."""
+"""Initialization of a loader's worker process: which signals it handles, and when it ends."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ _OF_THE_RUN = (signal.SIGINT, signal.SIGUSR1)
 
 
 class BeginWorker:
-    """A `worker_init_fn`. Schedulers and terminals send signals to all processes of a run, but workers are needed until
-    the training process, which also gets the signal, has finished its step."""
+    """A `worker_init_fn` that makes workers ignore the signals that schedulers and terminals send to all processes of a
+    run. Workers are needed until the training process, which also gets the signal, has finished its step."""
 
     def __init__(self) -> None:
         self._show: Callable[[int], None] | None = shown_in_workers()
@@ -30,7 +30,7 @@ class BeginWorker:
 
 
 def _ignore_signals_of_others(parent: int) -> None:
-    """Only a SIGTERM from the parent ends the worker. The parent sends it if the worker does not end by itself."""
+    """Only a SIGTERM from the parent ends the worker. The parent sends it if the worker does not exit when asked to."""
     for number in _OF_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not available on macOS

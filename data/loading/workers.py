@@ -1,4 +1,4 @@
-"""The worker processes of a loader: which worker owes a batch, and its state in the system."""
+"""The worker processes of a loader: which worker must deliver the next batch, and the state of its process."""
 
 import re
 import signal
@@ -12,24 +12,26 @@ from data.base.errors import DataError
 from data.loading import processes
 
 _ENDED = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)[^)]*\)\s*(.*)")
-"""torch's message about a worker that has ended. torch raises it in the main thread, at any point."""
+"""Matches torch's message about a worker that has ended. torch raises this error in the main thread, at any point of
+the program."""
 
 _CHECK_SECONDS = 0.5
 """Seconds between two checks for late workers."""
 _REPORT_SECONDS = 1.0
-"""Seconds within which the system reports the end of a process whose connections are broken."""
-_HINT = "num_workers: 0 reads in the training process, and shows where"
+"""Seconds to wait until the system reports that a process with broken connections has ended."""
+_HINT = "with num_workers: 0 the training process reads the data, and an error shows where"
 
 
 class Workers:
     """The worker processes of one rank's loader during one iteration. Batch n comes from worker n % len(pids).
 
-    torch's timeout does not cover a worker that is stopped after it has announced a batch, because the tensors are
-    fetched from the worker. A worker that is late is killed, which makes torch raise an error in the main thread.
+    torch's timeout has no effect if a worker is stopped after it has announced a batch, because torch then fetches the
+    tensors from the worker without a time limit. A worker that is late is killed, which makes torch raise an error in
+    the main thread.
     """
 
     def __init__(self, name: str, pids: Sequence[int]) -> None:
-        """name: name of the loader, such as `rank 1's train_loader`."""
+        """name: the name of the loader, such as `rank 1's train_loader`."""
         self._name, self._pids = name, list(pids)
         self._wait: _Wait | None = None
         self._late: DataError | None = None
@@ -48,13 +50,15 @@ class Workers:
 
     @contextmanager
     def waited_for(self, given: int | None, due: int, seconds_left: Callable[[], float]) -> Iterator[None]:
-        """given: batches of this iteration so far; None before it has begun. due: the number of the next batch."""
+        """given: number of batches that this iteration has returned; None if the iteration has not begun. due: the
+        number of the next batch."""
         self._wait = _Wait(given=given, due=due, seconds_left=seconds_left, since=time.monotonic())
         yield
         self._wait = None
 
     def named(self, error: BaseException, given: int, due: int) -> DataError | None:
-        """A DataError for torch's error about a worker that has ended; None for other errors, and for other loaders."""
+        """A DataError that replaces torch's error about a worker that has ended. None for other errors, and for workers
+        of other loaders."""
         raised = self._error_of_an_end(error)
         if self._late is not None:
             return self._late
@@ -70,8 +74,9 @@ class Workers:
         )
 
     def _error_of_an_end(self, error: BaseException) -> BaseException:
-        """The error that torch raises, once, when a worker has ended. The worker's connections break shortly before, so
-        an error of a connection comes first, and torch would raise while that error is handled."""
+        """torch's error about a worker that has ended. torch raises it only once. The worker's connections break
+        shortly before, so the first error is a connection error, and torch's error would be raised while the connection
+        error is handled."""
         if not isinstance(error, (OSError, EOFError)):
             return error
         deadline = time.monotonic() + _REPORT_SECONDS
@@ -91,7 +96,7 @@ class Workers:
                 late = wait.given % len(self._pids) if wait.given is not None else (stopped or [0])[0]
                 self._late = self._lateness(late, wait)
                 for number in stopped:
-                    # A stopped worker cannot be ended in another way.
+                    # A stopped worker only ends if it is continued or killed.
                     processes.kill(self._pids[number], signal.SIGCONT if number != late else signal.SIGKILL)
                 processes.kill(self._pids[late])
                 return
@@ -99,9 +104,9 @@ class Workers:
     def _lateness(self, number: int, wait: "_Wait") -> DataError:
         pid, seconds = self._pids[number], time.monotonic() - wait.since
         if processes.is_stopped(pid):
-            hint = "find out which process sends SIGSTOP to processes of this machine"
+            hint = "find out which process sends SIGSTOP to processes on this machine"
         else:
-            hint = f"check for a file system that hangs, or raise deadlines.data; {_HINT}"
+            hint = f"check whether a file system hangs, or raise deadlines.data; {_HINT}"
         return DataError(
             f"{self._named(number)} {processes.state(pid)} and has not delivered batch {wait.due} within "
             f"{seconds:.3g} s (deadlines.data): {hint}"

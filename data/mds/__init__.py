@@ -1,4 +1,4 @@
 """Local and remote MDS folders: index, shards, download, upload, and a writer that can resume.
 
-The packages that read samples define what they mean.
+The meaning of the samples is defined in the packages that read them.
 """

@@ -1,7 +1,7 @@
 """Fetch a folder's shards on demand: download or decompress them, and verify them.
 
-Streaming's downloaders are used, but with our own locks, time limits and checks. Any number of ranks and workers of a
-node may request the same shard: one process fetches it, and no process waits without a time limit.
+Streaming's downloaders are used, with our own locks, time limits and checks. Any number of ranks and workers on a node
+may request the same shard. One of these processes fetches it, and the others wait with a time limit.
 """
 
 import os
@@ -24,24 +24,25 @@ from data.mds.shard_files import ShardFiles
 from data.stores.failures import FetchError
 
 _AHEAD = 4
-"""Shards that are fetched in parallel."""
+"""Number of shards that are fetched in parallel."""
 
 
 class ShardFetcher:
-    """Fetches the shards of a folder by their numbers. Workers that are forked later can use it."""
+    """Fetches the shards of a folder, identified by their numbers. It can be used in workers that are forked later."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
         self._checked = CheckedShards(files)
-        # One folder per machine: on a shared disk whose locks are local to each machine, machines must not delete each
-        # other's downloads.
+        # Each machine has its own folder, because machines must not delete each other's downloads on a shared disk
+        # whose locks are local to each machine.
         self._downloads = files.work / ".downloads" / platform.node()
         self._log = DownloadLog(self._downloads / "downloaded.jsonl")
         self._ready: set[int] = set()
         self._ahead: _Prefetcher | None = None
 
     def check(self) -> None:
-        """Check size, header and hash of the local shards once, and that the remote has the others in the right sizes.
+        """Check the size, header and hash of each local shard once, and check that the remote has the other shards with
+        the right sizes.
 
         Raises DataError for the first defect.
         """
@@ -54,7 +55,8 @@ class ShardFetcher:
             self._check_remote(to_fetch)
 
     def ensure(self, number: int) -> None:
-        """Make sure that the shard is local, complete and verified. This process or another one fetches it.
+        """Make sure that the shard is local, complete and verified. If it is not local, this process fetches it, or
+        waits for another process that does.
 
         Raises DataError at most a minute after the last byte was received.
         """
@@ -62,12 +64,13 @@ class ShardFetcher:
             return
         if not self._files.file(number).exists():
             self._fetch_unless_another_does(number)
-        # Its hash is already verified: a fetched shard is only renamed to its final name after that.
+        # Its hash was already verified, because a fetched shard only gets its final name after that.
         self._files.check(number, hashes=False)
         self._ready.add(number)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Start to fetch the shards in this order, in threads of this process. Errors are raised by `ensure`."""
+        """Start to fetch the shards in this order, in threads of this process. Errors are raised when `ensure` is
+        called."""
         wanted = [number for number in shards if not self._is_ready(number)]
         if not wanted:
             return
@@ -86,7 +89,7 @@ class ShardFetcher:
         return self._log.count()
 
     def _is_ready(self, number: int) -> bool:
-        """Whether the shard is verified and still local: any process may have evicted a downloaded shard."""
+        """Whether the shard is verified and still local. A downloaded shard may have been evicted by any process."""
         return number in self._ready and (self._files.remote is None or self._files.file(number).exists())
 
     def _check_remote(self, to_fetch: list[int]) -> None:
@@ -113,7 +116,7 @@ class ShardFetcher:
                     self._fetch(number, downloads, silence)
 
     def _fetch(self, number: int, downloads: Path, silence: Silence) -> None:
-        """Fetch the shard while holding its lock. Any content of `downloads` is left over from a killed process."""
+        """Fetch the shard while its lock is held. Any files in `downloads` were left there by a killed process."""
         file = self._files.file(number)
         shutil.rmtree(downloads, ignore_errors=True)
         try:
@@ -141,7 +144,7 @@ class ShardFetcher:
         return whole
 
     def _packed(self, number: int, downloads: Path, silence: Silence) -> Path:
-        """The shard's file as stored in the remote, verified. It is local already, or downloaded."""
+        """The shard's file in the form in which the remote stores it, verified. It is downloaded if it is not local."""
         packed, sent = self._files.packed(number), self._files.sent(number)
         if packed.exists():
             defect = file_defect(packed, sent)
@@ -163,7 +166,7 @@ class ShardFetcher:
 
 
 class _Prefetcher:
-    """Threads that fetch shards in the requested order, in the process in which they were started."""
+    """Threads that fetch shards in the requested order. They exist only in the process that started them."""
 
     def __init__(self, ensure: Callable[[int], None]) -> None:
         self.pid = os.getpid()

@@ -1,6 +1,7 @@
-"""An MDS folder, local or remote. Opening validates its index; shards are checked once and fetched on demand.
+"""An MDS folder, local or remote. When it is opened, its index is validated.
 
-Streaming provides the format, decoding, hashes, compression and the download itself.
+Shards are checked once, and fetched on demand. Streaming's code is used for the format, decoding, hashes, compression
+and downloads.
 """
 
 import json
@@ -26,7 +27,7 @@ from data.mds.writer import INDEX, MANIFEST
 
 
 class MdsFolder:
-    """The samples of an MDS folder, numbered from 0 over all shards. Workers that are forked later can use it.
+    """The samples of an MDS folder, numbered from 0 over all shards. It can be used in workers that are forked later.
 
     With a remote, shards are downloaded into `folder` on demand and stay there until they are evicted. Compressed
     shards are decompressed next to the compressed files, or below `cache_dir` if the folder is read-only.
@@ -49,23 +50,25 @@ class MdsFolder:
         """Number of samples in each shard, int64."""
         self.n_samples = int(self.shard_sizes.sum())
         self.n_bytes = sum(shard.raw_data.bytes for shard in self.shards)
-        """Size of all shards in bytes, decompressed."""
+        """Total size of all shards in bytes, when decompressed."""
 
     @classmethod
     def open(
         cls, *, local: str | None, remote: str | None, split: str | None, cache_dir: str, hint: str | None = None
     ) -> "MdsFolder":
-        """Read the index, and download it and the manifest if there is a remote. No shard is downloaded.
+        """Read the index. If there is a remote, the index and the manifest are downloaded first. No shard is
+        downloaded.
 
-        A remote without `local` gets a folder below cache_dir. Raises ConfigError if the index does not exist or cannot
-        be read, and DataError if it is invalid or differs from the index of the shards in `local`.
+        If `local` is not given, the remote is downloaded into a folder below cache_dir. Raises ConfigError if the index
+        does not exist or cannot be read, and DataError if it is invalid or differs from the index of the shards in
+        `local`.
         """
         part = PurePosixPath(split or "")
         if part.is_absolute() or ".." in part.parts:
             raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
         if local is None:
             assert remote is not None
-            # The saved config of a run has no login, and must lead to the same folder.
+            # The saved config of a run contains no login, but must result in the same folder.
             named = without_login(remote.rstrip("/"))
             local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(named)}")
         folder = Path(local) / part
@@ -89,7 +92,7 @@ class MdsFolder:
 
     @property
     def is_rows(self) -> bool:
-        """Whether the samples are prepared rows. Otherwise they still have to be tokenized."""
+        """Whether the samples are prepared rows. Otherwise, they must be tokenized first."""
         return any(set(form) <= set(self.columns) for form in ROW_FORMS)
 
     @cached_property
@@ -116,14 +119,14 @@ class MdsFolder:
         return np.cumsum(self.shard_sizes)
 
     def place(self, sample: int) -> tuple[int, int]:
-        """The shard's number, and the sample's index in the shard."""
+        """The number of the shard that contains the sample, and the sample's index in the shard."""
         shard = int(np.searchsorted(self.ends, sample, side="right"))
         return shard, sample - int(self.ends[shard] - self.shard_sizes[shard])
 
     def read(self, sample: int) -> dict[str, Any]:
-        """Column -> value. Fetches the shard first if it is not local.
+        """The sample as a mapping from columns to values. Its shard is fetched if it is not local.
 
-        Raises DataError if that fails, or if the shard was deleted or damaged after it was checked.
+        Raises DataError if the shard cannot be fetched, or was deleted or damaged after it was checked.
         """
         shard, place = self.place(sample)
         self.ensure(shard)
@@ -150,26 +153,28 @@ class MdsFolder:
             f"row {place} of {self.file(shard)} cannot be read ({why}): {hint or self._files.hint_of(shard)}"
         )
 
-    # The shards' files.
+    # Files of the shards
 
     def file(self, shard: int) -> Path:
         """Path of the shard's decompressed file, which may not exist yet."""
         return self._files.file(shard)
 
     def here(self) -> list[int]:
-        """The shards that are local."""
+        """Numbers of the shards that are local."""
         return self._files.here()
 
     def bytes_of(self, shard: int) -> int:
-        """Size of the shard in bytes, decompressed."""
+        """Size of the shard in bytes, when decompressed."""
         return self.shards[shard].raw_data.bytes
 
     def defect(self, shard: int) -> str | None:
-        """How the shard's size, header or hash differ from the index, in words that follow the file's name; or None."""
+        """How the shard's size, header or hash differs from the index, written to follow the file's name; None if it
+        matches."""
         return self._files.defect(shard)
 
     def check(self) -> None:
-        """Verify each local shard once, and that the remote has the others. Raises DataError for the first defect."""
+        """Verify each local shard once, and check that the remote has the others. Raises DataError for the first
+        defect."""
         self._fetcher.check()
 
     def ensure(self, shard: int) -> None:
@@ -178,7 +183,8 @@ class MdsFolder:
         self._fetcher.ensure(shard)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Start to fetch the shards in this order, in threads of this process. Errors are raised by `read`."""
+        """Start to fetch the shards in this order, in threads of this process. Errors are raised when `read` is
+        called."""
         self._fetcher.prefetch(shards)
 
     def evict(self, shard: int) -> None:

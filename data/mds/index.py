@@ -1,7 +1,8 @@
-"""The index.json of an MDS folder: found or downloaded, and validated before Streaming's readers use it.
+"""Find or download the index.json of an MDS folder, and validate it before Streaming's readers use it. Streaming does
+not validate it.
 
-Streaming does not validate it: a basename can point outside the folder (also for eviction), the encoding `pkl` runs
-code, and a false count only shows as garbage in the middle of a run.
+A basename could point outside the folder, and that file would be read or evicted; the encoding `pkl` runs code; and a
+wrong sample count would only show as invalid data in the middle of a run.
 """
 
 import functools
@@ -39,11 +40,11 @@ _SHARD_KEYS = {
     "zip_data",
 }
 _MAX_BYTES = 2**32 - 1
-"""Maximum size of a shard, because its offsets are uint32."""
+"""Maximum size of a shard in bytes. The offsets in a shard are uint32."""
 
 
 def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
-    """Raises ConfigError if the folder has no index. The message lists the splits that have one."""
+    """Raises ConfigError if the folder has no index. The message lists the splits that have an index."""
     if (folder / INDEX).exists():
         return
     base = folder.parent if split else folder
@@ -71,8 +72,8 @@ def fetch_index(folder: Path, remote: str, value: str, split: str | None) -> Non
         got = fetch(f"{remote}/{INDEX}", downloads, waits=WAITS[:1])
         if index.exists() and index.read_bytes() != got.read_bytes():
             raise DataError(
-                f"{folder} was downloaded from another dataset than {remote}: the {INDEX} differs. Delete that folder, "
-                "or set local to another folder"
+                f"{folder} was not downloaded from {remote}, because the {INDEX} differs: delete that folder, or set "
+                "local to another folder"
             )
         if not (folder / MANIFEST).exists():
             _fetch_manifest(folder, remote, downloads)
@@ -94,7 +95,7 @@ def _fetch_manifest(folder: Path, remote: str, downloads: Path) -> None:
     try:
         fetch(f"{remote}/{MANIFEST}", downloads, waits=WAITS[:1]).rename(folder / MANIFEST)
     except FetchError as error:
-        # A bucket that may not be listed answers "permission denied" for a missing file.
+        # A bucket that does not permit listing answers "permission denied" for a missing file.
         if not (error.absent or error.denied):
             raise
 
@@ -104,19 +105,20 @@ class Index:
     """The content of an index.json."""
 
     shards: list[Any]
-    """Streaming's reader of each shard, without its folder. Empty shards are left out."""
+    """Streaming's reader for each shard, without the path of the folder. Empty shards are left out."""
     columns: dict[str, str]
     """Name -> encoding of the columns that are the same in all shards."""
     notes: list[str]
-    """Messages for the user, in words that follow the folder's name."""
+    """Messages for the user, written to follow the folder's name."""
 
 
 def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
-    """Validate and parse an index. `forms`: the sets of columns by which samples are recognized.
+    """Validate and parse an index. `forms` are the sets of columns that identify a format of samples. Raises DataError
+    with the first defect, written to follow the file's name.
 
-    Raises DataError with the first defect, in words that follow the file's name. Afterwards: format, version and all
-    encodings are known; all shards have the same columns of those in `forms` and at least one column in common; every
-    file name stays in the folder and is unique; the sample counts are possible for the file sizes.
+    For a valid index, the format, the version and all encodings are supported; all shards have the same subset of the
+    columns in `forms`, and at least one column in common; each file name is unique and refers to a file in the folder;
+    and the sample counts are possible for the file sizes.
     """
     try:
         index = json.loads(content)
@@ -129,9 +131,9 @@ def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
     _need(bool(shards), "lists no shards, so there are no samples")
     readers = {number: _parse_shard(shard, f"shards[{number}]") for number, shard in enumerate(shards)}
     _check_names_differ(list(readers.values()))
-    # MDSWriter writes an empty shard before a first sample that is larger than its size_limit.
+    # MDSWriter writes an empty first shard if the first sample is larger than its size_limit.
     full = {number: reader for number, reader in readers.items() if reader.samples}
-    _need(bool(full), f"lists {len(shards)} shards, all of them empty, so there are no samples")
+    _need(bool(full), f"lists {len(shards)} shards, all of which are empty, so there are no samples")
     columns, in_some = _common_columns(full, {name for form in forms for name in form})
     notes = []
     if empty := len(shards) - len(full):
@@ -143,9 +145,10 @@ def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
 
 
 def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tuple[dict[str, str], Counter[str]]:
-    """Name -> encoding of the columns that all shards have, and for each other column the number of shards with it.
+    """The columns that all shards have, with their encodings, and for each other column the number of shards that have
+    it.
 
-    Raises DataError if a needed column is missing in a shard or has different encodings.
+    Raises DataError if a required column is missing in a shard, or has different encodings.
     """
     number, reader = next(iter(readers.items()))
     first = columns_of(reader)
@@ -161,7 +164,7 @@ def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tupl
         if differ or not common:
             names = listed(f"{name} {encoding}" for name, encoding in columns.items())
             raise DataError(
-                f"has other columns in shards[{other}] ({names}) than in shards[{number}], but "
+                f"has different columns in shards[{other}] ({names}) and in shards[{number}], but "
                 f"{differ[0] if differ else 'at least one'} must be the same in all shards"
             )
     in_some = Counter({name: count for name, count in n_shards.items() if count < len(readers)})
@@ -237,7 +240,7 @@ def _check_compression(shard: Mapping[str, Any], place: str) -> None:
 def _check_counts(shard: Mapping[str, Any], place: str) -> None:
     samples, n_bytes = shard["samples"], shard["raw_data"]["bytes"]
     _need(_is_count(samples, 0), f"has {place}.samples {_short(samples)}, but it must be an integer of at least 0")
-    # The sample count, the offsets, and at least one byte per sample.
+    # Minimum size: the sample count, the offsets, and at least one byte per sample.
     least = 4 * (samples + 2) + samples
     if samples == 0 and n_bytes != (n_empty := _bytes_without_samples(shard)):
         raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes instead of {n_empty}")
@@ -247,7 +250,7 @@ def _check_counts(shard: Mapping[str, Any], place: str) -> None:
 
 
 def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
-    """Size of an empty shard written by MDSWriter: the count, one offset, and a header in JSON."""
+    """Size of an empty shard written by MDSWriter, which contains the count, one offset, and a header in JSON."""
     header = {key: value for key, value in shard.items() if key not in ("raw_data", "samples", "zip_data")}
     return 8 + len(json.dumps(header, sort_keys=True))
 
@@ -280,7 +283,7 @@ def _check_file(info: Any, place: str) -> None:
         raise DataError(f"has {place} {_short(info)}, but it must have basename, bytes and hashes")
     name, n_bytes, hashes = info["basename"], info["bytes"], info["hashes"]
     if not _stays_inside(name):
-        raise DataError(f"has {place}.basename {_short(name)}, but it must be a plain file name inside the folder")
+        raise DataError(f"has {place}.basename {_short(name)}, but it must be the name of a file inside the folder")
     _need(_is_count(n_bytes), f"has {place}.bytes {_short(n_bytes)}, but it must be an integer of at least 1")
     _need(isinstance(hashes, dict), f"has {place}.hashes {_short(hashes)}, but it must be an object")
     for algorithm, digest in hashes.items():
@@ -289,7 +292,8 @@ def _check_file(info: Any, place: str) -> None:
 
 
 def _stays_inside(name: Any) -> bool:
-    """Whether the name is a file below the folder (`merge_index` writes subfolders) that can be a shard."""
+    """Whether the name is valid for a shard's file in the folder or a subfolder (`merge_index` writes names with
+    subfolders)."""
     if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
         return False
     if path_defect(name) is not None:

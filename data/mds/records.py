@@ -1,4 +1,4 @@
-"""Records about a folder's shards, one line each: which shards were verified, and which were downloaded."""
+"""Record files of a folder with one line per shard: which shards were verified, and which were downloaded."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from data.mds.shard import algorithm, file_defect
 from data.mds.shard_files import ShardFiles
 
 CHECKED = "checked.jsonl"
-"""Each line has a verified shard's name, size, modification time, number of samples and hash."""
+"""Each line contains the name, size, modification time, number of samples and hash of a verified shard."""
 
 
 class CheckedShards:
-    """The verified shards. Each shard is hashed once, and again if it changes."""
+    """The record of verified shards. Each shard is hashed once, and again after it has changed."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
@@ -51,7 +51,7 @@ class CheckedShards:
         _append(self._files.work / CHECKED, self._state(number))
 
     def _unchecked(self, numbers: list[int]) -> list[int]:
-        """The shards that still have to be hashed. Raises DataError for a shard of the wrong size."""
+        """The shards that must still be hashed. Raises DataError for a shard of the wrong size."""
         files = self._files
         recorded = {line for folder in {files.folder, files.work} for line in _lines(folder / CHECKED)}
         unchecked = []
@@ -70,12 +70,12 @@ class CheckedShards:
 
 
 class DownloadLog:
-    """The shards that processes on this machine have downloaded into a folder so far."""
+    """The record of the shards that processes on this machine have downloaded into a folder."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._counted = 0, 0
-        """Size of the file in bytes, and its number of lines."""
+        """Size of the file in bytes when it was last read, and its number of lines."""
 
     def add(self, info: Any) -> None:
         """Add a downloaded file, given as the index's FileInfo."""
@@ -89,8 +89,8 @@ class DownloadLog:
 
 
 def _append(file: Path, line: str) -> None:
-    # A single short write is appended, so that processes need no lock. If it cannot be written (a full disk), the shard
-    # is checked again next time, or not counted.
+    # Each line is appended with a single short write, so that processes need no lock. If it cannot be written because
+    # the disk is full, the shard is checked again next time, or is not counted.
     with suppress(OSError), file.open("a") as opened:
         opened.write(line + "\n")
 

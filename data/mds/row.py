@@ -1,4 +1,4 @@
-"""The row: its columns and their encoding in MDS folders, and decoders from the supported row formats."""
+"""The definition of a row, the encoding of its columns in MDS folders, and decoders for the supported row formats."""
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -10,34 +10,35 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 DTYPES = {"tokens": np.dtype(np.int32), "loss_mask": np.dtype(np.uint8), "lengths": np.dtype(np.int32)}
-"""dtype of each column that we write, in the order of Row's fields."""
+"""The dtype of each column that we write, in the order of Row's fields."""
 COLUMNS = {name: f"ndarray:{dtype}" for name, dtype in DTYPES.items()}
-"""The names of their MDS encodings."""
+"""The MDS encoding of each of these columns."""
 ROW_FORMS = (tuple(COLUMNS), ("input_ids", "labels"), ("tokens",))
-"""The sets of columns of samples that are prepared rows."""
+"""The sets of columns that identify samples as prepared rows."""
 IGNORED = -100
-"""The label of a token or position that is not trained on."""
+"""The label of a position that is not trained on."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     tokens: np.ndarray
     loss_mask: np.ndarray
-    """1 for tokens that are trained on, else 0."""
+    """1 for tokens that are trained on, 0 for others."""
     lengths: np.ndarray
     """Number of tokens of each document in the row, in order."""
 
     def documents(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and loss mask of each document."""
+        """The tokens and the loss mask of each document."""
         ends = np.cumsum(self.lengths)
         for start, end in zip((ends - self.lengths).tolist(), ends.tolist(), strict=True):
             yield self.tokens[start:end], self.loss_mask[start:end]
 
     def encode(self) -> bytes:
-        """The row as an encoded MDS sample, the same as from MDSWriter, but with one copy instead of its six.
+        """The row as an encoded MDS sample.
 
-        The format is the size of each column in the order of their names; then, for each column, the width of its
-        length field, the length, and the values.
+        The bytes are the same as those from MDSWriter, but the values are copied once instead of six times. The format
+        is the sizes of all columns, in the order of the column names; then, for each column, the width of its length
+        field, the length, and the values.
         """
         arrays = [getattr(self, name).astype(DTYPES[name], copy=False) for name in sorted(DTYPES)]
         heads = [_head(len(array)) for array in arrays]
@@ -48,15 +49,16 @@ class Row:
 
 @cache
 def _head(n: int) -> bytes:
-    """The header of a one-dimensional array: 4 + log2 of the width of the length field, and the length."""
+    """The header of a one-dimensional array: a byte that is 4 + log2 of the width of the length field, then the
+    length."""
     if n < 1 << 8:
         return struct.pack("<BB", 4, n)
     return struct.pack("<BH", 5, n) if n < 1 << 16 else struct.pack("<BI", 6, n)
 
 
 def decoder(form: tuple[str, ...], eos_token_id: int) -> Callable[[Mapping[str, Any]], Row]:
-    """A function that converts samples with these columns (one of ROW_FORMS) to rows. It can be pickled and raises
-    ValueError."""
+    """A function that converts samples with these columns (one of ROW_FORMS) to rows. It can be pickled, and raises
+    ValueError for an invalid sample."""
     decoders: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Row]] = {
         tuple(COLUMNS): _decode_ours,
         ("input_ids", "labels"): _decode_labels,
@@ -89,7 +91,8 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
 
 @dataclass(frozen=True)
 class _DecodeTokens:
-    """Decodes samples with tokens only. Each document ends with eos; the last one may continue in another row."""
+    """Decodes samples that contain only tokens. Each document ends with eos; the last document may continue in another
+    row."""
 
     eos_token_id: int
 
@@ -102,7 +105,7 @@ class _DecodeTokens:
 
 
 def _row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: ArrayLike) -> Row:
-    """Tokens are not converted. loading/rows.py, which knows the vocabulary, checks their range."""
+    """Tokens keep their dtype. loading/rows.py checks their range, because it knows the size of the vocabulary."""
     return Row(tokens, loss_mask.astype(DTYPES["loss_mask"]), np.asarray(lengths, dtype=DTYPES["lengths"]))
 
 

@@ -1,4 +1,4 @@
-"""Check whether the file of a shard matches the index. The shard's own header is checked too."""
+"""Check whether the file of a shard matches the index. The header of the shard is checked too."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ _BLOCK = 1 << 20
 
 
 def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
-    """How size or hash differ from the index's FileInfo, in words that follow the file's name; None if they match."""
+    """How the file's size or hash differs from the index's FileInfo, written to follow the file's name; None if they
+    match."""
     try:
         size = file.stat().st_size
         if size != info.bytes:
@@ -43,7 +44,7 @@ def check_header(file: Path, reader: Any) -> None:
         except (ValueError, RecursionError, KeyError, TypeError):
             raise DataError("has a header that is not MDS") from None
         if not same:
-            raise DataError("has other columns than index.json lists")
+            raise DataError("does not have the columns that index.json lists")
 
 
 def decompress(packed: Path, whole: Path, compression: str) -> Path:
@@ -59,12 +60,12 @@ def decompress(packed: Path, whole: Path, compression: str) -> Path:
 
 
 def algorithm(info: Any) -> str | None:
-    """The fastest of the file's hash algorithms."""
+    """The fastest of the algorithms for which the index has a hash of the file."""
     return min(info.hashes, key=lambda name: (not name.startswith("xxh"), name), default=None)
 
 
 def _hash(file: Path, name: str) -> str:
-    # Streaming takes its algorithms from these two libraries. Its own hash function loads the whole file into memory.
+    # Streaming's hash algorithms come from these two libraries. Its own hash function loads the whole file into memory.
     digest = getattr(xxhash if name.startswith("xxh") else hashlib, name)()
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):

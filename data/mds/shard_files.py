@@ -1,4 +1,4 @@
-"""The files of a folder's shards: their local and remote paths, and whether they match the index."""
+"""The files of a folder's shards: their local and remote paths, and checks against the index."""
 
 import os
 from contextlib import AbstractContextManager
@@ -14,9 +14,9 @@ from data.mds.shard import check_header, file_defect
 
 
 class ShardFiles:
-    """The files of all shards, by the number of the shard.
+    """The files of all shards, identified by the number of the shard.
 
-    Compressed shards are decompressed next to the compressed files, or in `work` if that is another folder.
+    Compressed shards are decompressed next to the compressed files, or in `work` if `work` is another folder.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class ShardFiles:
         """Errors about a damaged file end with `hint`, which explains how to replace it."""
         self.folder, self.remote, self.shards, self.hint = folder, remote, shards, hint
         self.work = work
-        """The folder for written files: shards, locks and records."""
+        """The folder in which shards, locks and records are written."""
         self._cache_dir = cache_dir
         for shard in shards:
             shard.dirname = str(folder)
@@ -41,15 +41,16 @@ class ShardFiles:
         return Path(self.shards[number].dirname, self.shards[number].raw_data.basename)
 
     def here(self) -> list[int]:
-        """The shards whose file is local."""
+        """Numbers of the shards whose file is local."""
         return [number for number in range(len(self.shards)) if self.file(number).exists()]
 
     def sent(self, number: int) -> Any:
-        """The index's FileInfo of the file in the remote: the compressed file, if there is one."""
+        """The index's FileInfo for the file that the remote has: the compressed file if there is one, else the
+        uncompressed file."""
         return self.shards[number].zip_data or self.shards[number].raw_data
 
     def packed(self, number: int) -> Path:
-        """Path of that file in the local folder; the file may not exist."""
+        """Path of the file that the remote has, in the local folder. It may not exist."""
         return self.folder / self.sent(number).basename
 
     def check(self, number: int, *, hashes: bool = True) -> None:
@@ -59,7 +60,8 @@ class ShardFiles:
             raise DataError(f"{self.file(number)} {defect}: {self.hint_of(number)}")
 
     def defect(self, number: int, *, hashes: bool = True) -> str | None:
-        """The difference that `check` would raise, in words that follow the file's name; None if there is none."""
+        """The text of the error that `check` would raise, written to follow the file's name; None if the file matches
+        the index."""
         defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
         if defect is not None:
             return defect
@@ -70,7 +72,7 @@ class ShardFiles:
         return None
 
     def hint_of(self, number: int) -> str:
-        """How to replace the shard's file."""
+        """A hint on how to replace the shard's file."""
         if self.shards[number].dirname == str(self.folder):
             return self.hint
         return "delete it to decompress it again"
@@ -99,7 +101,8 @@ class ShardFiles:
 
 
 def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) -> Path:
-    """The folder for written files: the folder itself, or a folder below cache_dir if it is read-only."""
+    """The folder in which files are written: the folder itself, or a folder below cache_dir if the folder is
+    read-only."""
     if remote is None and cache_dir and not os.access(folder, os.W_OK):
         name = xxhash.xxh3_64_hexdigest(os.path.realpath(folder).encode() + index)
         return Path(cache_dir) / f"read-only-{name}"
@@ -107,5 +110,5 @@ def work_folder(folder: Path, remote: str | None, index: bytes, cache_dir: str) 
 
 
 def plain_local_errors(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Convert errors of the local file system about a remote's copy into errors that suggest a fix."""
+    """Convert errors of the local file system about the local copy of a remote into errors that suggest a fix."""
     return plain_os_errors(f"local is {str(folder)!r}, but it", "set local to another folder", needed_for=what)

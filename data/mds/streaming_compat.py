@@ -1,6 +1,7 @@
-"""Patches of Streaming's objects. Each has a reason and a probe; a version of Streaming that needs none is unchanged.
+"""Patches of Streaming's objects. Each patch states its reason, and has a probe that finds out whether it is needed; if
+it is not, Streaming is unchanged.
 
-All of them are for mosaicml-streaming 0.13.
+All patches are for mosaicml-streaming 0.13.
 """
 
 import tempfile
@@ -10,9 +11,9 @@ from typing import Any
 
 
 def take_encoded_samples(writer: Any) -> None:
-    """Make MDSWriter.write accept samples that are already encoded, as bytes.
+    """Make MDSWriter.write accept samples that are already encoded as bytes.
 
-    Streaming 0.13 encodes every sample itself, column by column. Our encoding is faster and makes fewer copies in
+    Streaming 0.13 always encodes samples itself, column by column. Our encoding is faster and makes fewer copies in
     memory (data/preparation/rows.py). There is no upstream issue.
     """
     if _takes_encoded_samples(writer):
@@ -24,16 +25,16 @@ def take_encoded_samples(writer: Any) -> None:
 def _takes_encoded_samples(writer: Any) -> bool:
     try:
         return writer.encode_sample(b"probe") == b"probe"
-    except Exception:  # any error means that bytes are not accepted
+    except Exception:  # any error shows that bytes are not accepted
         return False
 
 
 def open_uploader(folder: Path, remote: str) -> Any:
-    """A CloudUploader that sends files of the folder, which may not exist yet. Raises Streaming's errors.
+    """A CloudUploader that sends files from the folder, which may not exist yet. Raises Streaming's errors.
 
-    Streaming 0.13 creates the folder, which the preparation would then mistake for a folder of another program. It also
-    rejects a folder with files in it, which a resumed preparation has (mosaicml/streaming pull request 520, open). So
-    the uploader is created for a temporary folder.
+    Streaming 0.13 creates the folder, and the preparation would then assume that another program owns it. Streaming
+    also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming pull
+    request 520, open). The uploader is therefore created for a temporary folder.
     """
     from streaming.base.storage.upload import CloudUploader
 

@@ -15,11 +15,12 @@ from data.mds.writer import INDEX, MANIFEST, MadeFrom, file_of, read_json, refus
 from data.stores.failures import FetchError
 
 UPLOADS = 8
-"""Files that are sent in parallel."""
+"""Maximum number of files that are sent in parallel."""
 
 
 class Remote:
-    """A remote folder, such as s3://bucket/prefix. It is checked before the preparation and written after it."""
+    """A remote folder, such as s3://bucket/prefix. It is checked before the preparation starts, and written after it is
+    complete."""
 
     def __init__(self, remote: str, folder: Path, made_from: MadeFrom) -> None:
         """Raises ConfigError if the remote is not writable or contains another dataset."""
@@ -38,11 +39,14 @@ class Remote:
             refuse_other(self.remote, manifest.get("made_from", {}), made_from)
             self.whole = index is not None
         elif index is not None:
-            raise ConfigError(f"{remote!r} has an {INDEX}, but no {MANIFEST}, so it is not ours: name another folder")
+            raise ConfigError(
+                f"{remote!r} has an {INDEX}, but no {MANIFEST}, so it was not written by Dropless: "
+                "choose another folder"
+            )
 
     def send(self) -> None:
-        """Upload the folder: first the manifest, which marks an incomplete folder as ours, and last the index, which
-        marks the folder as complete.
+        """Upload the folder. The manifest is sent first, so that an incomplete folder is recognized when the upload is
+        repeated, and the index is sent last, because it marks the folder as complete.
 
         Shards that the remote already has are not sent again. Raises DataError if some files cannot be sent.
         """

@@ -1,7 +1,8 @@
-"""Write an MDS folder in windows, so that a killed run can be resumed from its last complete window.
+"""Write an MDS folder in windows, so that a killed run can be resumed after its last complete window.
 
-Until the last window is written, all files are in the subfolder `unfinished/`, with a journal of what is done. Then the
-shards are moved up, `manifest.json` is written, and `index.json` is written last: a folder with an index is complete.
+Until the last window is written, all files are in the subfolder `unfinished/`, with a journal of the completed windows.
+Then the shards are moved up to the folder, `manifest.json` is written, and `index.json` is written last, because a
+folder with an index is complete.
 """
 
 import json
@@ -19,16 +20,17 @@ UNFINISHED = "unfinished"
 SHARD_BYTES = 8 << 20
 
 Sample = dict[str, Any] | bytes
-"""Column -> value, or the encoded sample."""
+"""A mapping from columns to values, or the encoded sample."""
 MadeFrom = Mapping[str, Any]
-"""Everything that determines the folder's bytes, by name, as plain JSON values."""
+"""Everything that determines the folder's bytes, as a mapping from names to plain JSON values."""
 
 
 class Shards:
     """The folder and its journal. Only one process at a time may use it: see data/base/locks.py."""
 
     def __init__(self, folder: Path, made_from: MadeFrom, compression: str | None) -> None:
-        """Resume what a killed process has written. Raises ConfigError if the folder contains other files."""
+        """Start a new folder, or resume one that a killed process has begun. Raises ConfigError if the folder contains
+        other files."""
         self.folder, self.made_from, self.compression = folder, made_from, compression
         self.unfinished = folder / UNFINISHED
         self.entries: list[dict[str, Any]] = []
@@ -49,7 +51,8 @@ class Shards:
     def write_window(
         self, columns: dict[str, str], samples: Iterable[Sample], state: Callable[[], dict[str, Any]]
     ) -> None:
-        """Write the samples to new shards. The shards and the state() after them count once the journal is written."""
+        """Write the samples to new shards, then record these shards and the result of state() in the journal. Only
+        recorded shards are kept on a resume."""
         entries = self._write_shards(columns, samples)
         for entry in entries:
             name = f"shard.{len(self.entries):05}.mds"
@@ -64,7 +67,7 @@ class Shards:
         self._write_journal()
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Complete the folder."""
+        """Complete the folder, so that it has its manifest and index."""
         for entry in self.entries:
             name = file_of(entry)["basename"]
             if (self.unfinished / name).exists():
@@ -82,9 +85,7 @@ class Shards:
             self.folder.rmdir()
 
     def _write_shards(self, columns: dict[str, str], samples: Iterable[Sample]) -> list[dict[str, Any]]:
-        from streaming import (
-            MDSWriter,
-        )  # the import takes seconds, and is not needed when the rows are already prepared
+        from streaming import MDSWriter  # the import takes seconds, and is not needed for rows that exist
 
         shutil.rmtree(self.unfinished / "window", ignore_errors=True)
         writer = MDSWriter(
@@ -122,7 +123,7 @@ class Shards:
                 )
 
     def _clear(self) -> None:
-        """Remove files written after the last window."""
+        """Remove files that were written after the last complete window."""
         keep = {"journal.json", *(file_of(entry)["basename"] for entry in self.entries)}
         for path in self.unfinished.iterdir():
             if path.is_dir():
@@ -132,17 +133,19 @@ class Shards:
 
 
 def file_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The index entry's FileInfo of the shard's file on disk: the compressed file, if there is one."""
+    """The FileInfo of the shard's file on disk, from the index entry: the compressed file if there is one, else the
+    uncompressed file."""
     return entry["zip_data"] or entry["raw_data"]
 
 
 def is_whole(folder: Path, made_from: MadeFrom) -> bool:
-    """Whether the folder is complete. Raises ConfigError if it is complete, but was made from something else."""
+    """Whether the folder is complete. Raises ConfigError if it is complete, but was prepared from other data or
+    settings."""
     if not (folder / INDEX).exists():
         return False
     if not (folder / MANIFEST).exists():
         raise ConfigError(
-            f"{folder} has an {INDEX}, but no {MANIFEST}, so it was not prepared here: name another folder"
+            f"{folder} has an {INDEX}, but no {MANIFEST}, so it was not prepared by Dropless: choose another folder"
         )
     refuse_other(folder, read_json(folder / MANIFEST).get("made_from", {}), made_from)
     return True
@@ -169,15 +172,16 @@ def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
     changed = [f"{setting(key)} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
     if changed:
         raise ConfigError(
-            f"{folder} was made from something else ({'; '.join(changed)}): name another folder, or delete this one"
+            f"{folder} was prepared from other data or settings ({'; '.join(changed)}): choose another folder, or "
+            "delete this one"
         )
 
 
 def refuse_names_in_the_way(folder: Path) -> None:
-    """Raises ConfigError if the folder has files of another program with the names that we write."""
+    """Raises ConfigError if the folder contains files of another program that have the names of our files."""
     there = [name for name in (INDEX, MANIFEST) if (folder / name).exists()]
     unfinished = folder / UNFINISHED
-    # A run that was killed at its start has not written a journal yet.
+    # A run that was killed early may not have written a journal yet.
     if unfinished.exists() and (
         not unfinished.is_dir() or {path.name for path in unfinished.iterdir()} - {"journal.tmp"}
     ):
@@ -185,7 +189,7 @@ def refuse_names_in_the_way(folder: Path) -> None:
     there += sorted(path.name for path in folder.glob("shard.*.mds*"))
     if there:
         raise ConfigError(
-            f"{folder} already contains {there[0]}, which does not belong to a preparation that can be resumed: name "
+            f"{folder} already contains {there[0]}, which does not belong to a preparation that can be resumed: choose "
             "another folder, or remove it"
         )
 

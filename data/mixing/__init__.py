@@ -1,4 +1,4 @@
-"""Computes the rows of each batch: the order of rows in closed form, the conversion of stages to batches, and resuming.
+"""Which rows are in each batch: the row order in closed form, the conversion of stages to batches, and resuming.
 
 This package reads no rows.
 """

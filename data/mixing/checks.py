@@ -1,4 +1,4 @@
-"""Errors and notes about a config and the segment that its stages were converted to."""
+"""Errors and notes about a config and the segment to which its stages were converted."""
 
 import math
 
@@ -11,7 +11,7 @@ from data.mixing.streams import Streams
 
 
 def check_size(streams: Streams, global_batch_size: int) -> None:
-    """Raises DataError if all streams together have fewer rows than one global batch."""
+    """Raises DataError if all streams together have fewer rows than a global batch needs."""
     n_rows = sum(shape.n_rows for shape in streams.shapes.values())
     if n_rows < global_batch_size:
         raise DataError(
@@ -22,7 +22,7 @@ def check_size(streams: Streams, global_batch_size: int) -> None:
 
 
 def normalized_proportions(config: DataLoaderConfig) -> list[str]:
-    """Notes on proportions that do not add up to 1."""
+    """Notes about proportions that do not add up to 1."""
     mixes = {f"stages[{n}].proportions": mix for n, stage in enumerate(config.stages) for mix in stage.mixes()}
     streams = config.dataset.streams or {}
     mixes["the streams' proportions"] = {name: stream.proportion or 0.0 for name, stream in streams.items()}
@@ -34,7 +34,8 @@ def normalized_proportions(config: DataLoaderConfig) -> list[str]:
 
 
 def check_length(stages: list[StageConfig], segment: Segment, max_batches: int | None) -> list[str]:
-    """Notes on stages that end before the run. Raises ConfigError for stages that the run would not complete."""
+    """Notes about stages that end before the run does. Raises ConfigError for stages that the run would not
+    complete."""
     run, ends = max_batches, segment.ends
     if not stages or run is None:
         return []
@@ -51,7 +52,8 @@ def check_length(stages: list[StageConfig], segment: Segment, max_batches: int |
 
 
 def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, clock: Clock) -> None:
-    """Raises ConfigError if a stream's rows would be drawn more often than max_repeats, repeat or choose allow."""
+    """Raises ConfigError if the rows of a stream would be drawn more often than max_repeats, repeat or choose
+    allows."""
     if clock.max_batches is None or clock.counts_epochs:
         return
     end = max(clock.max_batches, segment.first_batch)
@@ -62,13 +64,14 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
         config = configs[name]
         epochs = drawn / shape.n_rows
         allowed = max(config.max_repeats, config.repeat or 0, (config.choose or 0) / shape.n_rows)
-        # An epoch that ends inside a batch may end with that batch, so the stream's part of one batch is not counted.
+        # If an epoch ends inside a batch, the stage may include the whole batch, so the stream's part of one batch is
+        # not counted.
         whole = (due - share * segment.global_batch_size + 1e-6) / shape.n_rows
         if whole >= allowed:
             key = f"streams.{name}.max_repeats" if name else "max_repeats"
             raise ConfigError(
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
-                f"{drawn:,} rows are drawn from {f'stream {name}' if name else 'the dataset'}, {epochs:.2f} times its "
-                f"{shape.n_rows:,} rows: set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
+                f"the run draws {drawn:,} rows from {f'stream {name}' if name else 'the dataset'}, which has only "
+                f"{shape.n_rows:,} ({epochs:.2f} epochs): set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
                 + ("lower its share" if name else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)")
             )

@@ -1,4 +1,4 @@
-"""Which stream each row of a run is drawn from, as a closed form of the position."""
+"""From which stream each row of a run is drawn, computed in closed form from the position."""
 
 import math
 from collections.abc import Sequence
@@ -9,23 +9,24 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A part of the run: each stream's share of the tokens, which changes linearly from one mix to another.
+    """A part of the run in which each stream's share of the tokens changes linearly from one mix to another.
 
-    The mixes are given as shares of rows. If a stream's rows have m tokens on average, its share of the tokens is
-    proportional to its share of rows times m. If the rows of both mixes have the same mean number of tokens, a ramp is
-    linear in rows too.
+    The mixes are given as shares of the rows. If the rows of a stream have m tokens on average, its share of the tokens
+    is proportional to m times its share of the rows. If the rows of both mixes have the same mean number of tokens, a
+    ramp is linear in rows too.
     """
 
     n_rows: float
-    """math.inf for an open last stage, whose shares then stay constant."""
+    """math.inf for a last stage without a fixed length, whose shares are constant."""
     start: np.ndarray
     end: np.ndarray
-    """[S] shares of the rows at its start and at its end. Each sums to 1."""
+    """[S] shares of the rows at the start and at the end of the stage. Each sums to 1."""
     tokens_per_row: np.ndarray | None = None
-    """[S] mean tokens per row of each stream; None: equal for all of them."""
+    """[S] mean tokens per row of each stream; None: the same for all streams."""
 
     def rates(self) -> tuple[float, float]:
-        """Rows per token at its start and at its end, divided by their mean. Their sum is 2."""
+        """Rows per token at the start and at the end of the stage, each divided by the mean of the two, so that their
+        sum is 2."""
         if self.tokens_per_row is None:
             return 1.0, 1.0
         # fsum rounds only once, so the result is the same in every version of Python and on every machine.
@@ -35,43 +36,45 @@ class Stage:
         return 2 * last / (first + last), 2 * first / (first + last)
 
     def shares(self, part: float) -> np.ndarray:
-        """[S] shares of the rows after the fraction `part` (0 to 1) of its rows."""
+        """[S] shares of the rows at the point where the fraction `part` (0 to 1) of the stage's rows has been drawn."""
         first, last = self.rates()
         of_tokens = 2 * part / (first + math.sqrt(first * first + 2 * (last - first) * part))
         return self.start + last * of_tokens / (first + (last - first) * of_tokens) * (self.end - self.start)
 
     def mean(self) -> np.ndarray:
-        """[S] mean shares over all its rows."""
+        """[S] mean shares over all rows of the stage."""
         first, last = self.rates()
         return (first * self.start + last * self.end) / 2
 
 
 class Interleaving:
-    """Maps each row of the run to a stream and a row of it: a merge of the streams by due times.
+    """Maps each row of the run to a row of a stream, by merging the streams in the order of due times.
 
     T_s(x) is the planned number of rows of stream s among the first x rows of the run. Row k of s is due at the x for
-    which T_s is k + 1/2, and the run's order is the order of the due times of all rows. So after every row the number
-    of rows of s differs from T_s by at most 1/2 + S/2 times its largest share.
+    which T_s is k + 1/2, and the run's order is the order of the due times of all rows. After every row, the number of
+    rows drawn from s therefore differs from T_s by at most 1/2 + S/2 times its largest share.
 
-    In a stage of D rows, shares are linear in tokens. Let v in [0, D] be the tokens so far, in units of the stage's
-    mean tokens per row. Stream s has then contributed a_s v + c_s v^2 rows, and all streams R(v) = A v + C v^2 rows,
-    where A and B are the rates of rows per token at the start and at the end, divided by the stage's mean;
-    a_s = A start_s, c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. A row is due at R(v) for the v at which its
-    stream has contributed it, and T_s(x) is computed with the v for which R is x. If A = B = 1, v is x.
+    In a stage of D rows, shares are linear in tokens. Let v in [0, D] be the number of tokens drawn so far in the
+    stage, divided by the stage's mean tokens per row. Then stream s has contributed a_s v + c_s v^2 rows, and all
+    streams together R(v) = A v + C v^2 rows. A and B are the numbers of rows per token at the start and at the end,
+    divided by their mean over the stage; a_s = A start_s, c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. A row is
+    due at R(v) for the v at which its stream has contributed it, and T_s(x) is computed with the v for which R(v) = x.
+    If A = B = 1, then v = x.
 
     Both are closed forms, so the cost does not depend on the position. Only + - * / and square roots of float64 are
     used, for which IEEE 754 guarantees the same results on every machine.
     """
 
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int] | None = None) -> None:
-        """`counts`: rows drawn from each stream before, under another plan. This plan begins after them."""
+        """`counts`: number of rows that an earlier plan has drawn from each stream. This plan begins after these
+        rows."""
         n_streams = len(stages[0].start)
         taken = np.zeros(n_streams) if counts is None else np.asarray(counts, dtype=np.float64)
         self.n_streams = n_streams
         # The number of rows due by x differs from x by at most S/2.
         self._slack = n_streams / 2 + 2
         self.first = int(taken.sum())
-        # Shares stay constant after the last stage, so that there are rows past its end to compare with.
+        # After the last stage, shares are constant, so that there are rows after its end to compare with.
         tail = Stage(math.inf, stages[-1].end, stages[-1].end)
         every = [*stages, tail] if math.isfinite(stages[-1].n_rows) else list(stages)
         rates_J2 = np.array([stage.rates() for stage in every])
@@ -89,7 +92,7 @@ class Interleaving:
         )
 
     def planned(self, x: float) -> np.ndarray:
-        """T(x), the planned number of rows of each stream among the first x; float64 [S]."""
+        """T(x), the planned number of rows of each stream among the first x rows; float64 [S]."""
         stage = int(np.searchsorted(self._starts_J, x, side="right")) - 1
         v = x - self._starts_J[stage]
         if self._C_J[stage]:
@@ -98,18 +101,19 @@ class Interleaving:
         return self._taken_JS[stage] + self._a_JS[stage] * v + self._c_JS[stage] * v * v
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stream, and number of the row in it (counted over all epochs), of rows start..stop-1; int64 [N] each."""
+        """For rows start..stop-1: the stream, and the row's number in the stream, counted over all epochs; int64 [N]
+        each."""
         s_N, k_N, before = self._around(start, stop)
         return s_N[start - before : stop - before], k_N[start - before : stop - before]
 
     def counts(self, x: int) -> np.ndarray:
-        """Number of rows of each stream among the first x; int64 [S]."""
+        """Number of rows of each stream among the first x rows; int64 [S]."""
         s_N, _, before = self._around(x, x)
         low_S = self._due_by(max(x - self._slack, self.first))
         return low_S + np.bincount(s_N[: x - before], minlength=self.n_streams)
 
     def _around(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Rows in the run's order, which include start..stop-1, and the position of the first of them."""
+        """A range of rows in the run's order that includes start..stop-1, and the position of its first row."""
         if not self.first <= start <= stop:
             raise ValueError(f"rows {start} to {stop} of a plan that begins at row {self.first}")
         low_S = self._due_by(max(start - self._slack, self.first))
@@ -124,13 +128,14 @@ class Interleaving:
         """Number of rows of each stream that are due at x or before; int64 [S]."""
         k_S = np.floor(self.planned(x) + 0.5).astype(np.int64)
         streams = np.arange(self.n_streams)
-        # planned() and _due() round differently, by at most one row. The result of _due() decides.
+        # Because of rounding, the results of planned() and _due() may differ by one row. The result of _due() is used.
         k_S -= (self._due(streams, k_S - 1) > x) & (k_S > self._taken_JS[0])
         k_S += self._due(streams, k_S) <= x
         return k_S
 
     def _due(self, s_N: np.ndarray, k_N: np.ndarray) -> np.ndarray:
-        """Due times of the rows: the position x for which T_s(x) is k + 1/2; float64 [N], inf if never due."""
+        """Due times of the rows, which are the positions x for which T_s(x) is k + 1/2; float64 [N], inf for rows that
+        are never due."""
         half_N = k_N + 0.5
         j_N = np.maximum((self._taken_JS.T[s_N] <= half_N[:, None]).sum(axis=1) - 1, 0)
         d_N, a_N, c_N = half_N - self._taken_JS[j_N, s_N], self._a_JS[j_N, s_N], self._c_JS[j_N, s_N]

@@ -6,7 +6,7 @@ _ROUNDS = 6
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014), one step from each uint64 of x."""
+    """The output of one step of SplitMix64 (Steele, Lea, Flood 2014) with each uint64 of x as the state."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -14,7 +14,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def make_key(seed: int, *parts: int) -> np.uint64:
-    """A 64-bit key from integers. It depends on their order."""
+    """A 64-bit key computed from integers. It depends on their order."""
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, *parts):
         key = splitmix64(key ^ np.uint64(part % 2**64))
@@ -25,8 +25,8 @@ def permute(i: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
     """The position of i in the keyed permutation of range(n), where i < n. All arrays have one shape; i and n are
     int64, key is uint64.
 
-    A Feistel network on the smallest domain with an even number of bits that contains range(n), applied repeatedly
-    until the result is below n (cycle walking).
+    This is a Feistel network on the smallest domain with an even number of bits that contains range(n), applied
+    repeatedly until the result is below n (cycle walking).
     """
     half = ((np.frexp((n - 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
     out = i.astype(np.uint64)

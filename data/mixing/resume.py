@@ -1,4 +1,4 @@
-"""The state of the training data in checkpoints, and resuming with changed stages, streams or batch size."""
+"""The state of the training data in checkpoints, and how a run resumes with changed stages, streams or batch size."""
 
 import json
 import time
@@ -13,21 +13,21 @@ from data.mixing.segments import Piece, Segment, Timeline
 from data.mixing.stages import StageResolver
 
 STATE_VERSION = 3
-"""Version of the format. 2: ramps are linear in rows. 3: ramps are linear in tokens."""
+"""Version of the state's format. In version 2 ramps are linear in rows, in version 3 in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataState:
-    """The position of a run in its data, and the plan that it refers to."""
+    """The position of a run in its data, and the plan to which the position refers."""
 
     rows: int
-    """Rows drawn by all ranks so far."""
+    """Number of rows that all ranks together have drawn so far."""
     max_seq_len: int
     seed: int | None
     """Seed of the shuffle; None without shuffle."""
     shuffle: bool
     streams: dict[str, str]
-    """Name -> fingerprint, in the order of the plan."""
+    """Name of each stream -> fingerprint of its rows, in the order of the plan."""
     segments: tuple[Segment, ...]
 
     @property
@@ -42,7 +42,7 @@ class DataState:
 
     @property
     def in_a_stage(self) -> bool:
-        """Whether the first stage that is not completed has begun."""
+        """Whether the first stage that is not complete has begun."""
         ends, done = self.segments[-1].ends, self.n_stages_done
         begin = 0 if done == 0 else ends[done - 1]
         named = done < len(ends) and self.segments[-1].stages[done]["name"] != ""
@@ -50,7 +50,7 @@ class DataState:
 
     @property
     def ends_a_stage(self) -> bool:
-        """Whether a stage ends at this position. Only there may global_train_batch_size change."""
+        """Whether a stage ends at this position. global_train_batch_size may change only where a stage ends."""
         last = self.segments[-1]
         return self.rows in [last.row(end) for end in last.ends if end is not None]
 
@@ -76,8 +76,8 @@ def read_state(state: Mapping[str, Any]) -> DataState:
         saved = {"version": state.get("version")}
     if saved.get("version") not in (2, STATE_VERSION):
         raise ConfigError(
-            f"the checkpoint's data position has version {saved.get('version')}, but this code reads "
-            f"2 and {STATE_VERSION}: resume with the code that wrote it, or start a new run with "
+            f"the checkpoint's data position has version {saved.get('version')}, but this code supports versions 2 and "
+            f"{STATE_VERSION}: resume with the code that wrote it, or start a new run with "
             "load_weights_only=true"
         )
     return DataState(
@@ -91,7 +91,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
 
 
 def _segment(saved: Mapping[str, Any]) -> Segment:
-    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # the default for version 2
+    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # version 2 has no tokens per row, so they are equal
     per_stream = ("start", "end", "tokens_per_row")
     every = [alike | piece for piece in saved["pieces"]]
     pieces = [Piece(**piece | {key: tuple(piece[key]) for key in per_stream}) for piece in every]
@@ -100,14 +100,16 @@ def _segment(saved: Mapping[str, Any]) -> Segment:
 
 
 def position(state: Mapping[str, Any]) -> tuple[int, int]:
-    """Number of batches and of rows that all ranks have drawn by a checkpoint. Raises the errors of read_state."""
+    """The numbers of batches and rows that all ranks together had drawn when a checkpoint was saved. Raises the errors
+    of read_state."""
     saved = read_state(state)
     return saved.batch, saved.rows
 
 
 def check_past(saved: DataState, now: DataState) -> None:
-    """Check that the past of `saved` can be the past of this run. `now` is the state at the beginning of a run with the
-    current config and data. Raises ConfigError that names the differences."""
+    """Check that this run can resume from `saved`. `now` is the state at the beginning of a run with the current config
+    and data. Raises ConfigError if the two states differ in rows that were already drawn; the message names the
+    differences."""
     _check_data(saved, now)
     _check_stages(saved, now)
 
@@ -128,10 +130,10 @@ def _check_data(saved: DataState, now: DataState) -> None:
             changed.append(f"the rows of {label} have changed (fingerprint was {fingerprint}, now {found})")
     then, size = last.global_batch_size, now.segments[-1].global_batch_size
     if size != then and not saved.ends_a_stage:
-        changed.append(f"global_train_batch_size was {then}, now {size}, but it may only change where a stage ends")
+        changed.append(f"global_train_batch_size was {then}, now {size}, but it can only change where a stage ends")
     if changed:
         raise ConfigError(
-            f"dataset differs from that of the checkpoint ({'; '.join(changed)}): restore it to resume, "
+            f"dataset differs from the checkpoint's ({'; '.join(changed)}): restore it to resume, "
             "or start a new run from the weights, with another run_name, load_path and load_weights_only=true"
         )
 
@@ -145,7 +147,7 @@ def _check_stages(saved: DataState, now: DataState) -> None:
         if end is not None and end <= batch and found != stage:
             changed.append(f"stage {stage['name']} is completed; it was {_describe(stage)}, now {_describe(found)}")
         in_it = begin is not None and begin < batch and (end is None or batch < end)
-        # A run without stages becomes the first of the stages in the current config.
+        # If the checkpoint has no stages, its run so far counts as part of the first stage in the current config.
         if in_it and (found is None or stage["name"] not in ("", found["name"])):
             where = f"stage {stage['name']}" if stage["name"] else "one mix without stages"
             changed.append(f"the run is in {where}, now {_describe(found)}")
@@ -158,15 +160,16 @@ def _check_stages(saved: DataState, now: DataState) -> None:
 
 def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | None]:
     """The saved segments, followed by a new segment if the current config plans different rows after the checkpoint. In
-    that case, the second value describes the change. The resolver's streams must begin with the checkpoint's, in the
-    same order."""
+    that case, the second value describes the change. The resolver's list of streams must begin with the streams of the
+    checkpoint, in the same order."""
     added = resolver.streams.tokens_per_row[len(saved.streams) :]
     past = Timeline(tuple(segment.widened(added) for segment in saved.segments))
     before, batch = past.last, saved.batch
     counts = past.segment(batch).counts_before(batch).tolist()
     fresh = resolver.next_segment(saved.rows, counts, before)
     if _same_future(fresh, before, batch):
-        # The stages may be written differently with the same meaning: later starts are compared with the new ones.
+        # The stages may be written in another way, but with the same meaning. The new ones are stored for comparison
+        # when the run is resumed again.
         return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), _other_start(saved, fresh)
     current = saved.n_stages_done if saved.in_a_stage else None
     made = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -175,7 +178,7 @@ def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | 
 
 
 def _other_start(saved: DataState, fresh: Segment) -> str | None:
-    """A note if only the start of the current ramp has changed in the config, which has no effect any more."""
+    """A note if the only change in the config is the start of the current ramp, which no longer has an effect."""
     number, stages = saved.n_stages_done, saved.segments[-1].stages
     if not saved.in_a_stage or _start(stages[number]) == _start(fresh.stages[number]):
         return None
@@ -194,7 +197,7 @@ def _start(stage: Mapping[str, Any]) -> tuple[dict[str, float], float]:
 
 
 def _same_future(new: Segment, old: Segment, batch: int) -> bool:
-    """Whether both draw the same rows from this batch on."""
+    """Whether both segments draw the same rows from this batch on."""
     if new.global_batch_size != old.global_batch_size or new.ends != old.ends:
         return False
     rest = old.rest(batch)
@@ -205,7 +208,7 @@ def _same_piece(a: Piece, b: Piece) -> bool:
     if (a.stage, a.n_batches) != (b.stage, b.n_batches):
         return False
     ends_a, ends_b = ([*each.start, *each.end, each.lr_start, each.lr_end] for each in (a, b))
-    # Shares with the same start and end are also the same in between if their rates are.
+    # If starts, ends and rates are the same, all shares between start and end are the same too.
     rates_a, rates_b = (each.stage_of(1).rates() for each in (a, b))
     return all(np.allclose(x, y, rtol=0, atol=1e-12) for x, y in ((ends_a, ends_b), (rates_a, rates_b)))
 

@@ -1,4 +1,4 @@
-"""The rows of each batch of a run, for the loader, the callbacks and the tables of the plan.
+"""The rows of each batch of a run, used by the loader, the callbacks and the tables that show the plan.
 
 Stages are converted to batches in stages.py, the rows of a batch are computed in mixture.py, and resume.py continues
 from a checkpoint.
@@ -28,7 +28,7 @@ class Mix:
 
     rows: np.ndarray
     tokens: np.ndarray
-    """[S] shares of the rows, and of their tokens without padding."""
+    """[S] shares of the rows, and shares of their tokens without padding."""
     lr_scale: float
 
 
@@ -44,10 +44,11 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """`resuming`: lengths and repeats are not checked here, because `resume` is called next and checks them.
+        """With `resuming`, lengths and repeats are not checked here, because `resume` will be called next and checks
+        them.
 
         Raises ConfigError for stages that cannot be converted to batches or would repeat rows, and DataError if all
-        streams together have fewer rows than one global batch.
+        streams together have fewer rows than a global batch needs.
         """
         dataset = config.dataset
         self._resolver = StageResolver(config, Streams(dict(streams), dataset.max_seq_len), clock)
@@ -56,7 +57,8 @@ class RowPlan:
         self.notes = normalized_proportions(config)
         """Notes about the plan for the user."""
         self._set(Timeline((self._resolver.first_segment(),)))
-        # The plan from the beginning differs from the plan after a checkpoint, so it is not checked when resuming.
+        # When a run resumes, its plan after the checkpoint may differ from the plan made here, so this one is not
+        # checked.
         if not resuming:
             self.notes += self._check()
 
@@ -76,11 +78,11 @@ class RowPlan:
     # Queries about batches
 
     def rows(self, batch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Stream (index in `names`) and row id of the batch's rows start..stop-1; int64 each."""
+        """The stream (index in `names`) and the row id of the batch's rows start..stop-1; int64 each."""
         return self._batches.rows(batch, start, stop)
 
     def counts(self, batch: int) -> np.ndarray:
-        """Rows drawn from each stream before the batch; int64 [S]."""
+        """Number of rows drawn from each stream before the batch; int64 [S]."""
         return self._timeline.segment(batch).counts_before(batch)
 
     def planned(self, batch: int) -> np.ndarray:
@@ -92,7 +94,8 @@ class RowPlan:
         return self._timeline.segment(batch).shares(batch)
 
     def token_shares(self, batch: int) -> np.ndarray:
-        """[S] planned share of each stream in the batch's tokens, without padding. `proportions` sets these shares."""
+        """[S] planned share of each stream in the batch's tokens, without padding. These are the shares that
+        `proportions` sets."""
         return self.of_tokens(self.shares(batch))
 
     def of_tokens(self, rows: np.ndarray) -> np.ndarray:
@@ -100,14 +103,14 @@ class RowPlan:
         return self._resolver.streams.token_shares(rows)
 
     def lr_scale(self, batch: int) -> float:
-        """The factor of the learning rate in the batch."""
+        """The factor by which the learning rate is multiplied in the batch."""
         piece, part = self._timeline.at(batch)
         return piece.lr_scale(part)
 
     # Queries about stages
 
     def stage(self, batch: int) -> str:
-        """Name of the batch's stage. After the last stage, its name; "" without stages."""
+        """Name of the batch's stage. After the last stage, its name is returned; without stages, ""."""
         return self._timeline.stage(batch)
 
     def stages(self) -> list[tuple[str, int, int | None]]:
@@ -115,11 +118,11 @@ class RowPlan:
         return self._timeline.stages()
 
     def start_of(self, number: int) -> Mix:
-        """The mix at the start of stage `number`."""
+        """The mix at the start of the stage with this number."""
         return self._mix(*self._timeline.start_of(number))
 
     def end_of(self, number: int) -> Mix:
-        """The mix at the end of stage `number`."""
+        """The mix at the end of the stage with this number."""
         return self._mix(*self._timeline.end_of(number))
 
     def _mix(self, piece: Piece, part: float) -> Mix:
@@ -133,19 +136,19 @@ class RowPlan:
         return {name: order.shards(start, end) for name, order, start, end in self._drawn(first, stop)}
 
     def n_shards(self, first: int, stop: int) -> dict[str, int]:
-        """Stream -> number of these shards, each counted once per epoch of the stream."""
+        """Stream -> number of the shards returned by `shards`, each counted once per epoch of the stream."""
         return {name: order.n_shards(start, end) for name, order, start, end in self._drawn(first, stop)}
 
     def _drawn(self, first: int, stop: int) -> Iterator[tuple[str, StreamOrder, int, int]]:
-        """For each stream, the range of its rows, counted over all epochs, that batches first..stop-1 draw."""
+        """For each stream, the range of its rows that batches first..stop-1 draw, counted over all epochs."""
         starts, ends = (self.counts(max(batch, 0)).tolist() for batch in (first, stop))
         return zip(self.names, self._batches.orders, starts, ends, strict=True)
 
     def most_shards(self, n_batches: int) -> dict[str, int]:
-        """Stream -> maximum number of shards that any n_batches consecutive batches need."""
+        """Stream -> the largest number of shards that n_batches consecutive batches can need."""
         rows, n_streams = n_batches * self.global_batch_size, len(self.names)
         largest_S = self._timeline.last.largest_shares()
-        # At both ends, the counts differ from the plan by at most 1/2 + share S/2.
+        # At both ends of the range, the counts differ from the planned numbers by at most 1/2 + share S/2.
         most_S = [min(rows, math.ceil(share * (rows + n_streams) + 1)) if share else 0 for share in largest_S]
         orders = zip(self.names, self._batches.orders, most_S, strict=True)
         return {name: order.most_shards(n_rows) for name, order, n_rows in orders}
@@ -153,13 +156,14 @@ class RowPlan:
     # Checkpoints
 
     def state(self, rows: int) -> dict[str, str]:
-        """The state for a checkpoint after `rows` rows of all ranks."""
+        """The state for a checkpoint after all ranks together have drawn `rows` rows."""
         return self._state(rows).write()
 
     def resume(self, state: Mapping[str, Any]) -> int:
-        """Use the past of the checkpoint and the future of the config. Returns the next batch.
+        """Use the checkpoint's plan up to its position, and the config's plan after it. Returns the number of the next
+        batch.
 
-        Raises ConfigError that names the differences if the config or the data contradict the past.
+        Raises ConfigError that names the differences if the rows before the checkpoint would differ.
         """
         saved = read_state(state)
         check_past(saved, self._state(0))
@@ -188,7 +192,7 @@ class RowPlan:
         self._timeline, self._batches = timeline, BatchRows(timeline.last, orders)
 
     def _check(self) -> list[str]:
-        """Notes on the last segment. Raises ConfigError for stages that are too long or would repeat rows."""
+        """Notes about the last segment. Raises ConfigError for stages that are too long or would repeat rows."""
         config, clock = self._resolver.config, self._resolver.clock
         last = self._timeline.last
         notes = check_length(config.stages, last, clock.max_batches)

@@ -1,8 +1,8 @@
-"""A run's plan as segments of pieces: how many rows are drawn from each stream, batch by batch.
+"""A run's plan, as segments that consist of pieces: how many rows each batch draws from each stream.
 
-A run whose config never changes has one segment. If it is resumed with different later stages, a new segment begins at
-the checkpoint's batch, with the number of rows that each stream has contributed so far. So the past does not change,
-and no row is drawn twice.
+A run whose config never changes has one segment. If a run is resumed with different later stages, a new segment begins
+at the checkpoint's batch. It starts with the number of rows that each stream has contributed so far, so that earlier
+batches do not change and no row is drawn twice.
 """
 
 import math
@@ -17,42 +17,42 @@ from data.mixing.interleaving import Interleaving, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A range of batches in which each stream's share of the tokens changes linearly in the tokens so far."""
+    """A range of batches in which each stream's share of the tokens changes linearly with the number of tokens."""
 
     stage: int
     n_batches: int | None
-    """None: until the end of the run."""
+    """None: the piece lasts until the end of the run."""
     start: tuple[float, ...]
     end: tuple[float, ...]
-    """[S] shares of the rows."""
+    """[S] shares of the rows at the start and at the end of the piece."""
     tokens_per_row: tuple[float, ...]
-    """[S] mean tokens per row of each stream when the plan was made. In checkpoints of version 2 all are 1, so shares
-    are linear in rows there."""
+    """[S] mean tokens per row of each stream when the plan was made. For checkpoints of version 2 all values are 1, so
+    that shares are linear in rows."""
     lr_start: float
     lr_end: float
 
     def stage_of(self, global_batch_size: int) -> Stage:
-        """The piece with its length in rows."""
+        """The piece as a Stage, with its length in rows."""
         n_rows = math.inf if self.n_batches is None else float(self.n_batches * global_batch_size)
         return Stage(n_rows, np.array(self.start), np.array(self.end), np.array(self.tokens_per_row))
 
     def is_of_version_2(self) -> bool:
-        """Whether all its streams have one token per row, as in version 2."""
+        """Whether all its streams have one token per row, as in checkpoints of version 2."""
         drawn = zip(self.start, self.end, self.tokens_per_row, strict=True)
         return all(mean == 1 for start, end, mean in drawn if start or end)
 
     def shares(self, part: float) -> tuple[float, ...]:
-        """[S] shares of the rows after the fraction `part` (0 to 1) of its batches."""
+        """[S] shares of the rows after the fraction `part` (0 to 1) of the piece's batches."""
         return tuple(self.stage_of(1).shares(part).tolist())
 
     def lr_scale(self, part: float) -> float:
-        """The factor of the learning rate at the same point."""
+        """The factor of the learning rate after the fraction `part` of the piece's batches."""
         return self.lr_start + part * (self.lr_end - self.lr_start)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The plan from one batch on."""
+    """The plan from batch `first_batch` on."""
 
     first_batch: int
     first_row: int
@@ -60,7 +60,7 @@ class Segment:
     counts: tuple[int, ...]
     """[S] rows drawn from each stream before this segment."""
     stages: tuple[dict[str, Any], ...]
-    """The stages as in the config."""
+    """The stages as they are written in the config."""
     ends: tuple[int | None, ...]
     """The batch after each stage's last batch."""
     pieces: tuple[Piece, ...]
@@ -102,11 +102,12 @@ class Segment:
         return np.maximum(merge.planned(first + size) - merge.planned(first), 0.0) / size
 
     def largest_shares(self) -> list[float]:
-        """[S] largest share of rows of each stream over all pieces."""
+        """[S] the largest share of the rows that each stream has in any piece."""
         return np.max([(piece.start, piece.end) for piece in self.pieces], axis=(0, 1)).tolist()
 
     def rest(self, batch: int) -> list[Piece]:
-        """The pieces from the batch on; the first one is cut. After the last piece, its final shares continue."""
+        """The pieces from the batch on, of which the first one may begin inside a piece. After the last piece, its
+        final shares continue."""
         rest: list[Piece] = []
         first = self.first_batch
         for piece in self.pieces:
@@ -121,7 +122,8 @@ class Segment:
         return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]
 
     def widened(self, tokens_per_row: tuple[float, ...]) -> "Segment":
-        """The segment with additional streams of which it draws no rows, given their mean tokens per row."""
+        """The segment with additional streams, from which it draws no rows. `tokens_per_row` are the mean tokens per
+        row of the additional streams."""
         none = (0.0,) * len(tokens_per_row)
         pieces = tuple(
             replace(
@@ -137,7 +139,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The segments of a run, in their order."""
+    """The segments of a run, in order."""
 
     segments: tuple[Segment, ...]
 
@@ -162,16 +164,16 @@ class Timeline:
         ]
 
     def stage(self, batch: int) -> str:
-        """Name of the batch's stage. After the last stage, its name; "" without stages."""
+        """Name of the batch's stage. After the last stage, its name is returned; without stages, ""."""
         segment = self.segment(batch)
         return segment.stages[segment.at(batch)[0].stage]["name"]
 
     def start_of(self, number: int) -> tuple[Piece, float]:
-        """The start of stage `number`, as a piece and the fraction of it that precedes the start."""
+        """The start of the stage with this number, as a piece and the fraction of the piece that precedes the start."""
         return self.at(self.stages()[number][1])
 
     def end_of(self, number: int) -> tuple[Piece, float]:
-        """The end of stage `number`, in the same form."""
+        """The end of the stage with this number, in the same form."""
         _, first, end = self.stages()[number]
         if end is None:
             return self.last.pieces[-1], 1.0

@@ -23,12 +23,12 @@ class StageResolver:
     clock: Clock
 
     def first_segment(self) -> Segment:
-        """The plan of a run from its beginning. Raises ConfigError for invalid durations."""
+        """The plan of a run that starts at the beginning. Raises ConfigError for invalid durations."""
         return self._segment(0, 0, [0] * len(self.streams.names), None)
 
     def next_segment(self, first_row: int, counts: Sequence[int], before: Segment) -> Segment:
-        """The plan from first_row on, after the segment `before`, in which `counts` rows of each stream were drawn.
-        Raises the errors of first_segment."""
+        """The plan from row first_row on, which follows the segment `before`. `counts` are the numbers of rows drawn
+        from each stream so far. Raises the errors of first_segment."""
         return self._segment(before.batch(first_row), first_row, counts, before)
 
     def _segment(self, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:
@@ -49,14 +49,14 @@ class StageResolver:
         for number, stage in enumerate(self.config.stages):
             frozen = before.ends[number] if before is not None and number < len(before.ends) else None
             if frozen is not None and frozen <= now:
-                # The mix of the last stage has continued until now, where the added stages begin.
+                # The mix of the stage that was last has continued until now, and the added stages begin here.
                 added = before is not None and number + 1 == len(before.ends) < len(self.config.stages)
                 ends.append(now if added else frozen)
             elif stage.duration is None:
                 ends.append(None)
             else:
                 length = max(self._batches(stage.duration, stage, f"stages[{number}].duration"), 1)
-                # The current stage cannot have ended in the past.
+                # The current stage cannot end before the current batch.
                 ends.append(max(begin + length, now if begin < now else 0))
             begin = ends[-1] if ends[-1] is not None else begin
         return ends
@@ -69,7 +69,7 @@ class StageResolver:
             epochs, name = duration.ep, duration.of
         elif len(names) > 1:
             raise ConfigError(
-                f"{key} is {duration!r}, but with several streams `ep` needs the name of one: write {{ep: "
+                f"{key} is {duration!r}, but with several streams `ep` needs the name of a stream: write {{ep: "
                 f"{parse_duration(duration)[0]:g}, of: {names[0]}}}, or use ba, tok or dur"
             )
         else:
@@ -96,7 +96,7 @@ class StageResolver:
             begin = end if end is not None else begin
         if pieces:
             return pieces
-        # After the last stage, its mix continues.
+        # After the last stage, its final mix continues.
         last = self._piece_of_stage(len(ends) - 1, None)
         return [replace(last, start=last.end, lr_start=last.lr_end)]
 
@@ -123,7 +123,8 @@ class StageResolver:
         )
 
     def _default_shares(self) -> tuple[float, ...]:
-        """[S] shares without stages: by `proportion`, or by `choose`, `repeat` or the number of rows of each stream."""
+        """[S] shares of the rows if there are no stages, from each stream's `proportion`, or from its `choose`,
+        `repeat` or number of rows."""
         configs = self.config.dataset.streams or {}
         proportions = {name: c.proportion for name, c in configs.items() if c.proportion is not None}
         if proportions:
@@ -133,7 +134,7 @@ class StageResolver:
 
 
 def _continued(piece: Piece, current: Piece, part: float) -> Piece:
-    """The rest of a ramp: from the current shares to the end in the config."""
+    """The rest of a ramp, from the current shares to the final shares in the config."""
     start, lr_start = piece.start, piece.lr_start
     if start != piece.end:
         start = current.shares(part)

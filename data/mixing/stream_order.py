@@ -8,16 +8,16 @@ import numpy as np
 from data.mixing.permutation import make_key, permute, splitmix64
 
 WINDOW_SHARDS = 8
-"""Number of shards whose rows are mixed with one another, which must be local at the same time."""
+"""Number of shards in a window, whose rows are shuffled together. All of them must be local at the same time."""
 
-_SHARD_ORDER, _ROW_ORDER = 1, 2  # the purposes of a key
+_SHARD_ORDER, _ROW_ORDER = 1, 2  # what a key is used for
 
 
 class StreamOrder:
     """The order of one stream's rows. Each epoch is a permutation of all rows.
 
-    In an epoch the shards are in a keyed order, and rows are permuted inside windows of consecutive shards, so that
-    each shard is read in one window only. Without shuffle every epoch has the order of the files. Only integer
+    In an epoch, the order of the shards depends on a key, and rows are permuted inside windows of consecutive shards,
+    so that each shard is read in one window only. Without shuffle, every epoch has the order of the files. Only integer
     arithmetic modulo 2^64 is used, so the order is the same on every machine and for every version of NumPy.
     """
 
@@ -48,7 +48,7 @@ class StreamOrder:
         return start_N, size_N, key_N
 
     def ids(self, k_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
-        """The ids of the rows at these places in the shard order of their epochs."""
+        """The ids of the rows at these places, counted in the order of the shards in the rows' epochs."""
         out = np.empty_like(k_N)
         for number, chosen, _ in self._epochs(k_N):
             starts, first_rows, _ = self._table(number)
@@ -57,18 +57,19 @@ class StreamOrder:
         return out
 
     def shards(self, start: int, stop: int) -> np.ndarray:
-        """The shards whose windows contain the stream's rows start..stop-1, which must be local to read them; int64."""
+        """The shards whose windows contain the stream's rows start..stop-1; int64. They must be local when these rows
+        are read."""
         if stop - start >= 2 * self.n_rows:
             return np.arange(len(self.shard_sizes))
         parts = [self._table(number)[2][first:last] for number, first, last in self._begun(start, stop)]
         return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))
 
     def n_shards(self, start: int, stop: int) -> int:
-        """Number of these shards, each counted once per epoch."""
+        """Number of the shards returned by `shards`, each counted once per epoch."""
         return sum(last - first for _, first, last in self._begun(start, stop))
 
     def most_shards(self, n_rows: int) -> int:
-        """Maximum number of shards whose windows contain any n_rows consecutive rows."""
+        """The largest number of shards whose windows n_rows consecutive rows can be in."""
         if not n_rows:
             return 0
         least = int(np.sort(self.shard_sizes)[: self._window].sum())
@@ -81,7 +82,8 @@ class StreamOrder:
         return self.window if self.shuffle else 1
 
     def _begun(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """For each epoch with these rows: its number, and the range of shards in its order that their windows cover."""
+        """For each epoch that contains some of these rows: its number, and the range of shards, in the epoch's order,
+        that the windows of these rows cover."""
         window, n_shards = self._window, len(self.shard_sizes)
         for number in range(start // self.n_rows, -(-stop // self.n_rows)):
             first, last = (min(max(k - number * self.n_rows, 0), self.n_rows) for k in (start, stop))
@@ -93,15 +95,15 @@ class StreamOrder:
                 yield number, low // window * window, min((high // window + 1) * window, n_shards)
 
     def _epochs(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each epoch: its number, a mask of the rows in it, and their places in it."""
+        """For each epoch: its number, a mask that selects its rows, and the places of these rows in the epoch."""
         epochs, places = np.divmod(k_N, self.n_rows)
         for number in np.unique(epochs).tolist():
             chosen = epochs == number
             yield number, chosen, places[chosen]
 
     def _table(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For the shards in the epoch's order: the place at which each starts (and the end), the id of its first row,
-        and its number."""
+        """For the shards in the epoch's order: the place at which each shard starts (and, at the end, the number of
+        rows), the id of its first row, and its number."""
         if number not in self._tables:
             if len(self._tables) == 2:  # a batch needs at most two epochs, unless the stream is tiny
                 self._tables.clear()
@@ -114,7 +116,8 @@ class StreamOrder:
 
 
 def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
-    """For each stream, the ids of its k-th rows. All streams are permuted in one call, which has many small steps."""
+    """For each stream, the ids of its k-th rows. All streams are permuted in one call, because a call has many small
+    steps."""
     if not wanted or not wanted[0][0].shuffle:
         return [k_N % order.n_rows for order, k_N in wanted]
     start_N, size_N, key_N = (

@@ -1,4 +1,4 @@
-"""The streams of a plan: the number of their rows, and their mean tokens per row."""
+"""The streams of a plan, with their numbers of rows and their mean tokens per row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,8 @@ class Streams:
 
     @cached_property
     def tokens_per_row(self) -> tuple[float, ...]:
-        """[S] mean tokens per row of each stream; rows are assumed to be full if the tokens are unknown."""
+        """[S] mean tokens per row of each stream. If the number of tokens is unknown, all rows are assumed to be
+        full."""
         full = float(self.max_seq_len)
         shapes = self.shapes.values()
         return tuple(full if shape.tokens is None else shape.tokens / shape.n_rows for shape in shapes)
@@ -54,7 +55,8 @@ class Streams:
         return tokens_S / tokens_S.sum()
 
     def continuing(self, names: Sequence[str]) -> "Streams":
-        """The streams with these names first, then the others. The number of a stream is part of its shuffle key."""
+        """The streams in a new order: those with these names first, then the others. A stream's number in this order is
+        part of its shuffle key."""
         ordered = [*names, *(name for name in self.names if name not in names)]
         return replace(self, shapes={name: self.shapes[name] for name in ordered})
 
@@ -66,7 +68,8 @@ class Streams:
 
 
 def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> dict[str, float]:
-    """Rows of each stream in an epoch of all streams: `choose`, or `repeat` times its rows, or each row once."""
+    """Number of rows of each stream in an epoch of all streams: `choose`, or `repeat` times its rows, or each row
+    once."""
     configs: Mapping[str, StreamConfig] = dataset.streams or {}
     out = {}
     for name, stream in streams.items():

@@ -1,5 +1,5 @@
-"""Sources of records: hub datasets, local files and MDS folders. A source yields chunks; a chunk yields (place, record)
-pairs.
+"""Where records come from: hub datasets, local files, MDS folders. A source yields chunks, and a chunk yields (place,
+record) pairs.
 
-The parsers for the individual file formats are in data/sources/formats.
+The parsers for the file formats are in data/sources/formats.
 """

@@ -1,4 +1,4 @@
 """Access to files in object stores (s3://, gs://): addresses, clients, retries and errors.
 
-The packages that use the objects define their content.
+The content of the objects is defined in the packages that use them.
 """

@@ -1,5 +1,5 @@
-"""Tokenizers, chat templates and loss masks: the conversion of examples to token ids, and the choice of the tokens that
-are trained on.
+"""Tokenizers, chat templates and loss masks: convert an example to token ids, and determine which of them are trained
+on.
 
-Packing of documents into rows is in data/preparation.
+Documents are packed into rows in data/preparation.
 """

@@ -12,14 +12,14 @@
 #   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, for H100 and H200; B200 is 10.0)
 #   MAX_JOBS               number of parallel compilers, about 3 GiB each (default: 2)
 #   OUT                    folder for sources and wheels (default: build/megablocks)
-# pip's own variables also work: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER takes the three .tar.gz files from a folder.
+# pip's own variables also work: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER uses the three .tar.gz files in a folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 OUT=${OUT:-build/megablocks}
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0} MAX_JOBS=${MAX_JOBS:-2}
-export PYTHONWARNINGS=ignore  # hides setuptools' warnings about the metadata of two packages
+export PYTHONWARNINGS=ignore  # hide warnings of setuptools about the metadata of two packages
 HASHED="megablocks==0.10.0 --hash=sha256:956fd9880fa869f7468da125da230733d5f84e10a9f8c2991e5e16523c6fe1e0
 grouped_gemm==0.3.0 --hash=sha256:f0555da33a975610e9160f52449082c5e699525524581a0e5f990b14b02676a3
 stanford-stk==0.7.1 --hash=sha256:fc46140c2572ee9c008b2ac67ee6656f63f49c1074da8aea0923fa8290702871"
@@ -29,7 +29,8 @@ fail() {
     exit 2
 }
 
-nvcc_release() {  # prints the release of the toolkit in a folder, or what it lacks; torch's headers include cusparse.h
+# Prints the release of the CUDA toolkit in a folder, or what is missing. torch's headers need cusparse.h.
+nvcc_release() {
     if [ ! -x "$1/bin/nvcc" ]; then
         echo "no nvcc"
     elif [ ! -e "$1/include/cusparse.h" ]; then
@@ -44,7 +45,7 @@ case "${1:-}" in
     *) fail "unknown argument $1: the only option is --check" ;;
 esac
 
-# The facts about the environment. Only the last line is read, because the others are warnings.
+# The versions and the site-packages folder. Only the last line is read, because the other lines are warnings.
 facts=$("$PYTHON" -c 'import sysconfig, torch; print(torch.__version__, torch.version.cuda, sysconfig.get_path("purelib"))' 2>&1) ||
     fail "$PYTHON cannot import torch (${facts##*$'\n'}): install the environment, or set PYTHON"
 read -r torch cuda site <<<"${facts##*$'\n'}"
@@ -73,7 +74,7 @@ hint=""
 export CUDA_HOME=$toolkit
 echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability $TORCH_CUDA_ARCH_LIST"
 
-# pip checks the hashes before it runs any setup.py, which it does even for a download.
+# pip checks the hashes before it runs a setup.py, which it runs even for a download.
 pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -84,7 +85,7 @@ echo "$HASHED" >"$OUT/requirements.txt"
 for sdist in "$OUT"/src/*.tar.gz; do tar -xzf "$sdist" -C "$OUT/src"; done
 "$PYTHON" scripts/dev/patch_megablocks.py "$OUT/src"
 
-# pip packages have libcudart.so.13, but not the libcudart.so that the linker looks for.
+# The pip packages contain libcudart.so.13, but not libcudart.so, which the linker needs.
 if ! ls "$CUDA_HOME"/lib*/libcudart.so >/dev/null 2>&1; then
     cudart=$(find -L "$CUDA_HOME"/lib* "$site/nvidia/cuda_runtime" -name 'libcudart.so.*' 2>/dev/null | head -1 || true)
     [ -n "$cudart" ] || fail "libcudart.so not found in $CUDA_HOME: install the CUDA runtime there"

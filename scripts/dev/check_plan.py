@@ -1,4 +1,4 @@
-"""Compares the plan with the simulation on random configurations: peak memory, traffic and FLOPs."""
+"""Compares planned and simulated peak memory, traffic and FLOPs on random configurations."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BASE = ROOT / "yamls" / "finetune" / "dbrx.yaml"
 BOUND = 0.05
-"""Largest allowed relative difference between planned and simulated peak."""
+"""Largest allowed relative difference between the planned and the simulated peak."""
 DRAWS = 12
 POLICIES = ("none", "block", "selective")
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
     """Yield overrides of BASE and a number of ranks. Any 12 consecutive draws include every recompute policy, adapters,
-    both sharding strategies, expert parallelism, 1 rank, 64 ranks, the 132B and a small model."""
+    both sharding strategies, expert parallelism, 1 rank, 64 ranks, the 132B model and a small model."""
     rng = random.Random(seed)
     for number in range(draws):
         preset = ("132b", "tiny", "9b", "18b", "35b", "73b")[number % 6]
@@ -76,7 +76,7 @@ def draw(seed: int, draws: int) -> Iterator[tuple[list[str], int]]:
             f"device_train_microbatch_size={rng.choice((1, rows))}",
             f"optimizer.name={rng.choice(('decoupled_lionw', 'adamw', 'decoupled_adamw'))}",
             f"model.ffn_config.moe_recompute={str(rng.random() < 0.3).lower()}",
-            # The time of a simulation grows with the number of layers, but its temporary memory hardly does.
+            # A simulation takes longer with more layers, but its temporary memory hardly changes.
             f"model.n_layers={rng.choice((4, 8, 12))}" if preset in ("35b", "73b") else "model.name=dbrx",
         ]
         replicas = rng.choice((1, 1, 2)) if ranks > 1 else 1

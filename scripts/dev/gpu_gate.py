@@ -1,15 +1,15 @@
 """Compiles every Triton kernel of a run for A100, H100 and B200, in bf16 and fp32 at DBRX's widths, without a GPU, and
 prints a table: registers per thread / spilled bytes per thread / bytes of shared memory per block.
 
-Fails on errors, on spills, on more shared memory than the GPU has, and on addresses that overflow at 2**31 elements.
-Addresses in MegaBlocks' kernels do overflow; such sizes are refused before a launch.
+Fails if there are errors, spills, kernels that need more shared memory than the GPU has, or addresses that overflow at
+2**31 elements. Addresses in MegaBlocks' kernels do overflow, but such sizes raise an error before a launch.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 from collections.abc import Sequence

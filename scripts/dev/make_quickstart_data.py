@@ -1,4 +1,5 @@
-"""Writes the quickstart's data: train.jsonl, heldout.jsonl and vocab.tiktoken. The same seed gives the same bytes.
+"""Writes the quickstart's data: train.jsonl, heldout.jsonl and vocab.tiktoken. Files written with the same seed are
+identical.
 
 There are five kinds of small tasks that require computation. For each question in heldout.jsonl, train.jsonl contains
 no question with the same letters and digits in any order: `What is 27 plus 61?` also excludes `What is 61 plus 27?`.
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -45,7 +46,7 @@ def add(rng: random.Random) -> tuple[str, str]:
     return f"What is {left} plus {right}?\n", str(left + right)
 
 
-# Kinds of tasks and the number of examples of each: more if the task takes longer to learn.
+# The kinds of tasks, and the number of examples of each. Tasks that take longer to learn have more examples.
 TASKS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], int]] = {
     "reverse": (reverse, 4000),
     "sort": (sort, 5000),
@@ -56,7 +57,7 @@ TASKS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], int]] = {
 HELDOUT_OF_EACH = 40
 
 # The fixed words of the questions, with their space or newline, are single tokens: tiktoken looks up a whole piece of
-# text before it merges. No pair of letters is a token, so the letters in the questions stay single tokens.
+# text before it merges bytes. No pair of letters is a token, so each letter in the questions is a single token.
 PIECES = (
     *("Reverse", "Sort", " the", " letters", "Shift", " by", " one"),
     *("Which", " is", " largest", " or", "What", " plus", "?\n"),
@@ -69,7 +70,7 @@ def _word(rng: random.Random) -> str:
 
 
 def make_examples(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the examples {prompt, response, task} for training and the held-out ones, both shuffled."""
+    """Return the training examples and the held-out examples {prompt, response, task}, both shuffled."""
     rng = random.Random(seed)
     train: list[dict[str, str]] = []
     heldout: list[dict[str, str]] = []

@@ -1,14 +1,15 @@
-"""Writes the text of this Python's standard library as three JSONL files: code, docstrings and comments.
+"""Writes the text of Python's standard library as three JSONL files: code, docstrings and comments.
 
 The standard library is on every machine, so mixtures and curricula can be tried without a download. Each line is one
-module: {"text": ...}. With --heldout N every N-th module goes to heldout-code.jsonl and so on instead.
+module: {"text": ...}. With --heldout N, every N-th module is written to heldout-code.jsonl, heldout-docstrings.jsonl
+and heldout-comments.jsonl instead.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def modules() -> Iterator[Path]:
-    """The source files of the standard library, in the order of their paths, without tests and invalid syntax."""
+    """Return the source files of the standard library, sorted by path, without tests and files with invalid syntax."""
     root = Path(sysconfig.get_paths()["stdlib"])
     folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in SKIPPED]
     found = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]
@@ -65,8 +66,9 @@ def _reads(file: Path) -> bool:
 
 
 def split(source: str) -> dict[str, str]:
-    """Split a module into code, docstrings and comments, each in order; the code excludes the other two."""
-    lines = source.split("\n")  # counted like ast: a form feed does not end a line
+    """Split a module into code, docstrings and comments, each in the original order. The code contains no docstrings
+    and comments."""
+    lines = source.split("\n")  # as in ast, a form feed does not end a line
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,8 +1,8 @@
-"""Hook of mkdocs (see mkdocs.yml) for pages that also have to work on GitHub.
+"""A hook for mkdocs (see mkdocs.yml). It is needed because the same pages must also work on GitHub.
 
-- The navigation is read from docs/index.md: its headings are the groups, its list items the pages.
+- The navigation is read from docs/index.md: headings are groups, and list items are pages.
 - README.md, CONTRIBUTING.md and CHANGELOG.md, which are outside docs/, become pages.
-- Every other file of the repository that a page links to becomes a page with the text of the file.
+- Every other file of the repository that a page links to becomes a page with the text of that file.
 """
 
 import os
@@ -16,10 +16,10 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Files of the repository that are pages, and the names of the pages."""
+"""Files outside docs/ that become pages, and the names of these pages."""
 
 _LINK = re.compile(r"""(\]\(|(?:src|srcset)=")([^)\s#:"]+)(#[^)\s"]*)?(?=[)"])""")
-"""The target of a link or an image, in Markdown or HTML; links into the web have a colon."""
+"""The target of a link or an image, in Markdown or HTML. Targets with a colon are excluded, because they are URLs."""
 _FENCED = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".sbatch": "bash", ".json": "json", ".md": "markdown"}
 _NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
@@ -53,12 +53,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{link[1]}{target}{link[3] or ''}"
 
     text = _outside_code(markdown, lambda part: _LINK.sub(on_the_site, part))
-    # Python-Markdown reads Markdown inside of HTML only where the HTML has this attribute. GitHub ignores it.
+    # Python-Markdown needs this attribute to process Markdown inside an HTML element. GitHub ignores the attribute.
     return text.replace("<details>", '<details markdown="1">')
 
 
 def navigation(index: str) -> list[Any]:
-    """The groups of docs/index.md with their pages."""
+    """Return the groups of docs/index.md with their pages."""
     nav: list[Any] = [{"Documentation": "index.md"}]
     for line in index.splitlines():
         if line.startswith("## "):
@@ -70,7 +70,7 @@ def navigation(index: str) -> list[Any]:
 
 
 def _folder(page: str) -> PurePosixPath:
-    """The folder of the repository that links of a page are relative to."""
+    """Return the folder of the repository to which the links of a page are relative."""
     return PurePosixPath() if page in PAGES.values() else (PurePosixPath("docs") / page).parent
 
 
@@ -79,19 +79,19 @@ def _normal(folder: PurePosixPath, target: str) -> str:
 
 
 def _targets(markdown: str, folder: PurePosixPath) -> list[str]:
-    """Files of the repository that a page links to."""
+    """Return the files of the repository that a page links to."""
     return [_normal(folder, link[1]) for link in _LINK.findall(_FENCED.sub("", markdown))]
 
 
 def _page_of(target: str) -> str:
-    """The path on the site of a file of the repository."""
+    """Return the path on the site for a file of the repository."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
     return PAGES.get(target, f"files/{target}.md")
 
 
 def _shown(target: str) -> str:
-    """The page of a file that is not Markdown of the site, or of a folder."""
+    """Return a page that shows a folder, or a file that is not a page itself."""
     path, fence = ROOT / target, "`" * 5
     if path.is_dir():
         names = sorted(f"- `{item.name}{'/' if item.is_dir() else ''}`" for item in path.iterdir())
@@ -101,7 +101,7 @@ def _shown(target: str) -> str:
 
 
 def _outside_code(markdown: str, change: Any) -> str:
-    """The page with a change of all text outside of fenced blocks."""
+    """Return the page after applying `change` to all text outside of fenced blocks."""
     parts, end = [], 0
     for fenced in _FENCED.finditer(markdown):
         parts += [change(markdown[end : fenced.start()]), fenced[0]]

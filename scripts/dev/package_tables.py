@@ -1,6 +1,7 @@
-"""Write the tables of docs/architecture.md: each package with the first sentence of its docstring.
+"""Writes the tables of docs/architecture.md, which list each package with the first sentence of its docstring.
 
-The order of rows is kept. Missing packages are appended, and packages that no longer exist are removed.
+The order of rows is kept. Packages that are missing in the tables are appended, and packages that no longer exist are
+removed.
 """
 
 import ast
@@ -12,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 MODULES = ("train/main.py", "train/composer_model.py", "train/composer_compat.py")
-"""Modules that the tables contain besides packages."""
+"""Modules that the tables contain in addition to packages."""
 
 _ROW = re.compile(r"^\| `((?:train|data)(?:/[\w/.]+)?)` \| .* \|$", re.MULTILINE)
 
@@ -23,7 +24,7 @@ def main() -> int:
 
 
 def with_tables(page: str) -> str:
-    """The page with its tables as they should be."""
+    """Return the page with up-to-date tables."""
     listed = _ROW.findall(page)
     for folder in ("train", "data"):
         names = [name for name in listed if name.partition("/")[0] == folder]
@@ -37,14 +38,14 @@ def with_tables(page: str) -> str:
 
 
 def packages(folder: str) -> Iterator[str]:
-    """The packages at and below a folder, and MODULES."""
+    """Yield the package in a folder, all packages below it, and its MODULES."""
     for file in sorted((ROOT / folder).rglob("__init__.py")):
         yield file.parent.relative_to(ROOT).as_posix()
     yield from (name for name in MODULES if name.startswith(f"{folder}/"))
 
 
 def description(name: str) -> str:
-    """The first sentence of the docstring, without its period."""
+    """Return the first sentence of the docstring, without the period."""
     file = ROOT / name if name.endswith(".py") else ROOT / name / "__init__.py"
     docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
     sentence = re.match(r".+?(?=\.\s|\.?$)", " ".join(docstring.partition("\n\n")[0].split()))

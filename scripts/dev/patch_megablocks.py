@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import re
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 class Patch:
     file: str
     needed: str
-    """A regular expression for the text to replace. It matches once in each of the `places`."""
+    """A regular expression for the text to replace. The number of its matches is `places`."""
     replacement: str
     fixed: str
     """A regular expression that matches in the same number of places after the patch."""

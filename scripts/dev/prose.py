@@ -1,4 +1,4 @@
-"""The English of the repository: docstrings, comments, messages and documentation, with the place of each.
+"""Prints the English of the repository: docstrings, comments, messages and documentation, each with file and line.
 
     python scripts/dev/prose.py train/config                # all of it, to read in one go
     python scripts/dev/prose.py --sample 100 --seed 1       # sentences drawn at random, for a reader to judge
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What `--sample` draws from. The names and comments of tests are read by fewer people.
+# The files from which `--sample` draws by default. Tests are excluded, because fewer people read them.
 CODE = ("train", "data", "scripts", "yamls", "train.py", "Makefile")
 SAMPLED = (*CODE, "docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 COMMENTED = {".yaml", ".yml", ".toml", ".sh", ".sbatch", ".in"}
-# A string of fewer words is a name, a label or a format, and not a sentence.
+# Strings with fewer words are names, labels or formats, and not sentences.
 MESSAGE_WORDS = 4
 
 WORD = re.compile(r"[^\W\d_]{2,}")
@@ -37,7 +37,7 @@ LIST_ITEM = re.compile(r"^\s*([-*+]|\d+\.)\s+")
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """A stretch of English: a docstring, a run of comment lines, a string, a paragraph, or a cell of a table."""
+    """A piece of English: a docstring, consecutive comment lines, a string, a paragraph, or a table cell."""
 
     file: Path
     line: int
@@ -53,7 +53,7 @@ def n_words(text: str) -> int:
 
 
 def docstrings(tree: ast.Module) -> dict[int, ast.Constant]:
-    """Docstrings by the id of their node: those of modules, classes and functions, and the strings below fields."""
+    """Return all docstrings by the id of their node, including the strings below fields."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -62,7 +62,7 @@ def docstrings(tree: ast.Module) -> dict[int, ast.Constant]:
 
 
 def text_of_string(node: ast.expr) -> str:
-    """A string as it stands in the source, with `{expression}` where an f-string fills a value in."""
+    """Return the text of a string. In an f-string, each value is shown as `{expression}`."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -73,7 +73,7 @@ def text_of_string(node: ast.expr) -> str:
 
 
 def strings(node: ast.AST, skipped: dict[int, ast.Constant]) -> Iterator[tuple[int, str]]:
-    """Line and text of each string below `node` that is no docstring; the parts of an f-string are one."""
+    """Yield line and text of each string below `node`, except docstrings. An f-string is one string."""
     if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in skipped:
         yield node.lineno, text_of_string(node)
     if not isinstance(node, ast.JoinedStr):
@@ -86,7 +86,7 @@ def strings(node: ast.AST, skipped: dict[int, ast.Constant]) -> Iterator[tuple[i
 
 
 def runs_of_comments(comments: Iterable[tuple[int, int, str]]) -> Iterator[tuple[int, str]]:
-    """Comments of consecutive lines in one column, joined. Each comment is its line, its column and its text."""
+    """Join comments in the same column of consecutive lines. A comment is a tuple of line, column and text."""
     start, last, column, parts = 0, -1, -1, []
     for line, at, text in comments:
         if parts and (line != last + 1 or at != column):
@@ -101,7 +101,7 @@ def runs_of_comments(comments: Iterable[tuple[int, int, str]]) -> Iterator[tuple
 
 
 def of_python(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, kind and text of each passage of a Python file."""
+    """Yield line, kind and text of each passage in a Python file."""
     tree = ast.parse(source)
     found = docstrings(tree)
     for node in found.values():
@@ -116,7 +116,7 @@ def of_python(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def of_markdown(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, kind and text of each heading, paragraph, item of a list and cell of a table; code blocks are left out."""
+    """Yield line, kind and text of each heading, paragraph, list item and table cell, without code blocks."""
     blank = FENCE.sub(lambda match: "\n" * match[0].count("\n"), source)
     blank = HTML.sub(lambda match: "\n" * match[0].count("\n"), blank)
     start, parts = 0, []
@@ -136,7 +136,7 @@ def of_markdown(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def of_comments(source: str) -> Iterator[tuple[int, str, str]]:
-    """Line, kind and text of each run of comments in a file where `#` starts one."""
+    """Yield line, kind and text of the comments in a file in which `#` starts a comment."""
     comments = []
     for number, line in enumerate(source.splitlines(), start=1):
         match = re.search(r"(?:^|\s)(##? .*)", line)
@@ -147,7 +147,8 @@ def of_comments(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def passages(file: Path) -> Iterator[Passage]:
-    """The English of one file, given relative to the repository. Files of other kinds have none."""
+    """Yield the English of one file, whose path is relative to the repository. Nothing is yielded for other kinds of
+    files."""
     if file.suffix == ".py":
         read = of_python
     elif file.suffix == ".md":
@@ -161,21 +162,22 @@ def passages(file: Path) -> Iterator[Passage]:
 
 
 def tracked(paths: Iterable[str]) -> list[Path]:
-    """The files below `paths` that git tracks, in order, relative to the repository."""
+    """Return the files below `paths` that git tracks, sorted, relative to the repository."""
     command = ["git", "ls-files", "--", *paths]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [Path(line) for line in sorted(listed.splitlines()) if (ROOT / line).is_file()]
 
 
 def sentences(passage: Passage) -> Iterator[Passage]:
-    """The sentences of a passage with at least `MESSAGE_WORDS` words, each as a passage at the same place."""
+    """Yield the sentences of a passage that have at least `MESSAGE_WORDS` words. Each is a passage with the same file
+    and line."""
     for text in SENTENCE_END.split(passage.text):
         if n_words(text) >= MESSAGE_WORDS:
             yield Passage(file=passage.file, line=passage.line, kind=passage.kind, text=text)
 
 
 def sample(size: int, seed: int, paths: Iterable[str] = SAMPLED) -> list[Passage]:
-    """`size` sentences of the files below `paths`, drawn without replacement."""
+    """Return `size` random sentences of the files below `paths`, drawn without replacement."""
     every = [sentence for file in tracked(paths) for passage in passages(file) for sentence in sentences(passage)]
     return random.Random(seed).sample(every, min(size, len(every)))
 

@@ -1,12 +1,13 @@
 """Exports a small random DBRX and verifies the folder with several versions of transformers, each in its own
-environment: the checks of train/export/verify.py must pass with older and newer versions than the installed one.
+environment. The checks of train/export/verify.py must also pass with versions that are older or newer than the
+installed one.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -16,7 +17,7 @@ from importlib.metadata import version
 
 VERSIONS = ("4.53", "4.57", "locked", "newest")
 NEEDED = ("torch", "numpy", "omegaconf", "psutil", "pyyaml", "tqdm", "jinja2", "safetensors")
-"""Packages that train/export/verify.py needs besides transformers, in the versions installed here."""
+"""Packages that train/export/verify.py needs in addition to transformers. The installed versions are used."""
 TIKTOKEN = f"{{name: tiktoken, kwargs: {{vocab_file: {ROOT}/quickstart/vocab.tiktoken}}}}"
 CONFIG = """\
 run_name: verify-exports
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show_on_console()
     args.folder.mkdir(parents=True, exist_ok=True)
-    # Our code saves one run, transformers the other.
+    # The tokenizer of the first run is saved by our code, and that of the second by transformers.
     write_run(args.folder / "run-fp32")
     write_run(args.folder / "run-bf16", f"{{name: {(args.folder / 'run-fp32' / 'tokenizer').resolve()}}}")
     export_both(args.folder)

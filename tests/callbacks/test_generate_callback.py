@@ -90,7 +90,7 @@ def test_generation_uses_the_weights_and_does_not_change_training(tmp_path, fsdp
         ("{prompts: [a], interval: often}", "callbacks.generate.interval "),
         (
             "{prompts: [a], top_k: 3}",
-            "callbacks.generate.temperature is 0, which is greedy, but top_k or top_p is set",
+            "callbacks.generate.temperature is 0 (greedy decoding), but top_k or top_p is set",
         ),
         ("{prompts: [a], max_new_tokens: 0}", "callbacks.generate.max_new_tokens is 0"),
         ("{prompts: [a], every: 3}", "callbacks.generate.every is not a key"),

@@ -147,10 +147,10 @@ def test_a_resumed_run_makes_missing_exports(tmp_path: Path) -> None:
 def test_invalid_intervals_and_folders_are_refused(tmp_path: Path) -> None:
     path = write_toy_run(tmp_path)
     (message,) = run_ranks(refused, 1, path, [wanted(tmp_path, "0.6dur")])
-    assert "save_interval is 0.6dur (6 batches), but checkpoints are saved every 4 batches: write a multiple" in message
+    assert "save_interval is 0.6dur (6 batches), but checkpoints are saved every 4 batches: use a multiple" in message
     (tmp_path / "toy-hf" / "huggingface" / "ba8").mkdir(parents=True)
     (message,) = run_ranks(refused, 1, path, [wanted(tmp_path, "8ba")])
-    assert "holds another run's exports (ba8): name another, or set save_overwrite=true" in message
+    assert "contains exports of another run (ba8): name another, or set save_overwrite=true" in message
 
 
 def test_the_config(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_file_of_an_earlier_version_is_resumed_exactly(tmp_path: Path) -> None
     for (result, out), name in zip(others, ("replicated", "sharded"), strict=True):
         path = tmp_path / name / "ep0-ba2-rank0.pt"
         assert f"resuming from {path} (autoresume)" in " ".join(out.split())  # the console wraps lines
-        assert out.count(f"{path} has no manifest (an earlier version wrote it): it is not verified") == 1
+        assert out.count(f"{path} has no manifest (an earlier version wrote it), so it is not verified") == 1
         assert list(result["losses"]) == [3, 4]
         for key, expected in whole["weights"].items():
             torch.testing.assert_close(result["weights"][key], expected, rtol=0, atol=0, msg=key)

@@ -258,15 +258,19 @@ def test_pretrained_weights_and_exports_are_the_same_at_every_degree(tmp_path: P
 @pytest.mark.parametrize(
     ("world_size", "overrides", "text"),
     [
-        (4, ["fsdp_config.expert_parallel_degree=3"], "is 3, but it must divide the 4 experts (model.ffn_config."),
-        (6, ["fsdp_config.expert_parallel_degree=4"], "is 4, but it must divide the 6 ranks over which a replica is"),
+        (4, ["fsdp_config.expert_parallel_degree=3"], "is 3, but it must divide model.ffn_config.moe_num_experts (4)"),
+        (
+            6,
+            ["fsdp_config.expert_parallel_degree=4"],
+            "is 4, but it must divide the number of ranks over which a replica is sharded (6)",
+        ),
         (
             4,
             [
                 "fsdp_config={sharding_strategy: HYBRID_SHARD, data_parallel_replicate_degree: 2}",
                 "fsdp_config.expert_parallel_degree=4",
             ],
-            "is 4, but it must divide the 2 ranks over which a replica is sharded",
+            "is 4, but it must divide the number of ranks over which a replica is sharded (2)",
         ),
         (
             8,

@@ -139,10 +139,10 @@ def test_a_checkpoint_of_a_whole_model_can_be_the_base(tmp_path: Path) -> None:
     assert list(longer["losses"]) == [5, 6]
 
     message = refusal(path, [*still, rounded, "run_name=rounded", "autoresume=true", "max_duration=8ba"])
-    assert "ep0-ba6 contains adapters that were trained on another base than those drawn from seed 17" in message
+    assert "ep0-ba6 contains adapters that were trained on a different base than the one drawn from seed 17" in message
 
     message = refusal(path, [*still, exact, f"load_path={base}", "run_name=a"])
-    assert "a whole model, of which a run with lora loads only the weights" in message
+    assert "a whole model, from which a run with lora only loads the frozen base" in message
     adapters = checkpoints(tmp_path / "exact")[-1]
     message = refusal(path, [*still, f"load_path={adapters}", "load_weights_only=true", "run_name=b"])
     assert "base_dtype: fp32}, now null (the checkpoint contains only adapters): restore the old value" in message
@@ -151,10 +151,10 @@ def test_a_checkpoint_of_a_whole_model_can_be_the_base(tmp_path: Path) -> None:
     other = exact.replace("base_dtype", "per_expert: true, base_dtype")
     message = refusal(path, [*still, other, f"load_path={adapters}", "load_weights_only=true", "run_name=f"])
     assert (
-        "lora.per_expert was false, now true (the checkpoint's tensors have other shapes): restore the old value"
+        "lora.per_expert was false, now true (the checkpoint's tensors have different shapes): restore the old value"
         in message
     )
     message = refusal(path, [*still, exact.replace("alpha: 8", "alpha: 9"), f"load_path={adapters}", "run_name=d"])
-    assert "lora.alpha was 8.0, now 9.0 (the weights were trained with it): restore the old value" in message
+    assert "lora.alpha was 8.0, now 9.0 (the weights were trained with the old value): restore the old value" in message
     message = refusal(path, [*still, exact, f"load_path={adapters}", "run_name=e"])
-    assert "trained on another base than those drawn from seed 17" in message
+    assert "trained on a different base than the one drawn from seed 17" in message

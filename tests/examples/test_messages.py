@@ -135,10 +135,10 @@ def test_the_older_format_of_tool_calls_is_converted():
         ),
         ({"messages": [USER, ANSWER], "tools": "add"}, "tools is 'add', but it must be a list of {type: function"),
         ({"messages": [USER, ANSWER], "tools": [{}]}, "tools is [{}] (list), but it must be a list of {type"),
-        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but weights of rows are not supported"),
+        ({"messages": [USER, ANSWER], "weight": 0.3}, "has weight 0.3 (float), but weights for rows are not supported"),
         (
             {"prompt": "a", "response": "b", "train": False},
-            "has train False (bool), but weights of rows are not supported",
+            "has train False (bool), but weights for rows are not supported",
         ),
         ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools in addition to prompt and response, which"),
         ({"text": "a", "reasoning_content": "b"}, "has reasoning_content in addition to text, which would not be used"),

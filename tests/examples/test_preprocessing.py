@@ -167,8 +167,8 @@ def test_none_means_that_rows_are_examples():
         ("mine:mak", "mine has no mak; did you mean 'make'?"),
         ("mine:number", "number is not callable (int)"),
         ("no_such_module:f", "no_such_module cannot be imported (ModuleNotFoundError: No module named"),
-        ("mine:", "your own must be module:function"),
-        (":make", "your own must be module:function"),
+        ("mine:", "your own function must be written as module:function"),
+        (":make", "your own function must be written as module:function"),
         ({"prompt": "a"}, "a mapping must be {prompt: COLUMN, response: COLUMN}"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_module_that_raises_is_named(module):
 )
 def test_a_module_that_ends_the_process_is_named(module, end, how):
     module(f"{end}\ndef make(row):\n    return row\n")
-    with pytest.raises(ConfigError, match=f"'mine:make', but importing mine ends the process: {how}: put code"):
+    with pytest.raises(ConfigError, match=f"'mine:make', but importing mine ends the process: {how}: put the code"):
         resolve_preprocessing_fn("mine:make")
 
 
@@ -282,13 +282,13 @@ def test_a_standard_library_function_from_another_module_is_refused(module, sour
 @pytest.mark.parametrize("name", ["subprocess.call", "make.__globals__", "make.__call__", "Cls.make", "a b", ""])
 def test_names_with_attributes_are_refused(module, name):
     module("import subprocess\ndef make(row):\n    return row\n")
-    with pytest.raises(ConfigError, match="your own must be module:function"):
+    with pytest.raises(ConfigError, match="your own function must be written as module:function"):
         resolve_preprocessing_fn(f"mine:{name}")
 
 
 @pytest.mark.parametrize("value", ["../x:f", "/abs/x:f", "..:f", "a\0b:f", "a\nb:f", "a\x1bb:f", "x" * 5000 + ":f"])
 def test_a_module_is_named_by_a_name(value):
-    with pytest.raises(ConfigError, match="your own must be module:function") as caught:
+    with pytest.raises(ConfigError, match="your own function must be written as module:function") as caught:
         resolve_preprocessing_fn(value)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200

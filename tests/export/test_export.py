@@ -240,7 +240,7 @@ def test_tensors_that_a_stock_dbrx_does_not_have_are_named(run, model, tmp_path)
     tensors["transformer.norm_f.weight"] = torch.zeros(33)
     del tensors["lm_head.weight"]
     message = (
-        r"ep0-ba10 does not match the DBRX of .*: lm_head.weight is missing; extra.weight is not a parameter "
+        r"ep0-ba10 does not match the model of .*: lm_head.weight is missing; extra.weight is not a parameter "
         r"of DBRX; transformer.norm_f.weight is \[33\], expected \[32\]$"
     )
     refused(copy_run(run, tmp_path / "run", tensors=tensors), tmp_path / "out", message)

@@ -305,7 +305,7 @@ def test_a_killed_verification_keeps_the_partial_export(
 ) -> None:
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
     monkeypatch.setattr("train.export.export.subprocess.run", lambda *args, **kwargs: killed)
-    with pytest.raises(ConfigError, match=r"its verification was killed by signal 9 .*continues there"):
+    with pytest.raises(ConfigError, match=r"its verification was killed by signal 9 .*continues from it"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.part" / "config.json").is_file()

@@ -212,7 +212,7 @@ def test_an_export_with_another_base_is_refused(trained: Path, tmp_path: Path) -
     before = base.read_bytes()
     try:
         base.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-        with pytest.raises(ConfigError, match=r"trained on another base than those in \S+/base "):
+        with pytest.raises(ConfigError, match=r"trained on a different base than the one in \S+/base "):
             export(trained, tmp_path / "out")
     finally:
         base.write_bytes(before)

@@ -155,7 +155,7 @@ def test_a_conversation_keeps_its_context_until_a_new_one_begins(opened):
 
 def test_a_turn_that_leaves_no_room_is_removed(opened):
     written, read = converse(opened, "y" * 80, "z")
-    assert "the model supports only 64; /new begins another conversation\n" in written
+    assert "the model supports only 64; /new starts a new conversation\n" in written
     assert len(read) == 1
     assert "y" not in read[0]
 
@@ -175,10 +175,10 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
             "--output is 'quickstart/heldout.jsonl', which already exists: name another",
         ),
         (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
-        (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have none: add --chat"),
+        (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have no system message: add --chat"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines conversations itself"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
-        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0, which is greedy, but top_k or top_p is set"),
+        (["FOLDER", "x", "--top_k", "3"], "--temperature is 0 (greedy decoding), but top_k or top_p is set"),
         (["none", "x"], "none is neither a checkpoint"),
         (["tests", "x"], "tests is neither a checkpoint"),
     ],

@@ -186,7 +186,7 @@ def test_no_temperature_is_too_extreme(temperature):
         ({"temperature": -1}, "temperature is -1, but it must be at least 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0, but it must be at least 1"),
         ({"temperature": 1.0, "top_p": 0.0}, r"top_p is 0.0, but it must be in \(0, 1\]"),
-        ({"top_p": 0.5}, "temperature is 0, which is greedy, but top_k or top_p is set"),
+        ({"top_p": 0.5}, r"temperature is 0 \(greedy decoding\), but top_k or top_p is set"),
         ({"seed": -1}, "seed is -1"),
     ],
 )

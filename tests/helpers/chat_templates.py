@@ -13,7 +13,7 @@ LLAMA3 = (
     "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Has a date, a system message with the tools, one call per turn, and results of tools as JSON."""
+"""A template with a date, a system message that lists the tools, one call per turn, and results of tools as JSON."""
 
 QWEN3 = (
     "{% if tools %}{{ '<|im_start|>system\\n' }}"
@@ -41,7 +41,7 @@ QWEN3 = (
     "{{ '<|im_end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Renders reasoning only after the last question; has tools and their calls."""
+"""Renders reasoning only after the last question. Supports tools and their calls."""
 
 R1 = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% endif %}{% endfor %}"
@@ -52,7 +52,7 @@ R1 = (
     "{% elif m.role == 'tool' %}{{ '<|im_start|>tool' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
 )
-"""Renders no reasoning; renders calls only if the content is null, with arguments as text."""
+"""Does not render reasoning. Renders calls only if the content is null, with arguments as text."""
 
 GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -61,7 +61,7 @@ GEMMA = (
     "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\\n' }}{% endif %}"
 )
-"""Rejects a system message; the assistant's role is `model`."""
+"""Rejects a system message. The role of the assistant is `model`."""
 
 MISTRAL = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}"

@@ -1,4 +1,4 @@
-"""How each command of the documentation is tested: tests/project/test_commands.py."""
+"""The rules by which tests/project/test_commands.py tests each command of the documentation."""
 
 import re
 from dataclasses import dataclass, field
@@ -24,16 +24,16 @@ class Run:
     pattern: str
     """Matches the whole command."""
     values: dict[str, str] = field(default_factory=dict)
-    """Values of configuration keys, in place of those of the command."""
+    """Values of configuration keys that replace the values in the command."""
     more: tuple[str, ...] = ()
-    """Words that are appended."""
+    """Words that are appended to the command."""
     code: int = 0
-    """The exit code."""
+    """The expected exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """Commands that do not run here. Their arguments are parsed."""
+    """Commands that the tests do not run. Only their arguments are parsed."""
 
     pattern: str
     reason: str
@@ -43,7 +43,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Commands that take minutes: `make proof` runs them."""
+    """Commands that take minutes, and are run by `make proof`."""
 
     pattern: str
 
@@ -154,7 +154,7 @@ RULES: list[Run | Elsewhere | Proof] = [
 ]
 
 SHELL = {"cat", "cp", "jq", "ls", "mkdir", "head", "tail", "wc", "grep", "scripts/dev/gpu_run.sh"}
-"""Programs that run in bash. So does Python where its output is redirected."""
+"""Programs that run in bash. Python also runs in bash if its output is redirected."""
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "docs/evaluation.md": ("runs/mine",),
@@ -164,7 +164,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "docs/report.md": ("runs/mine", "runs/other"),
     "docs/weights.md": ("runs/mine/checkpoints",),
 }
-"""What a page expects besides the result of the quickstart: runs, and files that the reader has."""
+"""Runs and files that a page expects, in addition to the result of the quickstart."""
 
 
 def rules_of(text: str) -> list[Run | Elsewhere | Proof]:
@@ -172,7 +172,7 @@ def rules_of(text: str) -> list[Run | Elsewhere | Proof]:
 
 
 def rule_of(text: str) -> Run | Elsewhere | Proof | None:
-    """The rule of a command. Programs of this repository, and those of SHELL, run without being named."""
+    """Return the rule for a command. Programs of this repository and those in SHELL run without a rule."""
     rules = rules_of(text)
     if not rules:
         name = text.split()[0]

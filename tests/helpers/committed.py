@@ -1,4 +1,4 @@
-"""Checkpoints that tests write or change deliberately, committed like those of a run."""
+"""Commit checkpoints that tests have written or changed, in the same way as a run does."""
 
 import json
 from pathlib import Path

@@ -28,7 +28,7 @@ class Shape:
 
 
 def loader(stages=(), names="abc", **streams):
-    """Return a config with these streams; `a={"proportion": 1.0}` sets keys of stream a."""
+    """Return a config with these streams. `a={"proportion": 1.0}` sets keys of stream a."""
     configs = {name: StreamConfig(local=name, **{"max_repeats": 1000.0} | streams.get(name, {})) for name in names}
     dataset = DatasetConfig(streams=configs, max_seq_len=8)
     return DataLoaderConfig(name="text", dataset=dataset, stages=list(stages))

@@ -27,7 +27,7 @@ class ExactRun:
     rows: dict[int, Tensor] = field(default_factory=dict)
     """[rows of the global batch, 2, max_seq_len]: input_ids and labels, in order."""
     losses: dict[int, float] = field(default_factory=dict)
-    """In fp64, because Composer logs losses in fp32."""
+    """Losses in fp64. Composer logs losses only in fp32."""
     eval_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     """The weights at the end."""

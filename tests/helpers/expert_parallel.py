@@ -1,4 +1,4 @@
-"""Meshes with expert parallelism and the steps to build models on them, for tests that compare them with one rank."""
+"""Build models on meshes with expert parallelism, for tests that compare them with a model on one rank."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -44,7 +44,7 @@ def draw_adapters(model: nn.Module) -> None:
 
 
 def route_to_first(model: nn.Module) -> None:
-    """Send all tokens to the first expert, and so to the ranks that have it."""
+    """Send all tokens to the first expert and therefore to the ranks that have it."""
     for module in model.modules():
         if isinstance(module, Router):
             module.register_forward_hook(lambda module, args, out: out._replace(experts_TK=out.experts_TK * 0))
@@ -80,6 +80,6 @@ def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[float]:
     for key, value in expected.items():
         if torch.equal(*(tensor.flatten().view(torch.uint8) for tensor in (found[key], value))):
-            yield 0.0  # values packed in 4 bits may be NaN when read as numbers
+            yield 0.0  # bytes with two 4-bit values may be NaN when they are read as numbers
         else:
             yield float((found[key] - value).abs().max() / value.abs().max().clamp(min=1e-30))

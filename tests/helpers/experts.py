@@ -25,7 +25,8 @@ def routing(name: str, config: FFNConfig) -> tuple[int, Callable[[Tensor], Tenso
 
 
 class LoopGrouped:
-    """Grouped GEMMs in plain torch, to test the code that grouped_mm and megablocks share without either library."""
+    """Grouped GEMMs in plain torch. They test the code that grouped_mm and megablocks share, without these
+    libraries."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment, self.order_A = assignment, assignment.order_A

@@ -22,7 +22,7 @@ from train.supervision.record_file import RECORD
 
 class Fault(Callback):
     """Multiplies the loss of some batches, or writes a value into a gradient, on some ranks. It runs before the
-    callbacks that read these values, so they see the fault as a result of the run."""
+    callbacks that read these values, so for them the fault is a result of the run."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Fault(Callback):
 
 
 class Killed(Exception):
-    """End a run like a kill, as far as its save folder is concerned."""
+    """End a run so that its save folder is in the same state as after a kill."""
 
 
 class Kill(Callback):
@@ -84,7 +84,7 @@ class Ended:
 
 
 def run_with(path: str, overrides: list[str], *faults: Callback) -> Ended:
-    """Run the config with these faults; the events are read from its record."""
+    """Run the config with these faults. The events of the result are read from record.jsonl."""
     watch, config = Watch(None), read_config(path, overrides)
     ended = Ended(watch.losses, watch.weights)
     try:

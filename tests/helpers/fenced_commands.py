@@ -20,13 +20,14 @@ class FencedCommand:
 
     page: str
     line: int
-    """Of the page, counted from 1: where the command begins."""
+    """The line of the page, counted from 1, at which the command begins."""
     text: str
     """The command on one line, without its comment. The text of a here-document follows on further lines."""
 
 
 def commands_of(page: str, markdown: str) -> Iterator[FencedCommand]:
-    """The commands of a page: lines of blocks marked as shell, and lines after `$ ` in blocks without a language."""
+    """Return the commands of a page: the lines of shell blocks, and the lines after `$ ` in blocks without a
+    language."""
     for block in _BLOCK.finditer(markdown):
         language = block["language"].strip().split(" ")[0]
         first = markdown.count("\n", 0, block.start("text")) + 1
@@ -46,7 +47,7 @@ def split_shell(script: str) -> Iterator[tuple[int, str]]:
     """The commands of a shell script with the number of their first line, counted from 0.
 
     Lines that end with a backslash are joined and comments are dropped. Commands end at the end of a line, at `&&` and
-    at `;`, but loops and conditions stay whole. Raises ValueError for a quote that is not closed.
+    at `;`, but loops and conditions are not split. Raises ValueError for a quote that is not closed.
     """
     position = number = 0
     while position < len(script):
@@ -64,13 +65,13 @@ def split_shell(script: str) -> Iterator[tuple[int, str]]:
 
 
 def _empty_lines(script: str, start: int) -> int:
-    """Lines from `start` on that contain no command."""
+    """Return the number of lines after `start` that contain no command."""
     lines = script.split("\n")[start:]
     return next((n for n, line in enumerate(lines) if line.strip() and not line.strip().startswith("#")), 0)
 
 
 def _command(script: str, position: int) -> tuple[str, int]:
-    """The command at a position of a script, and the position behind it."""
+    """Return the command at a position of a script, and the position after it."""
     text, compound = "", _COMPOUND.match(script[position:].lstrip()) is not None
     for token in _TOKEN.finditer(script, position):
         if token[0] in ("'", '"'):
@@ -88,7 +89,7 @@ def _command(script: str, position: int) -> tuple[str, int]:
 def commands_of_pages(root: Path) -> list[FencedCommand]:
     """All commands of README.md and the other pages of the root, and of docs/.
 
-    docs/examples is left out: scripts/dev/worked_example.py runs its commands, and writes what they print.
+    docs/examples is excluded, because scripts/dev/worked_example.py runs its commands and writes their output.
     """
     pages = [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
     return [

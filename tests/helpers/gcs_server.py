@@ -21,7 +21,7 @@ from tests.helpers.store_faults import Fault, take_fault
 
 @dataclass
 class Storage:
-    """The state that tests inspect and change."""
+    """The state of the server, which tests inspect and change."""
 
     buckets: dict[str, dict[str, bytes]]
     """The content of each object in each bucket."""
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(204)
 
     def _fails(self) -> bool:
-        """Return whether a fault has answered the request."""
+        """Answer the request with a fault, if there is one. Returns whether there was one."""
         fault = take_fault(self.storage.faults, self.command, unquote(self.path))
         if self.storage.denied or (fault is not None and fault.kind == "denied"):
             self._send(403)

@@ -20,7 +20,7 @@ from data.hub import reach
 class Repository:
     files: Mapping[str, bytes]
     gated: bool = False
-    """Whether requests without a token get only the list of files."""
+    """Whether requests without a token may only list the files."""
     revisions: tuple[str, ...] = ("main",)
 
     @property
@@ -31,7 +31,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The state that tests inspect and change."""
+    """The state of the server, which tests inspect and change."""
 
     repositories: dict[str, Repository]
     endpoint: str = ""
@@ -48,7 +48,8 @@ class Hub:
 
 
 def set_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Set what HF_ENDPOINT sets when huggingface-hub is imported; version 0.x has the template in a second module."""
+    """Set the values that HF_ENDPOINT sets when huggingface-hub is imported. Version 0.x has a copy in a second
+    module."""
     from huggingface_hub import constants, file_download
 
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
@@ -66,7 +67,7 @@ def close_sessions() -> None:
 
 @contextmanager
 def serve(repositories: dict[str, Repository]) -> Iterator[Hub]:
-    """Serve until the context ends; after that, connections are refused."""
+    """Serve until the context ends. After that, connections are refused."""
     hub = Hub(repositories)
 
     class Handler(_Handler):
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def use_hub(monkeypatch, endpoint: str, home: Path, offline: bool = False) -> None:
-    """Set what HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set when the library is imported."""
+    """Set the values that HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE set when the library is imported."""
     import datasets
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""Moments at which one process of a run, or all of them, are ended as by `kill -9`."""
+"""Moments at which one process or all processes of a run are ended like by `kill -9`."""
 
 import functools
 import inspect
@@ -23,7 +23,7 @@ every second batch by a save."""
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A call of a function."""
+    """The call of a function at which processes are killed."""
 
     of: str
     """module:attribute through which the caller finds the function."""
@@ -121,11 +121,11 @@ class Kill:
     everyone: bool = False
     """Whether to kill all ranks and their workers together, like a machine failure; otherwise one process."""
     batch: int = 0
-    """The first call in or after this batch counts; in a worker, the first call for its data."""
+    """The first call in or after this batch counts. In a worker, it is the first call for the data of this batch."""
     call: int = 1
     """Number of the call in the batch."""
     grace: float = 0.3
-    """Seconds between SIGTERM and SIGKILL for the other ranks, as launchers wait."""
+    """Seconds between SIGTERM and SIGKILL for the other ranks, like those of a launcher."""
 
 
 def place(moment: Moment) -> tuple[Any, str]:
@@ -135,7 +135,7 @@ def place(moment: Moment) -> tuple[Any, str]:
 
 
 class Trigger:
-    """Wrap the function of a kill's moment, on a rank."""
+    """Replace the function of a kill's moment on a rank."""
 
     def __init__(self, kill: Kill | None, rank: int, folder: Path) -> None:
         """folder: contains the process ids of all ranks, and `struck` once the moment has been reached."""
@@ -192,7 +192,7 @@ class Trigger:
 
 
 def kill_all(ranks: list[int]) -> None:
-    """Kill these processes and their children, this process last."""
+    """Kill these processes and their children. This process is killed last."""
     found: list[psutil.Process] = []
     for pid in ranks:
         with suppress(psutil.NoSuchProcess):

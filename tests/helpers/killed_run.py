@@ -90,7 +90,7 @@ class KilledRun:
         return start
 
     def defects(self, whole: "KilledRun") -> list[str]:
-        """Return the differences from an uninterrupted run, after this run has ended."""
+        """Return the differences from an uninterrupted run. Call this after the run has ended."""
         return [*self._of_rows(whole.starts[0].batches), *self._of_files(whole)]
 
     def _of_rows(self, expected: Mapping[tuple[int, int], Any]) -> list[str]:
@@ -126,7 +126,7 @@ class KilledRun:
             found.append(f"latest is {newest}")
         lines, expected_lines = record(self.folder), record(whole.folder)
         found += [f"record.jsonl: {line}" for line in lines if line not in expected_lines]
-        # The last evaluation follows the last save: once it is done, nothing is left to do.
+        # The last evaluation follows the last save, so the run is complete after it.
         return found + [
             f"record.jsonl lacks {line}"
             for line in expected_lines
@@ -146,14 +146,14 @@ def contents(checkpoint: Path) -> dict[str, Any]:
 
 
 def record(folder: Path) -> list[Any]:
-    """Drop the events of the run, and the times."""
+    """Return the lines without events and times."""
     lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
     return [{**line, "time": None} for line in lines if "event" not in line]
 
 
 def _wait(ranks: Ranks, kill: Kill | None) -> bool:
-    """Wait until all ranks have ended, and end the rest of a killed run like a launcher. Kills the ranks when it is
-    time, and returns whether it did."""
+    """Wait until all ranks have ended, and end the remaining ranks of a killed run like a launcher. Kills the ranks at
+    the time of the kill, if it has one, and returns whether it has killed them."""
     began, struck = time.monotonic(), False
     while ranks.running and not ranks.failed:
         now = time.monotonic() - began
@@ -179,7 +179,7 @@ def _send(pid: int, number: int) -> None:
 
 
 def _rank(config: str, name: str, kill: Kill | None, files: str) -> None:
-    """Run one rank of a start: the unchanged program, with a record of each step."""
+    """Run the unchanged program on one rank of a start, and record each step."""
     rank = int(os.environ["RANK"])
     handle = os.open(f"{files}/out{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -223,8 +223,8 @@ class _Notes(Callback):
 
 
 def drawn_histories() -> Iterator[list[Kill]]:
-    """Yield one to five kills for each history of a run, the same in every session; all moments are equally
-    frequent."""
+    """Yield one to five kills for each history of a run. They are the same in every session, and all moments are
+    equally frequent."""
     draw = random.Random(0)
     names: list[str] = []
     while True:

@@ -9,7 +9,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def load_script(name: str) -> ModuleType:
-    """Load scripts/{name}.py under a name that no package has: `evaluate`, for example, is also a package."""
+    """Load scripts/{name}.py under a name that no package has. `evaluate`, for example, is also a package."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

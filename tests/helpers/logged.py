@@ -10,7 +10,7 @@ class Logged(LoggerDestination):
     """Collects the metrics of each step by name and by the number of batches before it."""
 
     def __init__(self, prefix: str) -> None:
-        """prefix: only metrics whose names have it are collected."""
+        """prefix: collect only metrics whose names have this prefix."""
         self.prefix = prefix
         self.metrics: dict[int, dict[str, float]] = {}
 

@@ -1,4 +1,4 @@
-"""Tests that start processes must have a marker, because `make test-fast` leaves them out."""
+"""Checks that tests that start processes have a marker, because `make test-fast` excludes them by the marker."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def running(item: pytest.Item) -> Iterator[None]:
 
 
 def require_marker(name: str) -> None:
-    """Fail the running test if it lacks the marker. Does nothing in other processes, such as forked workers."""
+    """Fail the running test if it does not have the marker. Does nothing in other processes, such as forked workers."""
     if _running and os.getpid() == _PID and _running[-1].get_closest_marker(name) is None:
         pytest.fail(f"{_running[-1].nodeid} needs the marker `{name}`: write @pytest.mark.{name}")
 

@@ -27,7 +27,7 @@ RANKS = 2
 
 
 class _FirstConfig:
-    """Replaces triton.autotune, which times kernels on a GPU."""
+    """Replaces triton.autotune, which measures kernels on a GPU."""
 
     def __init__(self, kernel: Any, config: dict[str, Any]) -> None:
         self.kernel, self.config = kernel, config
@@ -127,7 +127,7 @@ def compare(moe_impl: str, x: Tensor, dy: Tensor, frozen: bool = False, recomput
     ours, reference = make_layer(moe_impl, recompute), make_layer("torch")
     for layer in (ours, reference):
         layer.experts.requires_grad_(not frozen)
-        # One expert is chosen by no token.
+        # No token chooses this expert.
         with torch.no_grad():
             layer.router.layer.weight[2] = 0
             layer.router.layer.weight[2, 0] = -1e4
@@ -163,7 +163,7 @@ def compare_expert_parallel(x: Tensor, dy: Tensor) -> dict[str, float]:
     """Compare two ranks, each with half of the tokens and experts, with our loop over all of them."""
     context = multiprocessing.get_context(
         "fork"
-    )  # forking is possible: this process has imported everything and has one thread
+    )  # fork, because this process has imported everything and has only one thread
     with tempfile.TemporaryDirectory() as folder:
         ranks = [context.Process(target=_expert_parallel_rank, args=(Path(folder), n, x, dy)) for n in range(RANKS)]
         for rank in ranks:

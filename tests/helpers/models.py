@@ -22,7 +22,7 @@ SHAPES = {
     "plain": make_config(),
     "one kv head, one expert a token": make_config(
         attn_config=AttnConfig(kv_n_heads=1, rope_theta=5e5),
-        # A single normalised weight is always 1, and then the router's gradient is only rounding error.
+        # A single normalized weight is always 1, so the router's gradient would be only rounding error.
         ffn_config=FFNConfig(ffn_hidden_size=40, moe_num_experts=4, moe_top_k=1, moe_normalize_expert_weights=None),
     ),
     EVERY_EXPERT: make_config(

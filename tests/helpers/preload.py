@@ -1,4 +1,4 @@
-"""Imports for the fork server of ranks.py that every rank would otherwise make itself."""
+"""Imports for the fork server of ranks.py, so that the ranks do not have to import these modules."""
 
 import gc
 from pathlib import Path
@@ -17,8 +17,8 @@ __all__ = ["omegaconf", "pytest", "streaming", "tiktoken"]
 # Composer records this in each checkpoint and starts a Python process to find it: more than a second per rank.
 get_cpu_model()
 reports_at_end(False)
-# The first config that is read builds the validators.
+# Reading a first config builds the validators.
 read_config(str(Path(__file__).parents[2] / "yamls" / "finetune" / "dbrx_tiny.yaml"), [])
-# Keeps garbage collections on a rank from scanning these objects.
+# Garbage collection on a rank then does not scan these objects.
 gc.collect()
 gc.freeze()

@@ -67,9 +67,9 @@ def _status(key: str) -> int:
 
 
 def import_on_a_rank(folder: str, ids: torch.Tensor, labels: torch.Tensor) -> tuple[int, int, float]:
-    """Return the bytes by which the import raised the rank's peak, the bytes of its shard, and the loss on the rows.
-    Mapped files of libraries are not counted: ranks share them, and the file system decides how much of a file is
-    loaded with a touched page (here 2 to 31 MB of torch's code)."""
+    """Return the increase of the rank's peak memory during the import in bytes, the bytes of its shard, and the loss on
+    the rows. Mapped files of libraries do not count, because ranks share them, and because the file system decides how
+    much of a file is loaded with each page (here 2 to 31 MB of torch's code)."""
     dist.init_process_group("gloo")
     dist.barrier()
     opened = PretrainedFolder.open(folder)

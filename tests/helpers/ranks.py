@@ -78,11 +78,11 @@ class Ranks:
 
     @property
     def exitcodes(self) -> list[int | None]:
-        """The exit codes; -n means ended by signal n."""
+        """The exit codes. -n means that signal n ended the rank."""
         return [process.exitcode for process in self._processes]
 
     def end(self, grace: float = 0.0) -> None:
-        """Kill each rank that does not end by itself within this many seconds."""
+        """Kill each rank that has not ended within this number of seconds."""
         for process in self._processes:
             process.join(grace)
             if process.is_alive():
@@ -166,8 +166,8 @@ def _rank(folder: Path, rank: int, world_size: int, port: int, function: Callabl
     import torch
 
     torch.set_num_threads(1)
-    # A child of the fork server would start its own children through another fork server; a real rank forks its
-    # loader's workers.
+    # A child of the fork server would start its children with another fork server, but a real rank forks the workers of
+    # its loader.
     multiprocessing.set_start_method("fork", force=True)
     show_on_console()
     try:
@@ -186,5 +186,5 @@ def _results(folder: Path, exitcodes: list[int | None]) -> list[Any]:
     results = {rank: pickle.loads(path.read_bytes()) for rank, path in enumerate(paths) if path.exists()}
     failed = [f"rank {rank} failed:\n{value}" for rank, (done, value) in results.items() if not done]
     if failed or len(results) < len(exitcodes):
-        raise RuntimeError("\n".join(failed) or f"exit codes {exitcodes}, results from {sorted(results)} alone")
+        raise RuntimeError("\n".join(failed) or f"exit codes {exitcodes}, results only from {sorted(results)}")
     return [results[rank][1] for rank in range(len(exitcodes))]

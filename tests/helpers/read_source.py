@@ -10,7 +10,7 @@ from data.sources.source import open_source
 
 
 def of_file(path, format=None) -> DatasetConfig:
-    """Return the source, in the format of its name or in this format."""
+    """Return the source in the given format, or in the format that its name implies."""
     cache_dir = str(Path(path).parent / ".cache")
     if format is None:
         return DatasetConfig(hf_name=str(path), max_seq_len=8, cache_dir=cache_dir)

@@ -1,4 +1,4 @@
-"""Log folders like those of runs, with metrics.jsonl and record.jsonl from formulas, for tests of reports."""
+"""Log folders with synthetic metrics.jsonl and record.jsonl, for tests of reports."""
 
 import json
 import math

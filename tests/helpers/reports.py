@@ -1,5 +1,5 @@
-"""Runs of tests write no report unless a test requests it: there are hundreds, and a report takes a quarter of a
-second."""
+"""Runs in tests write a report only if the test requests it. There are hundreds of runs, and a report takes a quarter
+of a second."""
 
 from train.report import report
 

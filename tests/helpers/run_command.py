@@ -37,7 +37,7 @@ class Program:
     script: str
     arguments: list[str]
     ranks: int = 0
-    """Processes that a launcher starts; 0 without a launcher."""
+    """Number of processes that a launcher starts, or 0 without a launcher."""
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,11 +47,11 @@ class Ended:
 
     code: int
     output: str
-    """Of all ranks, stdout and stderr."""
+    """stdout and stderr of all ranks."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a command as bash expands them."""
+    """Return the words of a command after expansion by bash."""
     script = f"printf '%s\\0' {text}"
     done = subprocess.run(["bash", "-uc", script], cwd=ROOT, capture_output=True, text=True, env=_env(), check=False)
     if done.returncode:
@@ -67,8 +67,8 @@ def needs_shell(text: str) -> bool:
 
 
 def program_of(text: str) -> Program | None:
-    """The program that a command starts, directly or through a launcher. None for any other command, and for one with
-    pipes or redirections."""
+    """Return the program that a command starts, directly or with a launcher. Returns None for other commands, and for
+    commands with pipes or redirections."""
     if needs_shell(text):
         return None
     env, rest = {}, words(text)
@@ -92,7 +92,7 @@ def program_of(text: str) -> Program | None:
 
 
 def _launched(launcher: str, arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """The number of processes, and the program with its arguments."""
+    """Return the number of processes, and the program with its arguments."""
     parser = argparse.ArgumentParser(prog=launcher, exit_on_error=False)
     numbers = ("--world_size", "--node_rank", "--base_rank", "--master_port")
     if launcher == "composer":
@@ -108,7 +108,7 @@ def _launched(launcher: str, arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def run_program(program: Program, folder: Path, timeout: float = 120) -> Ended:
-    """Run a program to its end in a folder, without input."""
+    """Run a program in a folder without input, and wait until it has ended."""
     ends = ends_of_ranks(_run, max(program.ranks, 1), program, folder, timeout=timeout)
     return Ended(max((end.code for end in ends), key=abs), "\n".join(end.output for end in ends))
 
@@ -133,7 +133,7 @@ def _run(program: Program, folder: Path) -> int:
 
 @contextlib.contextmanager
 def _verified_here() -> Iterator[None]:
-    """An export is verified in the process that writes it, and not in another, which would import torch."""
+    """Verify an export in the process that writes it, because another process would have to import torch."""
     from tests.helpers.verify_here import verify_here
 
     with patch("train.export.export.subprocess.run", verify_here):
@@ -161,12 +161,12 @@ def _env() -> dict[str, str]:
 
 
 VARIABLES = {"WEIGHTS": "weights", "DATA": "data.jsonl", "HOST": "127.0.0.1", "N": "0"}
-"""Variables that commands of the documentation leave to the reader."""
+"""Variables in the commands of the documentation that the reader must set."""
 
 
 def refused_arguments(programs: Sequence[Program]) -> list[str | None]:
-    """For each program the error about its arguments, or None. Nothing runs but the parser of the program and the
-    reader of configurations."""
+    """Return the error about the arguments of each program, or None. Only the argument parser and the config reader of
+    the program run."""
     return run_ranks(_refusals, 1, list(programs))[0]
 
 
@@ -200,7 +200,7 @@ def _refusal(program: Program) -> str | None:
             sys.argv[:] = [program.script, *program.arguments]
             with contextlib.redirect_stderr(output):
                 runpy.run_path(program.script, run_name="__main__")
-            return f"{program.script} parses no arguments"
+            return f"{program.script} does not parse arguments"
     except _Parsed as parsed:
         args = parsed.args[0]
         return _refusal(Program("train.py", [args.config, *args.overrides])) if getattr(args, "config", None) else None
@@ -212,6 +212,6 @@ def _refusal(program: Program) -> str | None:
 
 
 def _read_config(arguments: list[str]) -> None:
-    # Weights that the reader of a page has, but this machine has not: the model's keys are those of its preset.
+    # The reader of a page has weights that this machine does not have. Here the preset sets the keys of the model.
     given = [word for word in arguments[1:] if not word.startswith("model.pretrained_model_name_or_path=")]
     load_config("yamls/finetune/dbrx.yaml" if arguments[0] == "CONFIG" else arguments[0], given)

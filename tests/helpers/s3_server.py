@@ -16,12 +16,12 @@ from tests.helpers.store_faults import Fault, take_fault
 
 @dataclass
 class S3:
-    """The state that tests inspect and change."""
+    """The state of the server, which tests inspect and change."""
 
     client: Any
     faults: list[Fault] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables with which boto3 finds the server."""
+    """Environment variables that make boto3 use the server."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of the answered requests."""
 
@@ -31,7 +31,7 @@ class S3:
 
 @contextmanager
 def serve() -> Iterator[S3]:
-    """Serve with a client, and with the environment in which boto3 finds the server."""
+    """Serve in this context. Yields the server's state with a client and the environment variables."""
     import boto3
     from moto.moto_api._internal import moto_api_backend
     from moto.server import DomainDispatcherApplication, create_backend_app

@@ -1,4 +1,4 @@
-"""Checkpoints without a run: of a few bytes, or of a few tensors with a run's state."""
+"""Checkpoints without a run. They contain a few bytes, or a few tensors and the state of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -46,7 +46,7 @@ global_train_batch_size: 2
 
 
 def write_run(folder: Path) -> DbrxForCausalLM:
-    """Write config.yaml, tokenizer/ and ep0-ba10; return the model of the checkpoint."""
+    """Write config.yaml, tokenizer/ and ep0-ba10. Returns the model in the checkpoint."""
     model = DbrxForCausalLM(MODEL)
     initialise(model, MODEL, seed=3)
     write_save_folder(folder)
@@ -68,7 +68,7 @@ def write_export(run: Path, folder: Path) -> Path:
 
 
 def save_checkpoint(folder, tensors):
-    """Write a checkpoint with some of the other state of a run."""
+    """Write a checkpoint that also contains some state of a run."""
     state = {PREFIX + name: tensor for name, tensor in tensors.items()}
     state |= {
         "state.optimizers.AdamW.state.model.transformer.wte.weight.exp_avg": torch.ones(3),

@@ -1,5 +1,5 @@
-"""Steps of SGD or AdamW by Composer's Trainer with the run's own callbacks on synthetic rows. Returns losses, gradient
-norms, gradients and weights, to compare any two ways to split a global batch."""
+"""Train steps of SGD or AdamW on synthetic rows with Composer's Trainer and the callbacks of a run. The results are
+losses, gradient norms, gradients and weights, which tests compare for different ways to split a global batch."""
 
 import dataclasses
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class Cut:
     @property
     def reference(self) -> "Cut":
         """The same step on one rank in one microbatch."""
-        # Only FSDP2 keeps a base separate from its adapters.
+        # Only with FSDP2 is a base separate from its adapters.
         fsdp = FSDPConfig() if self.lora is not None else None
         return replace(
             self, fsdp=fsdp, microbatches=1, scope="batch", checkpointing="none", moe_recompute=False, mutant=None
@@ -71,7 +71,7 @@ class Cut:
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     losses: Tensor
-    """[STEPS] in fp64, because Composer logs losses in fp32."""
+    """[STEPS] losses in fp64. Composer logs losses only in fp32."""
     norms: Tensor
     """[STEPS] norms of all gradients before clipping, in fp64."""
     first_gradients: dict[str, Tensor]
@@ -91,8 +91,8 @@ def differences(found: Trained, expected: Trained) -> dict[str, float]:
 
 
 class MadeRows:
-    """Rows of two documents and padding with very different masks: some rows train one token, some every token, some
-    none."""
+    """Rows of two documents and padding, with different loss masks: some rows train one token, some all tokens, some no
+    token."""
 
     n_rows, max_seq_len, fingerprint, folder = STEPS * ROWS, LENGTH, "made", Path("made")
     shard_sizes, tokens, is_remote = np.array([STEPS * ROWS]), None, False
@@ -197,7 +197,7 @@ def _lora_of(cut: Cut) -> LoraConfig | None:
 
 
 def train_cuts(cuts: list[Cut], *dtypes: torch.dtype) -> list[dict[torch.dtype, Trained]]:
-    """Train each cut in each of the dtypes. For run_ranks."""
+    """Train each cut with each dtype. Called by run_ranks."""
     dist.initialize_dist("cpu", timeout=60)
     return [{dtype: _train(cut, dtype) for dtype in dtypes} for cut in cuts]
 

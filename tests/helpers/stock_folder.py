@@ -1,4 +1,4 @@
-"""A small DBRX folder as transformers itself saves it."""
+"""A small DBRX folder that transformers has saved."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SHAPE: dict[str, Any] = {
 
 
 def stock_config(**values: Any) -> transformers.DbrxConfig:
-    """Set rope_theta where transformers 4 and 5 read it; only transformers 4 accepts null for no clipping."""
+    """Set rope_theta at the keys that transformers 4 and 5 read. Only transformers 4 accepts null for no clipping."""
     attn = values["attn_config"]
     rope = {"rope_type": "default", "rope_theta": attn["rope_theta"]}
     if attn.get("clip_qkv") is None:

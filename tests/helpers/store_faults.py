@@ -8,12 +8,12 @@ _lock = threading.Lock()
 
 @dataclass
 class Fault:
-    """A fault of requests with this method whose path contains this text."""
+    """A fault that affects requests with this method whose path contains this text."""
 
     method: str
     path: str
     times: int
-    """Number of requests with the fault; later ones are answered."""
+    """Number of requests that the fault affects. Later requests are answered."""
     kind: str
     """error (500), denied (403), reset (the connection is closed), cut (half of the body), or slow."""
     seconds: float = 1.0

@@ -15,7 +15,7 @@ class Server:
     scheme: str
     faults: list[Fault]
     environment: Mapping[str, str]
-    """Environment variables with which clients find the server."""
+    """Environment variables that make clients use the server."""
 
     def content(self) -> dict[str, bytes]:
         """Return the content of all objects in the bucket."""
@@ -93,7 +93,7 @@ class _GCS(Server):
 
 @contextmanager
 def serve(scheme: str) -> Iterator[Server]:
-    """Set the environment of this process to the server in this context."""
+    """A context in which clients in this process use the server."""
     if scheme == "s3":
         with s3_server.serve() as storage:
             yield _S3(storage)

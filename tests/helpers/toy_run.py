@@ -62,7 +62,7 @@ def _config(folder: Path) -> dict:
         "device_train_microbatch_size": 2,
         "device_eval_batch_size": 2,
         "precision": "amp_bf16",
-        # A GPU that torch cannot use does not matter here.
+        # Tests also run on machines with a GPU that torch cannot use.
         "device": None if torch.cuda.is_available() else "cpu",
         "save_folder": str(folder / "{run_name}"),
         "save_interval": "4ba",

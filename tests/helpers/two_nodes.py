@@ -38,7 +38,7 @@ def task_of_srun(node: int, port: str) -> dict[str, str]:
 
 
 def command_of(launcher: str, node: int, port: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command up to the script, and the variables, that start a node's rank."""
+    """Return the command up to the script and the variables with which the rank of a node is started."""
     address = ["--master_addr", "127.0.0.1", "--master_port", port]
     if launcher == "composer":
         return [str(BIN / "composer"), "-n", "1", "--world_size", "2", "--node_rank", str(node), *address], {}
@@ -76,7 +76,7 @@ def started_nodes(
         yield nodes
     finally:
         for process in nodes:
-            process.kill()  # the launcher's ranks then receive SIGTERM
+            process.kill()  # the launcher then sends SIGTERM to its ranks
             process.wait()
 
 

@@ -15,8 +15,8 @@ from train.run.fit import fit
 
 
 class Watch(Callback):
-    """Records the loss of every batch and the weights at the end, and can end the process like a power failure after
-    one batch."""
+    """Records the loss of every batch and the weights at the end, and can end the process after a batch as in a power
+    failure."""
 
     def __init__(self, kill_after: int | None) -> None:
         self.kill_after = kill_after

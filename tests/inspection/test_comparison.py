@@ -69,7 +69,7 @@ def test_missing_tensors_shapes_and_counts_of_steps_are_named(tmp_path: Path) ->
     assert found.tensors.only_first == ["only_a"]
     assert sorted(found.tensors.other_shape) == ["v: float32 [7, 5], bfloat16 [7, 5]", "w: float32 [2], float32 [3]"]
     assert found.tensors.scalars == {"AdamW step: 4 -> 8": 1}
-    assert "tensors: 0 equal, 1 only in A, 2 with another shape or dtype, 1 with other values" in text(found)
+    assert "tensors: 0 equal, 1 only in A, 2 with a different shape or dtype, 1 with different values" in text(found)
 
 
 def test_config_and_state_differ_by_key(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_checkpoint_of_an_earlier_version_is_listed_with_its_batch() -> None:
 def test_leftovers_and_an_owner_are_named(tmp_path: Path) -> None:
     folder = write_save_folder(tmp_path, 10)
     (folder / ".part-ep0-ba20").mkdir()
-    assert ".part-ep0-ba20 was not committed: the next run deletes it" in shown(folder)
+    assert ".part-ep0-ba20 was not committed: the next run or prune deletes it" in shown(folder)
     with own(folder, "mine [bold]"):
         text = shown(folder)
     assert "owner: run 'mine [bold]' (host" in text

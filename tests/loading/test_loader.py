@@ -150,7 +150,7 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
         ),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),
-        ({"version": 9}, "data position has version 9, but this code reads 2"),
+        ({"version": 9}, "data position has version 9, but this code supports versions 2"),
     ],
 )
 def test_a_position_with_another_meaning_is_refused(rows, folder, change, text):

@@ -54,10 +54,10 @@ LIES = {
     "columns": (lambda i: shard_of(i, column_names=["a", "b"]), "2 column_names, 1 column_encodings"),
     "name no text": (lambda i: shard_of(i, column_names=[1]), "a list of strings"),
     "column size": (lambda i: shard_of(i, column_sizes=[8]), r"size 8 .*, but the size of str is None"),
-    "other columns": (lambda i: shard_of(i, column_names=["words"]), r"other columns in shards\[1\]"),
+    "other columns": (lambda i: shard_of(i, column_names=["words"]), r"different columns in shards\[1\]"),
     "other encoding": (
         lambda i: shard_of(i, column_encodings=["bytes"], column_sizes=[None]),
-        r"other columns in shards\[1\] \(text bytes\) than in shards\[0\], but text must be the same in all shards",
+        r"different columns in shards\[1\] \(text bytes\) and in shards\[0\], but text must be the same in all shards",
     ),
     "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but its file has \d+ bytes instead of \d+"),
     "negative": (lambda i: shard_of(i, samples=-5), "samples -5"),
@@ -71,7 +71,7 @@ LIES = {
     "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be a string"),
     "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but it must be one of br, bz2, gz, snappy, zstd"),
     "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
-    "long": (lambda i: file_of(i, basename="x" * 5000), "it must be a plain file name inside the folder"),
+    "long": (lambda i: file_of(i, basename="x" * 5000), "it must be the name of a file inside the folder"),
     "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
 }
 
@@ -124,7 +124,7 @@ def test_empty_shards_are_skipped(tmp_path, capsys):
 def test_empty_shards_alone_are_refused(tmp_path, folder):
     entry = empty_shard(tmp_path / "other")
     edit_index(folder, lambda index: index.update(shards=[entry]))
-    with pytest.raises(DataError, match="lists 1 shards, all of them empty, so there are no samples"):
+    with pytest.raises(DataError, match="lists 1 shards, all of which are empty, so there are no samples"):
         open_folder(folder)
 
 
@@ -162,7 +162,7 @@ def test_a_loss_mask_that_some_shards_lack_is_refused(tmp_path):
     write_mds(tmp_path / "a", columns, [sample])
     write_mds(tmp_path / "b", {"tokens": "ndarray:int32"}, [sample])
     with pytest.raises(
-        DataError, match=r"other columns in shards\[1\] .*, but loss_mask must be the same in all shards"
+        DataError, match=r"different columns in shards\[1\] .*, but loss_mask must be the same in all shards"
     ):
         open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
 
@@ -180,7 +180,10 @@ def header(shard: Path, place: int, value: int) -> None:
         (lambda shard: header(shard, 1, 0), "offsets that do not increase from its header to its end"),
         (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not increase"),
         (lambda shard: header(shard, 3, 0), "offsets that do not increase"),
-        (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')), "other columns"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')),
+            "does not have the columns",
+        ),
         (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
     ],
 )

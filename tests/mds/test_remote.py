@@ -255,9 +255,7 @@ def test_a_remote_that_changed_is_refused(folder, tmp_path):
     read_all(open_folder(folder, to=tmp_path / "here"))
     shutil.rmtree(folder)
     write_texts(folder, 70)
-    with pytest.raises(
-        DataError, match=rf"here was downloaded from another dataset than {folder}: .* Delete that folder"
-    ):
+    with pytest.raises(DataError, match=rf"here was not downloaded from {folder}, because .*: delete that folder"):
         open_folder(folder, to=tmp_path / "here")
 
 

@@ -332,7 +332,7 @@ def test_repeats_are_counted_with_the_actual_past():
     assert plan.counts(100)[1] == 20
     longer = dataclasses.replace(clock, max_batches=120)
     with pytest.raises(
-        ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* 100 rows are drawn from stream b, "
+        ConfigError, match=r"b.max_repeats is 1, but in 120 batches .* the run draws 100 rows from stream b, "
     ):
         RowPlan(config, shapes("ab"), longer, seed=0, resuming=True).resume(saved)
 
@@ -367,7 +367,7 @@ def test_the_global_batch_may_change_where_a_stage_ends():
             r"rows of stream a have changed \(fingerprint was f, now g\)",
         ),
         (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a was removed after 270 of its rows were drawn"),
-        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it may only change where"),
+        (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it can only change where"),
     ],
 )
 def test_another_past_is_refused(config, there, options, text):
@@ -427,9 +427,12 @@ def test_a_stage_that_cannot_be(arguments, text):
     ("config", "text"),
     [
         (loader([stage("x", "200ba", {"a": 1.0})]), "stages: they last 200 batches, but max_duration is 100"),
-        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of one: write {ep: 1, of: a}"),
+        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of a stream: write {ep: 1, of: a}"),
         (loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]), "is in epochs of b, but b has no share"),
-        (loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}), r"a.max_repeats is 2, .* 11.43 times its 70"),
+        (
+            loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}),
+            r"a.max_repeats is 2, .* has only 70 \(11.43 epochs\)",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be(config, text):
@@ -441,7 +444,7 @@ def test_a_small_stream_may_exceed_its_repeats_by_its_part_of_a_batch():
     config = loader(names="ab", a={"proportion": 99.0}, b={"proportion": 1.0, "max_repeats": 1.0})
     there = {"a": Shape(10**6), "b": Shape(5)}
     with pytest.raises(
-        ConfigError, match=r"b.max_repeats is 1, but in 10 batches of 1024 rows 102 rows are drawn from stream b, "
+        ConfigError, match=r"b.max_repeats is 1, but in 10 batches of 1024 rows the run draws 102 rows from stream b, "
     ):
         make(config, there, 10, size=1024)
     assert make(config, there, 1, size=1024).counts(1)[1] == 10
@@ -452,7 +455,8 @@ def test_repeat_allows_what_it_says_and_no_more():
     assert make(config, {"a": Shape(64)}, 16).counts(16).tolist() == [128]
     with pytest.raises(
         ConfigError,
-        match=r"136 rows are drawn from stream a, 2.12 times its 64 rows: set .*dataset.streams.a.max_repeats=3, or",
+        match=r"the run draws 136 rows from stream a, which has only 64 \(2.12 epochs\): "
+        r"set .*dataset.streams.a.max_repeats=3, or",
     ):
         make(config, {"a": Shape(64)}, 17)
 
@@ -493,7 +497,8 @@ def test_durations_in_epochs_need_no_max_repeats():
     assert make(config, there, "3ep").counts(27).tolist() == [216]
     with pytest.raises(
         ConfigError,
-        match=r"160 rows are drawn from .*, 2.29 times its 70 rows: .*dataset.max_repeats=3, or max_duration=3ep",
+        match=r"the run draws 160 rows from .*, which has only 70 \(2.29 epochs\): "
+        r".*dataset.max_repeats=3, or max_duration=3ep",
     ):
         make(config, there, 20)
     # A pass may end with its last batch.

@@ -472,7 +472,9 @@ def test_other_settings_into_the_same_folder_are_refused(tmp_path, small_pieces,
         in_child(die_at_rename, 5, folder, config)
     before = contents(folder)
     other = dataset_config(tmp_path, prepare_workers=1, max_seq_len=64)
-    with pytest.raises(ConfigError, match=r"out was made from something else \(max_seq_len was 32, now 64\)"):
+    with pytest.raises(
+        ConfigError, match=r"out was prepared from other data or settings \(max_seq_len was 32, now 64\)"
+    ):
         prepare_into(folder, other, TOY)
     assert contents(folder) == before
 
@@ -497,7 +499,7 @@ def test_files_of_others_stay(tmp_path, small_pieces):
     in_child(die_at_rename, 5, tmp_path / "out", dataset_config(tmp_path))
     prepare_into(tmp_path / "out", dataset_config(tmp_path), TOY)
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "bad"}])
-    with pytest.raises(ConfigError, match="made from something else"):
+    with pytest.raises(ConfigError, match="prepared from other data or settings"):
         prepare_into(tmp_path / "out", dataset_config(tmp_path), TOY)
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "out" / "index.json").exists()
@@ -592,7 +594,9 @@ def test_a_remote_with_another_dataset_is_refused_before_the_work(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", questions(10))
     remote = str(tmp_path / "remote")
     prepare_into(tmp_path / "a", dataset_config(tmp_path), TOY, remote=remote)
-    with pytest.raises(ConfigError, match=r"remote was made from something else \(max_seq_len was 32, now 64\)"):
+    with pytest.raises(
+        ConfigError, match=r"remote was prepared from other data or settings \(max_seq_len was 32, now 64\)"
+    ):
         prepare_into(tmp_path / "b", dataset_config(tmp_path, max_seq_len=64), TOY, remote=remote)
     assert not (tmp_path / "b").exists()
 

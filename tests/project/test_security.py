@@ -243,7 +243,7 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, name: str, absolute: 
     link.symlink_to(canary if absolute else os.path.relpath(canary, link.parent))
     message = load_and_save(folder)
     assert f"{link} is a link to {shown(str(canary))}, outside of the folder" in message
-    assert "replace the link by a copy of the file" in message
+    assert "replace the link with a copy of the file" in message
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/x.jinja"])

@@ -67,11 +67,15 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "model.initializer_range=0.3", "refused: the frozen base"),
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "lora.per_expert=true", "ignored: the adapters are the same"),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.per_expert=true", "refused: the checkpoint's tensors"),
-        ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.alpha=5", "refused: the weights were trained with it"),
+        (
+            "lora={r: 2, alpha: 4, target_modules: [w1]}",
+            "lora.alpha=5",
+            "refused: the weights were trained with the old value",
+        ),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.dropout=0.5", "applied"),
         ("seed=17", "optimizer.momentum=0.5", "ignored: adamw does not use it"),
         ("seed=17", "optimizer.name=decoupled_adamw", "applied"),
-        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to another optimizer"),
+        ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to a different optimizer"),
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
         ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use it"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),
@@ -108,7 +112,7 @@ def test_a_stream_can_be_added_but_not_removed(tmp_path: Path) -> None:
     more = ["train_loader.dataset.streams.math={text: math.txt}"]
     assert outcomes(tmp_path, [], more) == {"train_loader.dataset.streams.math": "applied: from here on"}
     (found,) = outcomes(tmp_path, more, []).values()
-    assert found.startswith("refused: the run has used its rows")
+    assert found.startswith("refused: the run has used rows of this stream")
 
 
 IN_STAGE = "earlier batches of this stage are unchanged"

@@ -169,7 +169,9 @@ def test_a_run_at_max_duration_has_nothing_to_do(trained: tuple[Path, Any]) -> N
     folder, results = trained
     seen, printed = results["done"]
     assert seen == {}
-    assert f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba is 2\n" in printed
+    assert (
+        f"nothing to do: {folder / 'done' / 'ep0-ba2'} is at batch 2, and max_duration 2ba ends at batch 2\n" in printed
+    )
     assert not (folder / "done.log").exists()
     assert not list((folder / "done").glob(".part*"))
     assert (folder / "done" / "latest").resolve() == folder / "done" / "ep0-ba2"
@@ -222,7 +224,7 @@ def test_a_config_of_another_version_does_not_prevent_a_resume(path: str) -> Non
     assert line.startswith("changes since ep0-ba2 cannot be listed: ")
     assert line.endswith("key_of_old is not a key here or anywhere below")
     message = refused_before_the_model_is_built(path, ["model.attn_config.rope_theta=3"])
-    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with it)" in message
+    assert "model.attn_config.rope_theta was 500.0, now 3.0 (the weights were trained with the old value)" in message
 
 
 def with_config(folder: Path, text: str) -> None:

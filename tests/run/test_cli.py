@@ -99,7 +99,7 @@ def test_early_errors_are_reported_together(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.jsonl").write_bytes(b"PK\x03\x04")
     errors = {
         "autoresume=true;run_name=null;save_folder=runs/{run_name}": "autoresume is true, but without",
-        "global_train_batch_size=8": "global_train_batch_size is 8, but it must be divisible by the 3 ranks",
+        "global_train_batch_size=8": "global_train_batch_size is 8, but it must be divisible by the number of ranks",
         "optimizer.freeze=['*.none']": "optimizer.freeze has '*.none', but it matches no parameter",
         "train_loader.dataset.hf_kwargs.data_files=none.jsonl": "train_loader.dataset.hf_kwargs.data_files has 'none.",
         f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
@@ -185,7 +185,7 @@ def test_help_is_printed_by_local_rank_0_alone(monkeypatch, capsys):
 
 def test_config_comes_first(capsys):
     assert main(["optimizer.lr=3", "x.yaml"]) == 2
-    assert "error: the config comes first, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
+    assert "error: the first argument must be the config, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
 
 
 def test_a_summary_is_printed_before_training(config, monkeypatch, capsys):
@@ -255,7 +255,7 @@ def test_a_batch_that_cannot_be_split_over_the_ranks(config, monkeypatch, capsys
     assert main([config]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "global_train_batch_size is 8, but it must be divisible by the 3 ranks" in err
+    assert "global_train_batch_size is 8, but it must be divisible by the number of ranks (3)" in err
 
 
 def test_the_132b_is_counted_and_refused_before_anything_is_allocated_or_read(monkeypatch, capsys):

@@ -101,7 +101,7 @@ def test_a_batch_is_recomputed_bit_for_bit(tmp_path: Path) -> None:
     assert code == 1
     assert "recorded inf (inf)" in lines[-2]
     assert "NOT EQUAL; the same rows, the same random state" in lines[-2]
-    assert "neither weights nor rows explain" in lines[-1]
+    assert "neither the weights nor the rows explain" in lines[-1]
 
     run, (same, other_ranks, no_incident) = run_ranks(stopped, 1, path, [*overrides, "run_name=stopped"])[0]
     assert run.code == 3

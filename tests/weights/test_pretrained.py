@@ -242,7 +242,7 @@ def test_truncated_and_missing_files_are_named(folder: Path) -> None:
 
 def test_a_truncated_header_is_reported(folder: Path) -> None:
     os.truncate(shards(folder)[0], 20)
-    assert "is truncated: it has 20 bytes, its header alone" in refused(folder)
+    assert "is truncated: it has 20 bytes, but its header needs" in refused(folder)
 
 
 def test_a_file_that_is_truncated_while_it_is_read_is_reported(folder: Path) -> None:

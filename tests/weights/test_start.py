@@ -18,5 +18,5 @@ def test_a_base_of_another_shape_is_refused_also_on_resume(tmp_path: Path) -> No
     lora = ["lora={r: 2, alpha: 4, target_modules: [attn]}", f"load_path={base}", "load_weights_only=true"]
     adapters = Start(path=tmp_path / "adapters" / "ep0-ba2", state=None, resuming=True)
     assert open_weights(load_config(path, lora).config, adapters) is not None
-    with pytest.raises(ConfigError, match="ep0-ba2 does not match the DBRX of the run's config"):
+    with pytest.raises(ConfigError, match="ep0-ba2 does not match the model of the run's config"):
         open_weights(load_config(path, [*lora, "model.n_layers=3"]).config, adapters)

@@ -220,7 +220,7 @@ def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
     """Return the state of the run. Every rank must call this. random: this rank's random state; None uses the current
     one."""
     (optimizer,) = state.optimizers
-    # The optimizer has the sharded parameters; their names are those of saved_parameters.
+    # The optimizer contains the sharded parameters, whose names saved_parameters returns.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset

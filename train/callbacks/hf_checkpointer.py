@@ -52,8 +52,8 @@ def build_hf_checkpointer(
             present = sorted({name.split("/")[1] for name in remote.store.sizes("huggingface/ba")})
     if present and not (resuming or config.save_overwrite):
         raise ConfigError(
-            f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} holds another "
-            f"run's exports ({', '.join(present[:3])}): name another, or set save_overwrite=true",
+            f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} contains "
+            f"exports of another run ({', '.join(present[:3])}): name another, or set save_overwrite=true",
             key=key,
         )
     check_writable(folder, key)

@@ -1,5 +1,5 @@
-"""The save folder, the lock of the run that writes to it, and its checkpoints: which are complete, what they contain,
-and how their tensors are read.
+"""Save folders and their checkpoints: which run owns a folder, which checkpoints are complete, what they contain, and
+how to read their tensors.
 
-train/weights decides what a run starts from.
+Choosing the checkpoint that a run starts from belongs in train/weights.
 """

@@ -1,4 +1,4 @@
-"""Single-file checkpoints, which earlier versions wrote. They can be read, but are no longer written."""
+"""Single-file checkpoints of earlier versions. They can be read, but are no longer written."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,7 +15,8 @@ from train.checkpoint.storage.unpickle import load_values
 
 
 class FullCheckpoint:
-    """The memory-mapped tensors and values of a single-file checkpoint. Such a file has no hashes to verify.
+    """The memory-mapped tensors and values of a single-file checkpoint. It is not verified, because it contains no
+    hashes.
 
     Every read raises CorruptCheckpointError if the file is corrupt.
     """
@@ -27,7 +28,7 @@ class FullCheckpoint:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        # Memory-mapped: the same file also contains the weights and the optimizer's moments.
+        # Memory-mapped, because the file also contains the weights and the optimizer's moments.
         content = load_values(str(self.checkpoint), self.checkpoint, self.checkpoint.name, mmap=True)
         if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
             raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "contains no state")
@@ -52,7 +53,7 @@ class FullCheckpoint:
         return tuple(self.tensors[key].shape), self.tensors[key].dtype
 
     def optimizer_keys(self, optimizer: str) -> Iterator[tuple[str, str]]:
-        """(parameter, key) of each tensor of the optimizer's state."""
+        """The (parameter, key) pair of each tensor in the optimizer's state."""
         prefix = f"state.optimizers.{optimizer}.state.model."
         for key in self.tensors:
             if key.startswith(prefix):
@@ -70,7 +71,8 @@ class FullCheckpoint:
         out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the tensors, or this rank's shards of them. Raises ConfigError if their shapes differ."""
+        """Fill the tensors, or only this rank's shards of them. Raises ConfigError if a tensor is missing or its shape
+        differs."""
         for key, out in tensors.items():
             whole = self.tensors.get(key)
             if whole is None or whole.shape != out.shape:

@@ -26,11 +26,11 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
 
 def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that checkpoints contain, sharded as the optimizer sees them: only the adapters if there are any,
-    because the base can be loaded from its source again, otherwise all."""
+    """The parameters that checkpoints contain, sharded as the optimizer sees them. If the model has adapters, these are
+    only the adapters, because the base can be loaded from its source again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward one (evaluation).
+            # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward pass (evaluation).
             module.reshard()
     params = dict(named_parameters(model))
     adapters = {name: param for name, param in params.items() if is_adapter(name)}
@@ -52,9 +52,8 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     """Load a checkpoint into the model's parameters and, unless `optimizer` is None, into the optimizer's state.
     Every rank must call this.
 
-    The settings of the optimizer's groups do not change, even if those in the checkpoint differ. Raises
-    CorruptCheckpointError, NotFiniteError or ConfigError, the same on every rank; the values of the model and the
-    optimizer are then undefined.
+    The settings of the optimizer's parameter groups are not loaded. Raises CorruptCheckpointError, NotFiniteError or
+    ConfigError, the same on every rank. After an error, the values of the model and the optimizer are undefined.
     """
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
@@ -89,8 +88,8 @@ def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:
 def _states_to_fill(
     checkpoint: Checkpoint, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """The tensors to load the optimizer state in the checkpoint into. SGD without momentum, for example, has no state.
-    The optimizer's own tensors are reused if they match, because memory may not suffice for a second copy."""
+    """The tensors into which the checkpoint's optimizer state is loaded; empty if there is no state, as for SGD without
+    momentum. The optimizer's own tensors are reused if they match, because memory may not suffice for a second copy."""
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
     with_state = set()
     for name, key in checkpoint.optimizer_keys(type(optimizer).__qualname__):
@@ -108,7 +107,7 @@ def _states_to_fill(
     if with_state and (missing := sorted(trained - with_state)):
         raise ConfigError(
             f"{checkpoint.checkpoint} cannot be loaded into this run: it has no optimizer state for {_some(missing)}, "
-            "because it was written with another optimizer.freeze; restore that value, or start a new run from the "
+            "because it was written with a different optimizer.freeze; restore that value, or start a new run from the "
             "weights with another run_name, load_path and load_weights_only=true"
         )
     return states
@@ -119,7 +118,8 @@ def _some(names: list[str]) -> str:
 
 
 def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-    """Set the states by Optimizer.load_state_dict, which numbers the parameters and moves tensors to their devices."""
+    """Set the states with Optimizer.load_state_dict, which identifies parameters by number and moves tensors to their
+    devices."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     groups = optimizer.state_dict()["param_groups"]
     numbered = {number: dict(states[param]) for number, param in enumerate(params) if param in states}
@@ -128,7 +128,8 @@ def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, 
 
 @contextmanager
 def _shared_errors() -> Iterator[None]:
-    """Raise the first rank's error on every rank. torch's CheckpointException already has it; others are exchanged."""
+    """On every rank, raise the error of the first rank that failed. torch's CheckpointException already contains the
+    errors of all ranks; other errors are exchanged."""
     error: ConfigError | CheckpointException | None = None
     try:
         yield

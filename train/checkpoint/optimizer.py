@@ -10,7 +10,8 @@ from train.checkpoint.state import Groups
 
 
 def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[torch.nn.Parameter, str]) -> list[str]:
-    """Each setting that changed, such as `lr 0.1 -> 0.01`, with the names of the groups if it changed only in some.
+    """Each setting that changed, such as `lr 0.1 -> 0.01`, with the names of the groups if it changed only in some
+    groups.
 
     `optimizer` is the value of optimizer.name; `names` maps parameters to their names.
     """
@@ -27,7 +28,7 @@ def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[
 
 
 def _in_yaml(optimizer: str, group: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """The settings under the keys of the YAML and in its units."""
+    """The settings, with the keys and units of the YAML."""
     settings = {**group, "lr": group["initial_lr"]}
     if optimizer == "decoupled_adamw":
         # train/optim/optimizers.py divides by the learning rate before it calls torch's AdamW.

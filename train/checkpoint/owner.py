@@ -1,8 +1,8 @@
 """Ownership of a save folder: a lock file with the owner's host and process, and a heartbeat for other machines.
 
 Only one run may write checkpoints into a folder. On the same machine, the owner's process shows whether the run is
-alive. From another machine (or container) only the lock file's modification time is visible, which the owner renews.
-Clocks of two machines are never compared: a watcher only checks whether that time changes.
+alive. From another machine (or container), only the lock file's modification time is visible, which the owner updates
+regularly. The clocks of two machines are never compared: a waiting run only checks whether that time changes.
 """
 
 import errno
@@ -30,23 +30,24 @@ from data.loading.processes import machine, start_time
 LOCK_FILE = ".owner.json"
 """Exists in a save folder while a run owns it, and remains if that run is killed."""
 FLOCK = ".owner.lock"
-"""Its flock is held while the lock file is read and replaced. It is never deleted: two processes could then each lock
-their own file of this name."""
+"""A file whose flock is held while the lock file is read and replaced. It is never deleted, because two processes could
+then each lock a different file of this name."""
 _PART = ".part-owner-"
 
 BEAT = 10.0
-"""Seconds between two heartbeats. Rare enough for a shared file system; six fit into STALE."""
+"""Seconds between two heartbeats. Infrequent enough for a shared file system; STALE is six times as long."""
 STALE = 60.0
 """Seconds without a heartbeat after which an owner on another machine is considered dead."""
 POLL = 1.0
 """Seconds between two checks of another owner's heartbeat."""
 SETTLE = 1.0
-"""Seconds between replacing the lock file and checking whose it is, where no flock keeps two runs apart. Longer than a
-run needs between reading the lock file and writing its own."""
+"""Seconds between replacing the lock file and checking that no other run has replaced it, if no flock prevents this.
+Longer than a run takes from reading the lock file to writing its own."""
 _PATIENCE = 10.0
-"""Seconds to wait for the flock, which others hold for milliseconds, before continuing without it."""
+"""Seconds to wait for the flock before continuing without it. Other processes hold it for milliseconds."""
 _MAX_BYTES = 2**16
-"""Maximum size of a lock file that is read. Ours are a thousand times smaller unless run_name is very long."""
+"""Maximum number of bytes that are read from a lock file. Unless run_name is very long, lock files are a thousand times
+smaller."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -58,17 +59,19 @@ class _Record:
     host: str
     pid: int
     started: float
-    """When the process started (see data/loading/processes.py). Tells it apart from a later process with its pid."""
+    """When the process started (see data/loading/processes.py). Distinguishes it from a later process with the same
+    pid."""
     boot_id: str
     pid_namespace: str
-    """Empty if the system has none. The same holds for boot_id."""
+    """This and boot_id are empty if the system does not have them."""
     run_name: str
     since: str
     """Human-readable."""
 
     @property
     def machine(self) -> tuple[str, str, str]:
-        """Where a pid is unique. Containers may share a hostname, but each has its own pid namespace."""
+        """Identifies the scope in which pids are unique. Containers may share a hostname, but each has its own pid
+        namespace."""
         return self.host, self.boot_id, self.pid_namespace
 
     def __str__(self) -> str:
@@ -77,7 +80,7 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A lock file as it was read. Two of them are equal if there was no heartbeat in between."""
+    """A lock file at the time it was read. Two reads are equal if there was no heartbeat between them."""
 
     record: _Record | None
     """None if the file is damaged."""
@@ -98,16 +101,16 @@ class Owner:
         self._thread = threading.Thread(target=self._beat_until_stopped, name="owner-heartbeat", daemon=True)
 
     def check(self) -> None:
-        """Raise DataError if another run has taken over the folder, or the lock file is gone."""
+        """Raise DataError if another run has taken over the folder, or the lock file was deleted."""
         try:
             found = self._beat()
         except FileNotFoundError:
             raise DataError(
                 f"save_folder {self._folder} no longer belongs to this run: {LOCK_FILE} was deleted, so another run "
-                "may write to it too: make sure that none does, and start again with autoresume=true"
+                "may also write to it: make sure that no other run does, and start again with autoresume=true"
             ) from None
         except OSError:
-            return  # the owner cannot be determined; the next write reports this disk
+            return  # the owner cannot be determined; the next write to this disk reports the error
         if found is not None:
             raise DataError(
                 f"save_folder {self._folder} was taken over by {found}, because this run sent no heartbeat for "
@@ -117,19 +120,19 @@ class Owner:
 
     def _beat_until_stopped(self) -> None:
         while not self._stopped.wait(BEAT):
-            # A disk may be full, read-only or unavailable for a while: the next beat may succeed, and each save calls
-            # `check` first.
+            # A disk may be full, read-only or unavailable for a while. The next heartbeat may succeed, and each save
+            # calls `check` first.
             with suppress(OSError):
                 self._beat()
 
     def _beat(self) -> _Record | None:
-        """Renew the lock file's modification time, or rewrite the file if it is damaged. Return the record of another
+        """Update the lock file's modification time, or rewrite the file if it is damaged. Return the record of another
         run if the file names one."""
         with self._one_beat:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
                 if record == self._record:
-                    os.utime(file)  # of this open file, even if it has been replaced meanwhile
+                    os.utime(file)  # the open file, even if it has been replaced since
                     return None
             if record is None and not self._stopped.is_set():
                 _write(self._folder, self._record)
@@ -143,8 +146,8 @@ class Owner:
         if os.getpid() != self._process:
             return
         self._stopped.set()
-        self._thread.join(POLL)  # with a timeout: it may be waiting for a disk
-        # Locking would create a deleted folder again.
+        self._thread.join(POLL)  # with a timeout, because the thread may be waiting for a disk
+        # Taking the flock would create a deleted folder again.
         if self._folder.is_dir():
             with suppress(OSError), _one_at_a_time(self._folder):
                 found = _look(self._folder)
@@ -159,7 +162,7 @@ class FoundOwner:
     name: str
     """Run, host and process, human-readable."""
     alive: bool | None
-    """None if only its heartbeat is visible, because it is on another machine."""
+    """None if the owner is on another machine, from which only its heartbeat is visible."""
 
 
 def owner_of(folder: Path) -> FoundOwner | None:
@@ -169,7 +172,7 @@ def owner_of(folder: Path) -> FoundOwner | None:
 
 
 def this_owner(run_name: str) -> bytes:
-    """A record that names this process as the owner, for folders outside of a file system."""
+    """A record that names this process as the owner, for folders that are not in a file system."""
     return _serialize(_this_process(run_name))
 
 
@@ -181,8 +184,8 @@ def read_owner(data: bytes) -> FoundOwner:
 
 
 def check_unowned(folder: Path) -> None:
-    """Raise ConfigError if a running process on this machine owns the folder. Neither waits nor writes, and passes if
-    the owner's state is unknown: `own` handles owners on other machines."""
+    """Raise ConfigError if a running process on this machine owns the folder. Neither waits nor writes. Raises nothing
+    if the owner's state is unknown: `own` handles owners on other machines."""
     try:
         found = _look(folder)
     except OSError:
@@ -193,12 +196,12 @@ def check_unowned(folder: Path) -> None:
 
 @contextmanager
 def own(folder: Path, run_name: str) -> Iterator[Owner]:
-    """Own the folder, which is created if necessary, for the duration of the context. A forked child neither renews nor
-    releases the ownership.
+    """Own the folder, which is created if necessary, for the duration of the context. A forked child neither sends
+    heartbeats nor releases the folder.
 
-    The lock file of an ended process on this machine is taken over immediately. That of another machine is taken over
-    if its heartbeat does not advance for one beat, and STALE seconds have passed since its last one. Raises ConfigError
-    if the owner is alive or the folder cannot be written, and DataError if the disk is full.
+    The lock file of an ended process on this machine is taken over immediately. A lock file of another machine is taken
+    over if there is no new heartbeat for BEAT seconds and the last one is at least STALE seconds old. Raises
+    ConfigError if the owner is alive or the folder cannot be written, and DataError if the disk is full.
     """
     record = _this_process(run_name)
     with (
@@ -216,7 +219,7 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
 
 
 def _take(folder: Path, record: _Record) -> None:
-    """Write the lock file if the folder has no owner. Raises ConfigError if it has one."""
+    """Write the lock file if the folder has no owner, else raise ConfigError."""
     silent: _Found | None = None
     while True:
         with _one_at_a_time(folder) as alone:
@@ -230,7 +233,7 @@ def _take(folder: Path, record: _Record) -> None:
             elif alive is False or (alive is None and found == silent):
                 taken = _write(folder, record)
         if taken:
-            # With a flock, processes of this machine take turns; those of other machines may not.
+            # A flock excludes other processes on this machine, but perhaps not those on other machines.
             if not alone or silent is not None:
                 time.sleep(SETTLE)
             _check_is_ours(folder, record)
@@ -251,7 +254,7 @@ def _check_is_ours(folder: Path, record: _Record) -> None:
 
 def _watch(folder: Path, found: _Found) -> _Found | None:
     """Wait until the owner, whose process is not visible from here, has missed its heartbeats. Return the lock file as
-    it was found, or None if it was deleted or names another run. Raises ConfigError as soon as the heartbeat advances.
+    it was found, or None if it was deleted or names another run. Raises ConfigError as soon as there is a heartbeat.
     """
     # Wait at least one beat: the file's age depends on the clock of its file system or of the other machine.
     seconds = max(STALE - _age(folder, found), 0.0) + BEAT
@@ -271,10 +274,10 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
 
 
 def _age(folder: Path, found: _Found) -> float:
-    """Seconds since the last heartbeat, in [0, STALE], by the clock that sets file times in this folder."""
+    """Seconds since the last heartbeat, in [0, STALE], measured with the clock that sets file times in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            os.utime(file.fileno())  # like a heartbeat: on a network file system this is the server's time
+            os.utime(file.fileno())  # as a heartbeat does; on a network file system, this is the server's time
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0.0
@@ -298,10 +301,10 @@ def _is_alive(found: _Found) -> bool | None:
         return False
     try:
         return start_time(record.pid) == record.started
-    except psutil.NoSuchProcess:  # a zombie too
+    except psutil.NoSuchProcess:  # also raised for a zombie process
         return False
     except (psutil.Error, OSError):
-        return None  # for example another user's process where /proc hides it
+        return None  # for example if /proc hides other users' processes
 
 
 def _this_process(run_name: str) -> _Record:
@@ -320,7 +323,8 @@ def _this_process(run_name: str) -> _Record:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """The lock file's descriptor. Each check opens the file again: network file systems query the server on opening."""
+    """The lock file's descriptor. Each check opens the file again, because network file systems query the server when a
+    file is opened."""
     file = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield file
@@ -339,7 +343,7 @@ def _look(folder: Path) -> _Found | None:
 
 
 def _write(folder: Path, record: _Record, *, new: bool = False) -> bool:
-    """Write the lock file atomically. With `new`, only if there is none: returns False if there is. Raises OSError."""
+    """Write the lock file atomically. With `new`, keep an existing file and return False. Raises OSError."""
     part = folder / f"{_PART}{record.token}"
     try:
         with part.open("wb") as file:
@@ -366,7 +370,7 @@ def _serialize(record: _Record) -> bytes:
 
 
 _TYPES = {"pid": int, "started": float}
-"""Types of the record's fields that are not text."""
+"""Types of the record's non-text fields."""
 
 
 def _parse(data: bytes) -> _Record | None:
@@ -386,7 +390,8 @@ def _checksum(content: dict[str, object]) -> int:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Hold the flock. Yields False if the file system has no flock, or another process does not release it."""
+    """Hold the flock. Yields False if the file system does not support flock, or another process does not release
+    it."""
     end = time.monotonic() + _PATIENCE
     with ExitStack() as stack:
         alone = False

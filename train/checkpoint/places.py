@@ -1,4 +1,4 @@
-"""Resolve the path of a save folder: the folder of a whole run, such as runs/x, stands for runs/x/checkpoints."""
+"""Resolve the path of a save folder: the folder of a whole run, such as runs/x, means runs/x/checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from train.checkpoint.save_folder import RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:
-    """The save folder that a path names. Any other path, such as that of a checkpoint, is returned as it is.
+    """The save folder that a path names. Any other path, such as that of a checkpoint, is returned unchanged.
 
     Raises ConfigError like resolve_folder.
     """
@@ -16,7 +16,7 @@ def resolve_save_folder(path: Path) -> Path:
 
 
 def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
-    """The path if `is_meant` accepts it, else the only subfolder that `is_meant` accepts, else the path as it is.
+    """The path if `is_meant` accepts it, else the only subfolder that `is_meant` accepts, else the path unchanged.
 
     Raises ConfigError with the names if `is_meant` accepts several subfolders, or if the path cannot be read.
     """
@@ -32,5 +32,6 @@ def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
 
 
 def is_save_folder(path: Path) -> bool:
-    """Whether a run has written checkpoints there, or started to. The logs may be in another log_folder."""
+    """Whether a run has written, or started to write, checkpoints in the folder. The logs may be in another
+    log_folder."""
     return (path / RUN).is_file() or any(find(path) for find in (checkpoints, damaged, leftovers))

@@ -28,16 +28,15 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 MODEL = "state.model."
 PREFIX = "state.model.model."
-"""Prefix of the weights in a Composer checkpoint: the Trainer's state, its model, and the attribute `model` of that."""
+"""Prefix of the weights' keys in a Composer checkpoint: the attribute `model` of the model in the Trainer's state."""
 OPTIMIZERS = "state.optimizers."
 """The optimizer state of a parameter is at state.optimizers.CLASS.state.model.PARAMETER.KEY."""
 
 
 class CheckpointReader(FileSystemReader):
-    """Reads a checkpoint folder and verifies what it reads with the manifest. torch's index, which lists all chunks of
-    the tensors, is read once.
-
-    torch.distributed.checkpoint.load takes it as storage_reader. Every read may raise CorruptCheckpointError.
+    """Reads a checkpoint folder and verifies all data that it reads against the manifest. torch's index, which lists
+    all chunks of the tensors, is read once. Can be used as the storage_reader of torch.distributed.checkpoint.load.
+    Every read may raise CorruptCheckpointError.
     """
 
     def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
@@ -59,14 +58,15 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def manifest(self) -> Manifest | None:
-        """The manifest that reads are verified with; None in a checkpoint that was written before manifests existed."""
+        """The manifest that reads are verified against; None in a checkpoint that was written before manifests
+        existed."""
         return self._contents.manifest
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self.metadata
 
     def read_file(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """The content of a small file."""
         return self._contents.read(name)
 
     @property
@@ -81,8 +81,8 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def tensor_keys(self) -> list[str]:
-        """Keys of the weights and of the optimizer's state. Raises CorruptCheckpointError if `rows_of` cannot read
-        one."""
+        """Keys of the weights and of the optimizer's state. Raises CorruptCheckpointError if `rows_of` cannot read one
+        of the tensors."""
         keys = []
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith((MODEL, OPTIMIZERS)) and isinstance(value, TensorStorageMetadata):
@@ -98,7 +98,7 @@ class CheckpointReader(FileSystemReader):
         return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """A whole tensor, independent of how it was sharded."""
+        """A whole tensor, regardless of how it was sharded."""
         size, dtype = self.describe(key)
         whole = torch.empty(size, dtype=dtype)
         self.rows_of(key, 0, size[0], whole)
@@ -112,15 +112,15 @@ class CheckpointReader(FileSystemReader):
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Fill the tensors, or this rank's shards of them. Every rank must call this.
 
-        Raises CheckpointException on every rank if any rank cannot read; its `failures` contain the errors.
+        Raises CheckpointException on every rank if reading fails on any rank; its `failures` contain the errors.
         """
         planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with torch.no_grad():
             load({key: tensor.detach() for key, tensor in tensors.items()}, storage_reader=self, planner=planner)
 
     def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
-        """Where the bytes of a parameter are; None if they have to be verified with the manifest, and so cannot be
-        copied directly from file to file, or if the dtype differs."""
+        """Where the bytes of a parameter are. None if the dtype differs, or if the bytes must be verified against the
+        manifest and so cannot be copied directly from file to file."""
         if self.manifest is not None:
             return None
         stored = self._stored(PREFIX + name)
@@ -131,15 +131,15 @@ class CheckpointReader(FileSystemReader):
         return [Piece(self.checkpoint / file, offset, length) for file, offset, length in places]
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype. Reads only their
-        bytes."""
+        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype. Reads only the bytes of
+        these rows."""
         self.rows_of(PREFIX + name, start, stop, out)
 
     def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Like `rows`, for any tensor of the checkpoint. A scalar counts as one row."""
         stored = self._stored(key)
         for chunk in stored.chunks:
-            # FSDP2 shards along the first dimension only: chunks consist of whole rows.
+            # FSDP2 shards only along the first dimension, so chunks consist of whole rows.
             first = chunk.offsets[0] if chunk.sizes else 0
             last = first + (chunk.sizes[0] if chunk.sizes else 1)
             low, high = max(start, first), min(stop, last)
@@ -194,7 +194,7 @@ class CheckpointReader(FileSystemReader):
         read_rows(file, offset + first * row_bytes, self._stored(key).properties.dtype, out)
 
     def _place(self, key: str, chunk: ChunkStorageMetadata, file: VerifiedFile | None = None) -> tuple[str, int, int]:
-        """Where the values of a chunk are, which torch.save wrote as a zip: file, offset, length."""
+        """The file, the offset and the length of a chunk's values, inside the zip that torch.save wrote."""
         index = MetadataIndex(key, chunk.offsets)
         if index not in self._places:
             name = self._info(index).relative_path
@@ -243,7 +243,7 @@ class CheckpointReader(FileSystemReader):
         return found
 
     def optimizer_keys(self, optimizer: str) -> Iterator[tuple[str, str]]:
-        """(parameter, key) of each tensor of an optimizer's state. `optimizer` is the name of its class."""
+        """The (parameter, key) pair of each tensor in an optimizer's state. `optimizer` is the name of its class."""
         prefix = f"{OPTIMIZERS}{optimizer}.state.model."
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith(prefix) and isinstance(value, TensorStorageMetadata):
@@ -280,7 +280,9 @@ class CheckpointReader(FileSystemReader):
         problems = self._tensor_problems(parameter_shapes(model) if lora is None else adapter_shapes(model, lora))
         if problems:
             more = f" (and {len(problems) - 10} more)" if len(problems) > 10 else ""
-            raise ConfigError(f"{self.checkpoint} does not match the DBRX of {whose}: {'; '.join(problems[:10])}{more}")
+            raise ConfigError(
+                f"{self.checkpoint} does not match the model of {whose}: {'; '.join(problems[:10])}{more}"
+            )
         needed: dict[str, int] = {}
         for place in self.metadata.storage_data.values():
             needed[place.relative_path] = max(needed.get(place.relative_path, 0), place.offset + place.length)

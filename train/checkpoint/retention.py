@@ -1,4 +1,4 @@
-"""Which checkpoints of a save folder are kept. Those that the run saved before it was resumed count too."""
+"""Which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed are included."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Retention:
     """The checkpoints that a run keeps."""
 
     newest: int
-    """Number of checkpoints; -1: all."""
+    """Number of newest checkpoints to keep; -1 keeps all."""
     every: int | None = None
-    """In batches: checkpoints at its multiples are kept as well, as long as they contain the file KEEP, even if this
-    setting changes later. None: no others are kept."""
+    """In batches. Checkpoints at multiples of this number are kept as well. They are marked with the file KEEP, so they
+    are still kept if this setting changes later. None keeps only the newest."""
 
     def superseded(
         self,
@@ -26,10 +26,9 @@ class Retention:
         batch: int,
         is_pinned: Callable[[Path], bool] = lambda path: (path / KEEP).exists(),
     ) -> list[Path]:
-        """The checkpoints, among those present (oldest first), that need not be kept once that of `batch` exists.
-
-        Checkpoints of later batches are not deleted: the run resumed from before them. is_pinned: whether a checkpoint
-        contains KEEP.
+        """The checkpoints in `present` (oldest first) that need not be kept once the checkpoint of `batch` exists.
+        Checkpoints of later batches are kept: they exist if the run resumed from an earlier checkpoint. is_pinned:
+        whether a checkpoint contains KEEP.
         """
         if self.newest < 0:
             return []

@@ -1,9 +1,9 @@
-"""The save folder: which checkpoints in it are complete, which run they belong to, and the files beside them.
+"""The save folder: which checkpoints in it are complete, which run they belong to, and the files next to them.
 
 Besides the checkpoints, a save folder contains `config.yaml`, the resolved config of the run, and `tokenizer/`, so that
 an export needs nothing else, even on another machine. Checkpoints of a run with lora contain only adapters; an export
-of them also needs the base, which `base.json` identifies (see train/weights/frozen_base.py). The folder is only written
-to, and files in it are only deleted, after all checks of the run have passed.
+of them also needs the base, which `base.json` identifies (see train/weights/frozen_base.py). Files in the folder are
+only written or deleted after all checks of the run have passed.
 """
 
 import json
@@ -93,22 +93,22 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"belongs to batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
-        defect = f"belongs to another run ({manifest.run_name}) than {RUN} beside it"
+        defect = f"belongs to a different run ({manifest.run_name}) than {RUN} next to it"
         raise CorruptCheckpointError(checkpoint, MANIFEST, defect)
 
 
 def unverified(checkpoint: Path) -> str:
     """The warning for a checkpoint without a manifest."""
-    return f"{checkpoint} has no manifest (an earlier version wrote it): it is not verified"
+    return f"{checkpoint} has no manifest (an earlier version wrote it), so it is not verified"
 
 
 def read_run_id(folder: Path) -> str | None:
-    """The id of the run, which all its checkpoints contain; None if it is not known."""
+    """The id of the run, which all its checkpoints contain; None if the id is not known."""
     return _read_run(folder).get("run_id")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ConfigError if a tokenizer file beside the checkpoints differs from what the run wrote."""
+    """Raise ConfigError if a tokenizer file next to the checkpoints differs from what the run wrote."""
     for name, expected in _read_run(folder).get("tokenizer", {}).items():
         path = folder / "tokenizer" / name
         with os_errors_named(path):
@@ -148,7 +148,8 @@ def saved_config(checkpoint: Path) -> TrainConfig | None:
 
 
 def saved_values(checkpoint: Path) -> dict[str, Any]:
-    """The values in that config, including unknown keys. Raises ConfigError if it is not valid YAML."""
+    """The values in the config that a checkpoint was written with, including unknown keys. Raises ConfigError if it is
+    not valid YAML."""
     found = _saved_yaml(checkpoint)
     return {} if found is None else read(str(found)).tree
 
@@ -164,7 +165,7 @@ def run_name_of(config: TrainConfig) -> str:
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
-    """The save folder on this machine, with run_name filled in. For a save folder in an object store this is the
+    """The save folder on this machine, with run_name filled in. For a save folder in an object store, this is the
     staging folder. Raises ConfigError for other placeholders and unknown kinds of stores."""
     if config.save_folder is None:
         return None
@@ -172,7 +173,7 @@ def local_folder(config: TrainConfig, run_name: str) -> Path | None:
 
 
 def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
-    """The folder on this machine for the value of a key, with run_name filled in. Raises ConfigError like
+    """The folder on this machine for the value of a key, with run_name filled in. Raises the errors of
     `local_folder`."""
     filled = fill_name(folder, run_name, key)
     if is_address(filled):
@@ -228,8 +229,8 @@ def existing_parent(folder: Path) -> Path:
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Checkpoints in a save folder whose manifest is missing, oldest first. A killed run leaves no such folder: a
-    checkpoint is only given its name once it has a manifest."""
+    """Checkpoints in a save folder whose manifest is missing, oldest first. Killed runs do not leave such folders,
+    because a checkpoint gets its name after its manifest."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (path for path in entries if _NAME.fullmatch(path.name) and lacks_manifest(path) and not is_complete(path)),
@@ -238,7 +239,7 @@ def damaged(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Partial files of killed runs, and links of earlier versions that are no longer updated."""
+    """Partial files of killed runs, and links that only earlier versions updated."""
     kept = {*checkpoints(folder), *damaged(folder)}
     return sorted(
         path
@@ -250,8 +251,8 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Rename and return committed checkpoints whose run was killed between moving the previous checkpoint of that name
-    away and renaming the new one. To be called on one rank of the run that owns the folder."""
+    """Finish replacing a checkpoint: rename committed checkpoints whose run was killed after it had moved the old
+    checkpoint of that name away, and return them. Must be called on one rank only, of the run that owns the folder."""
     recovered = []
     for path in leftovers(folder):
         place = path.with_name(path.name.removeprefix(PART))
@@ -262,7 +263,7 @@ def recover(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete and return the leftovers. To be called on one rank of the run that owns the folder."""
+    """Delete and return the leftovers. Must be called on one rank only, of the run that owns the folder."""
     found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
         for path in found:
@@ -273,8 +274,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 def furnish_save_folder(
     folder: Path, config: TrainConfig, tokenizer: "Tokenizer", *, run_id: str, resuming: bool
 ) -> None:
-    """Write the files beside the checkpoints, and delete checkpoints according to save_overwrite. To be called on one
-    rank."""
+    """Write the files next to the checkpoints, and delete checkpoints according to save_overwrite. Must be called on
+    one rank only."""
     what, again = "config.yaml and the tokenizer", "start again"
     with plain_os_errors(f"save_folder {folder}", "name another save_folder", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
@@ -283,7 +284,8 @@ def furnish_save_folder(
             (Path(made) / "config.yaml").write_text(to_yaml(config))
             _write_run(Path(made), run_id)
             if not resuming:
-                # Before run.json is written: checkpoints cannot be resumed if run.json names another run.
+                # Done before run.json is written, because runs do not resume from checkpoints if run.json names another
+                # run.
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)

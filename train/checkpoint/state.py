@@ -18,14 +18,15 @@ from train.checkpoint.reader import PREFIX, CheckpointReader
 from train.checkpoint.storage.manifest import STATE, CorruptCheckpointError
 
 Groups = Sequence[Mapping[str, Any]]
-"""An optimizer's param_groups; in a checkpoint `params` are names of parameters."""
+"""An optimizer's param_groups. In a checkpoint, `params` contains the names of parameters."""
 
 _NAME_PREFIX = PREFIX.removeprefix("state.model.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The state of a run between two batches, without the tensors of model and optimizer. Serializable as JSON."""
+    """The state of a run between two batches, without the tensors of the model and the optimizer. Serializable as
+    JSON."""
 
     timestamp: Mapping[str, int | float]
     """Composer's counters; durations (`..._wct`) in seconds."""
@@ -71,7 +72,8 @@ def to_json(state: RunState) -> bytes:
 
 
 def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
-    """Raises CorruptCheckpointError, and ConfigError if the checkpoint lacks a run's complete state."""
+    """Read the state of the run. Raises CorruptCheckpointError, and ConfigError if the state is missing or
+    incomplete."""
     if isinstance(checkpoint, FullCheckpoint):
         return _from_full(checkpoint)
     path = checkpoint.checkpoint
@@ -99,7 +101,7 @@ def state_if_any(checkpoint: CheckpointReader | FullCheckpoint) -> RunState | No
         return None
 
 
-# Checkpoints written before state.json existed contain Composer's state, each value pickled.
+# Checkpoints written before state.json existed contain Composer's state, with each value pickled.
 
 
 def _from_items(reader: CheckpointReader) -> RunState:
@@ -127,7 +129,7 @@ def _put(nested: dict[Any, Any], path: Sequence[Any], value: Any) -> None:
 
 
 def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoint: Path) -> RunState:
-    """Raises ConfigError if it is not the complete state of a run of this framework."""
+    """Convert Composer's state. Raises ConfigError if it is not the complete state of a run of this framework."""
     try:
         ((optimizer, saved),) = state["optimizers"].items()
         groups = saved["param_groups"]

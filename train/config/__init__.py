@@ -1,5 +1,5 @@
-"""Reads a YAML file into a validated config, or reports all of its errors. Contains the config sections and their
-rules, the JSON schema, and hints for LLM Foundry's keys.
+"""Configs: the sections with their rules, the reader that reports all problems of a YAML, the JSON schema, and hints
+for LLM Foundry's keys.
 
 Imports neither torch nor Composer, so that errors are reported quickly.
 """

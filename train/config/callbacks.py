@@ -112,14 +112,14 @@ class TensorboardLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class WandBLoggerConfig(Section):
-    """A Weights & Biases run, logged by rank 0."""
+    """Logs to Weights & Biases, from rank 0."""
 
     project: Label | None = None
     """The project that the run belongs to."""
     entity: Label | None = None
     """The user or team."""
     group: Label | None = None
-    """The group of runs."""
+    """The group that the run belongs to."""
     name: Label | None = None
     """Name of the run in Weights & Biases; null uses run_name."""
     tags: Labels = field(default_factory=list)
@@ -128,7 +128,7 @@ class WandBLoggerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class MLflowLoggerConfig(Section):
-    """An MLflow run, logged by rank 0. Requires the extra `mlflow`."""
+    """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
     """A folder, file:PATH, or the address http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI. If this
@@ -137,7 +137,7 @@ class MLflowLoggerConfig(Section):
     """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME. If this variable is not set, null uses MLflow's
     default experiment."""
     run_name: Label | None = None
-    """Name of the run in MLflow; null uses run_name of the config."""
+    """Name of the run in MLflow; null uses run_name."""
     tags: dict[str, str] = field(default_factory=dict)
     """Labels of the run."""
 

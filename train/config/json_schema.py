@@ -60,7 +60,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors give better hints for it than for alternatives.
+    # One schema with two types, because editors show better hints for this than for alternative schemas.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
@@ -100,7 +100,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """Add LLM Foundry's keys that are ignored if their value is what this framework always does."""
+    """Add LLM Foundry's keys that are ignored because their value describes what this framework always does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above

@@ -185,7 +185,7 @@ def rule_for(path: str) -> Rule | None:
 
 
 def accepted(rule: Rule, value: object) -> bool:
-    # 1 == True in Python, not in YAML.
+    # 1 == True in Python, but not in YAML.
     return any(type(value) is type(each) and value == each for each in rule.accepts)
 
 

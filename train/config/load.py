@@ -34,7 +34,8 @@ class LoadedConfig:
     """A config that has been checked, apart from its weights, data and tokenizer."""
 
     config: TrainConfig
-    """Lacks values that the pretrained model's config.json decides. Reading one of them raises Unavailable."""
+    """Does not contain the values that come from the pretrained model's config.json. Reading one of them raises
+    Unavailable."""
     written: Written
 
     def placed(self, error: ConfigError) -> ConfigError:
@@ -56,7 +57,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
-    """The config with the values that the pretrained model's config.json decides, from a folder or the hub.
+    """The config with the values from the pretrained model's config.json, which is in a folder or on the hub.
 
     Raises ConfigError for weights that cannot be used, or that contradict the config. The error has no file and line,
     so that it can be reported together with other problems (see LoadedConfig.placed).
@@ -78,7 +79,7 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def load_saved_config(path: Path) -> TrainConfig:
-    """Read a config that `to_yaml` wrote. It is complete, so the pretrained weights need not exist any more."""
+    """Read a config that `to_yaml` wrote. It is complete, so the pretrained weights are not needed."""
     written = read(str(path))
     try:
         return _checked(written, None)

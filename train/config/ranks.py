@@ -35,12 +35,14 @@ def check_world_size(config: TrainConfig, world_size: int) -> None:
 def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
     rows = config.global_train_batch_size
     if rows % world_size:
-        yield Defect("global_train_batch_size", f"is {rows}, but it must be divisible by the {world_size} ranks")
+        yield Defect(
+            "global_train_batch_size", f"is {rows}, but it must be divisible by the number of ranks ({world_size})"
+        )
     if config.profile is not None and (absent := [rank for rank in config.profile.ranks if rank >= world_size]):
         yield Defect("profile.ranks", f"has {absent[0]}, but the ranks of this run are 0 to {world_size - 1}")
     replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config else None
     if replicas is not None and world_size % replicas:
-        text = f"is {replicas}, but it must divide the {world_size} ranks"
+        text = f"is {replicas}, but it must divide the number of ranks ({world_size})"
         yield Defect("fsdp_config.data_parallel_replicate_degree", text)
     elif config.fsdp_config is not None:
         yield from _of_expert_parallelism(
@@ -54,13 +56,14 @@ def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Ite
     if degree == 1:
         return
     if shards % degree:
-        ranks = "1 rank" if shards == 1 else f"{shards} ranks"
-        yield Defect(key, f"is {degree}, but it must divide the {ranks} over which a replica is sharded")
+        yield Defect(
+            key, f"is {degree}, but it must divide the number of ranks over which a replica is sharded ({shards})"
+        )
     elif (rows := ffn.moe_num_experts * ffn.ffn_hidden_size) % shards:
         yield Defect(
             key,
             f"is {degree}, but moe_num_experts x ffn_hidden_size = {rows} rows cannot be divided evenly over {shards} "
-            "ranks: use a number of ranks that divides them, or 1",
+            "ranks: use a number of ranks that divides the rows, or set the degree to 1",
         )
 
 
@@ -70,15 +73,15 @@ def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:
 
 
 def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
-    """Rows that a rank processes at a time, by the key that sets them."""
+    """Number of rows that a rank processes at a time, by the key that sets the number."""
     evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
     return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
 
 
 def routed_sizes(config: TrainConfig, n_rows: int) -> tuple[int, int, int]:
-    """(tokens, experts per token, d_model): an upper bound of what a rank's experts process per microbatch of n_rows.
+    """(tokens, experts per token, d_model): an upper bound on what a rank's experts process per microbatch of n_rows.
 
-    With expert parallelism, the tokens are those of all ranks that share the experts, in the worst case that each token
+    With expert parallelism, the tokens of all ranks that share the experts are counted: in the worst case, each of them
     selects as many of this rank's experts as possible.
     """
     ffn, degree = config.model.ffn_config, _expert_ranks(config)

@@ -1,4 +1,4 @@
-"""Print a config, completely or only the values that differ from defaults, and save it, each without secrets."""
+"""Print or save a config without secrets. Either all values are printed, or only those that differ from defaults."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from data.base.redaction import HIDDEN, is_secret_name, redacted, variable_of, w
 from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
 
-_LEFT_OUT = "# This file contains no secrets. A run that is started with it takes them from the environment:\n"
+_LEFT_OUT = "# This file contains no secrets. A run that is started with it reads them from the environment:\n"
 _NOWHERE = "no variable, pass it on the command line"
 _REQUIRED = object()
 """The default of a required field."""
@@ -58,7 +58,7 @@ def _yaml(values: Any) -> str:
 
 
 def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") -> Any:
-    """Plain values without secrets. Keys that lost a secret are added to left_out, with the variables to set."""
+    """Plain values without secrets. Keys whose secret was removed are added to left_out, with the variables to set."""
     if dataclasses.is_dataclass(node):
         names = [field.name for field in dataclasses.fields(node)]
         return {name: _strip(getattr(node, name), join(key, name), left_out, name) for name in names}
@@ -78,7 +78,7 @@ def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") 
 
 
 def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
-    """default: the default that the parent section has for this one; None uses the defaults of the fields."""
+    """default: the parent section's default for this section; None uses the defaults of the fields."""
     for field in dataclasses.fields(section):
         value, below = getattr(section, field.name), join(key, field.name)
         usual = getattr(default, field.name) if isinstance(default, type(section)) else _default(field)

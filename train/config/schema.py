@@ -79,7 +79,8 @@ def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
-    """Only durations with comparable units, like _stages; the others are compared once they are known in batches."""
+    """Like _stages, checks only durations with comparable units. The others are checked once they are known in
+    batches."""
     for key, text in too_long(config.scheduler, config.max_duration):
         yield Defect(f"scheduler.{key}", text)
 
@@ -125,7 +126,7 @@ def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
 def _divided_experts(config: "TrainConfig") -> Iterator[Defect]:
     degree = config.fsdp_config.expert_parallel_degree if config.fsdp_config is not None else 1
     if (experts := config.model.ffn_config.moe_num_experts) % degree:
-        text = f"is {degree}, but it must divide the {experts} experts (model.ffn_config.moe_num_experts)"
+        text = f"is {degree}, but it must divide model.ffn_config.moe_num_experts ({experts})"
         yield Defect("fsdp_config.expert_parallel_degree", text)
 
 
@@ -166,7 +167,7 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         return
     lengths = [parse_duration(text) for text in (exports.save_interval, config.save_interval, config.max_duration)]
     (interval, saved, last), units = zip(*lengths, strict=True)
-    # The callback checks other units, once the data are open and they are known in batches.
+    # Other units are checked by the callback, once the data is open and durations are known in batches.
     if set(units) == {"ba"} and interval % saved and interval < last:
         yield Defect(
             "callbacks.hf_checkpointer.save_interval",
@@ -227,8 +228,8 @@ def _profiled_steps(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
-    """Names appear in folders, metrics and checkpoints, which a resume compares, so secrets cannot be hidden in
-    them."""
+    """Secrets cannot be hidden in names, because names appear in folders, metrics and checkpoints, and are compared
+    when a run is resumed."""
 
     def names_of(key: str) -> Iterator[Defect]:
         if key == "run_name":

@@ -62,7 +62,7 @@ class LiveBar:
     @property
     def is_mine(self) -> bool:
         """Whether this process created the bar. A forked worker must not print above it, because locks may have been
-        held when it was forked."""
+        held at the time of the fork."""
         return os.getpid() == self._process
 
     @contextmanager

@@ -1,5 +1,5 @@
-"""Distributed training: sharding of the model (FSDP2, HSDP, expert parallelism), set-up of the ranks, tasks that one
-rank does for all ranks, and patches of torch.
+"""Distribution of the model over ranks (FSDP2, HSDP, experts), setup of ranks, work that one rank does for all ranks,
+and patches of torch.
 
 The model itself does not depend on ranks.
 """

@@ -221,7 +221,7 @@ def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: fl
 
     place, device = exchange.place, torch.device("cpu")
     if gpu:
-        # By default torch ends the process when NCCL hangs, and the table would be lost.
+        # By default torch ends the process when NCCL hangs, and the table would then not be shown.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)

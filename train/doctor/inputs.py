@@ -19,7 +19,8 @@ from train.models.precision import computed, on_device
 
 
 def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Check]]:
-    """Return the config, with the values of the pretrained model if that can be read, checked for this world size."""
+    """Check the config for this world size, and return it with the values of the pretrained model if these can be
+    read."""
     config = loaded.config
     try:
         config = resolve_pretrained(loaded)

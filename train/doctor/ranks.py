@@ -108,7 +108,7 @@ class RankExchange:
 
 
 def check_ranks(came: Collection[int], answered: Collection[int], world_size: int) -> Check:
-    """Check which ranks have connected, and which have sent the results of their checks."""
+    """Check that all ranks have connected and have sent the results of their checks."""
     absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
     if absent:
         found = f"{len(absent)} of {world_size} did not connect: {_listed(absent)}"
@@ -146,7 +146,7 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
     yield Check(
         name="clocks",
         status="wrong" if off else "ok",
-        found=f"at most {1000 * abs(worst):,.1f} ms from rank 0's" + (f": {', '.join(off)}" if off else ""),
+        found=f"at most {1000 * abs(worst):,.1f} ms different from rank 0's" + (f": {', '.join(off)}" if off else ""),
         fix="synchronize the clocks of the nodes (chrony, or another NTP client)" if off else "",
     )
 

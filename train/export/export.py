@@ -1,7 +1,7 @@
 """Export a checkpoint as a stock Hugging Face DBRX folder, with only a few rows in memory at a time.
 
 Parameter names and shapes are already those of Hugging Face (see train/models/shapes.py), so the export copies bytes.
-It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote beside its checkpoints.
+It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote next to its checkpoints.
 """
 
 import json
@@ -57,10 +57,11 @@ def export(
 ) -> None:
     """Export the sharded checkpoint (or the newest in a save folder) to `output`, for stock transformers.
 
-    The output appears once it is complete and, with verify, has been verified (see verify.py). Until then it is written
-    to a hidden folder beside it. After a kill or on a full disk, a later call with the same arguments continues there.
+    The output is created once it is complete and, with verify, has been verified (see verify.py). Until then, the files
+    are in a hidden folder next to it. If the call is killed or the disk is full, a later call with the same arguments
+    continues from that folder.
 
-    Raises ConfigError, without creating the output, if the checkpoint or a file beside it is missing or incomplete, if
+    Raises ConfigError, without creating the output, if the checkpoint or a file next to it is missing or incomplete, if
     its tensors are not those of a stock DBRX of its config, if the output is not empty or cannot be written, or if the
     verification fails.
     """
@@ -88,20 +89,20 @@ def export(
                 (part / name).unlink()
             part.rename(output)
     except OSError as error:
-        kept = f"; the partial export stays in {part}, and the same command continues there" if part.exists() else ""
+        kept = f"; the partial export stays in {part}, and the same command continues from it" if part.exists() else ""
         raise ConfigError(f"{cannot_be('written', f'the output {output}', error)}{kept}") from error
 
 
 def open_run(checkpoint: Path) -> Run:
     """Open the inputs of an export. Raises ConfigError unless there is a complete checkpoint of a DBRX with the files
-    beside it."""
+    next to it."""
     checkpoint = find_checkpoint(checkpoint)
     config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
     generation = tokenizer / "generation_config.json"
     for file, why in ((config, "the model's shape"), (generation, "the tokenizer")):
         if not file.is_file():
             raise ConfigError(
-                f"{file} does not exist, but the export reads {why} from it: copy the files that the run wrote beside "
+                f"{file} does not exist, but the export reads {why} from it: copy the files that the run wrote next to "
                 "its checkpoints"
             )
     check_saved_tokenizer(tokenizer)
@@ -146,7 +147,7 @@ def _check_output(output: Path) -> None:
 
 
 def _begin(part: Path, order: dict[str, Any]) -> None:
-    """Keep the files of an earlier call with the same arguments, and delete those of any other."""
+    """Keep the files of an earlier call with the same arguments, and delete those of any other call."""
     file = part / _ORDER
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
         done = len(list(part.glob("*.safetensors")))
@@ -183,7 +184,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
 def _verify(part: Path, checkpoint: Path, output: Path) -> None:
     """Verify the export in a separate process, which shares nothing with the one that wrote it."""
     root = str(Path(__file__).resolve().parents[2])
-    # The process is not a rank of a run, and uses no GPU.
+    # The process is not a rank of a run and does not use a GPU.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     env |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
     command = [sys.executable, "-m", "train.export.verify", str(part), "--composer_path", str(checkpoint)]
@@ -191,7 +192,7 @@ def _verify(part: Path, checkpoint: Path, output: Path) -> None:
     if done.returncode < 0:
         raise ConfigError(
             f"{output} was not created: its verification was killed by signal {-done.returncode} (signal 9 usually "
-            f"means too little memory); the partial export stays in {part}, and the same command continues there"
+            f"means too little memory); the partial export stays in {part}, and the same command continues from it"
         )
     if done.returncode == EXIT_NOT_FINITE:
         shutil.rmtree(part)

@@ -1,4 +1,5 @@
-"""The model card (README.md) of an exported model: its origin, data, training and evaluation, as far as recorded."""
+"""The model card (README.md) of an exported model: its origin, data, training and evaluation, as far as they were
+recorded."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The output of an export: a local folder, or a folder in an object store, to which a local one is uploaded."""
+"""The output of an export: a local folder, which is uploaded if the output is a folder in an object store."""
 
 import tempfile
 from collections.abc import Iterator

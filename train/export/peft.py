@@ -1,6 +1,6 @@
 """Export a LoRA checkpoint as a folder that PEFT loads.
 
-It is written a few rows at a time, so the block-diagonal matrices are never in memory as a whole.
+It is written a few rows at a time, so a block-diagonal matrix is never in memory as a whole.
 """
 
 import shutil
@@ -88,7 +88,7 @@ def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[
     experts = [f"experts.mlp.{part}" for part in adapted_experts(lora)]
     linear = [names[part] for part in lora.targets if part in names]
     # With a separate A for each expert, the experts' combined rank is the default and other modules get patterns,
-    # because PEFT supports patterns for modules, but warns wrongly about those for parameters.
+    # because PEFT supports patterns for modules, but logs wrong warnings about patterns for parameters.
     wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
     narrow = linear if wide > 1 else []
     return {
@@ -97,7 +97,7 @@ def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[
         "base_model_name_or_path": without_secrets(base).text if base is not None else None,
         "r": wide * lora.r,
         "lora_alpha": wide * lora.alpha,
-        # Only used in training, and PEFT refuses it together with target_parameters.
+        # Dropout is only used in training, and PEFT refuses it together with target_parameters.
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": linear,
@@ -137,7 +137,8 @@ model = PeftModel.from_pretrained(model, "path/to/this/folder"){".merge_and_unlo
 
 
 class PeftWeights:
-    """The adapters under PEFT's names. If each expert has its own A, B becomes block-diagonal: PEFT has only one A."""
+    """The adapters under PEFT's names. If each expert has its own A, B becomes block-diagonal, because PEFT has only
+    one A."""
 
     def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.adapters, self.files = adapters, adapters.files
@@ -169,7 +170,7 @@ class PeftWeights:
 
 
 def _peft_name(name: str, lora: LoraConfig) -> str:
-    """The name in PEFT, which wraps a module once for each adapted parameter, beginning with the first."""
+    """The parameter's name in PEFT, which wraps a module once for each adapted parameter, beginning with the first."""
     module, _, last = name.rpartition(".")
     if last == "weight":
         return f"base_model.model.{module}"

@@ -85,7 +85,8 @@ def _check_config(folder: Path, run: Run) -> Precision:
 
 
 def _check_files(folder: Path, run: Run) -> None:
-    """Check that the tokenizer's files are those of the run, and that no other file could be read by a loader."""
+    """Check that the tokenizer's files are those of the run, and that there is no other file that a loader could
+    read."""
     if not (folder / "README.md").is_file():
         raise _defect("README.md", "is missing")
     tokenizer, found = _files(run.tokenizer), _files(folder)
@@ -93,7 +94,7 @@ def _check_files(folder: Path, run: Run) -> None:
         if name not in found or not found[name].is_file():
             raise _defect(name, "is missing")
         if found[name].read_bytes() != file.read_bytes():
-            raise _defect(name, "differs from the file that the run wrote beside its checkpoints")
+            raise _defect(name, "differs from the file that the run wrote next to its checkpoints")
     known = {*_weight_map(folder).values(), *_BESIDE, *tokenizer}
     for name in found:
         if name not in known and not _is_harmless(name):
@@ -140,17 +141,17 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
     if tokenizer.eos_token_id not in stops:
         raise _defect("the tokenizer", f"has eos_token_id {tokenizer.eos_token_id}, but generation ends at {stops}")
     if len(tokenizer) > run.config.model.vocab_size:
-        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, but the model {run.config.model.vocab_size}")
+        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, but the model has {run.config.model.vocab_size}")
     if tokenizer.chat_template is None:
         return
     words = ("How many legs has a spider?", "Eight.")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
     try:
-        # render_chat enforces the limits reliably; apply_chat_template is what users of the export call.
+        # Both are called: render_chat enforces the limits reliably, and users of the export call apply_chat_template.
         render_chat(tokenizer, messages, subject="it", strftime=datetime.now().strftime)
         with TemplateLimits("it"):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # errors raised by the template, and jinja's own
+    except Exception as error:  # the template and jinja can raise any error
         raise _defect("the chat template", f"does not render {messages}: {error}") from None
     if not all(word in text for word in words):
         raise _defect("the chat template", f"renders {messages} as {text!r}")
@@ -159,13 +160,13 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
 def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tuple[Path, Stored]]:
     """Check the index, headers, names and shapes, and every byte.
 
-    Raises CheckpointNotFinite if all of these match, but some numbers are not finite.
+    Raises CheckpointNotFinite if all of these match, but some numbers are NaN or infinite.
     """
     shapes, weight_map, dtype = parameter_shapes(run.config.model), _weight_map(folder), FORMATS[precision].torch_dtype
     stock = _stock_shapes(folder)
     if stock != shapes:
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
-        raise _defect("config.json", f"leads transformers to expect other tensors, such as {differ[0]}")
+        raise _defect("config.json", f"makes transformers expect different tensors, such as {differ[0]}")
     if list(weight_map) != list(shapes):
         raise _defect(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
     tensors: dict[str, tuple[Path, Stored]] = {}
@@ -192,7 +193,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             run.source.rows(name, start, start + len(rows), expected)
             if not torch.equal(expected.view(torch.uint8), rows.view(torch.uint8)):
                 raise _defect(
-                    file.name, f"has another {name} than the checkpoint, in rows {start} to {start + len(rows)}"
+                    file.name, f"differs from the checkpoint in rows {start} to {start + len(rows)} of {name}"
                 )
             if not is_finite(rows):
                 not_finite[name] = None

@@ -1,5 +1,4 @@
 """Check that stock transformers computes the same logits from an exported folder as this framework from the checkpoint.
-
 Computed in fp32, block by block, with at most one block of one side in memory, so that it works for the 132B model too.
 """
 
@@ -28,14 +27,14 @@ from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 
 Written = Mapping[str, tuple[Path, Stored]]
-"""The file of each tensor of the folder, and the location in it."""
+"""For each tensor of the folder, the file that contains it and its location in the file."""
 TOLERANCE = 1e-4
-"""Maximum difference, relative to the largest absolute value of a token. The fp32 rounding error is about 1e-6."""
+"""Maximum difference, relative to the token's largest absolute value. The fp32 rounding error is about 1e-6."""
 WHOLE_BYTES = parse_bytes("20gb")
 """Up to this size in fp32, the whole model is compared as well."""
 _N_ROWS, _ROW_LENGTH = 2, 48
 _TIE = 1e-5
-"""If the probabilities of two experts differ by less than this, the two sides may select different ones."""
+"""If the probabilities of two experts differ by less than this, the two sides may select different experts."""
 
 
 def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
@@ -70,7 +69,7 @@ class _Weights:
 
 
 class _Side:
-    """A block of one side, whose weights are only in memory while it computes."""
+    """A block of one side. Its weights are in memory only while it computes."""
 
     def __init__(self, block: nn.Module, fill: Callable[[nn.Module, str], None]) -> None:
         self.block, self.fill = block, fill
@@ -166,7 +165,7 @@ def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor,
 
 
 def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
-    """transformers' model with one block, a minimal vocabulary and no final norm; and that norm."""
+    """A transformers model with one block, a minimal vocabulary and no final norm, and separately the final norm."""
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     config.n_layers, config.vocab_size, config.pad_token_id = 1, 1, None
     model: Any = transformers.DbrxModel(config).float().eval().requires_grad_(False)
@@ -175,7 +174,7 @@ def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
 
 
 def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Module | None) -> Tensor:
-    """Our logits or, given transformers' norm, those of the files."""
+    """Our logits or, if transformers' norm is given, the logits computed from the files."""
     fill, stock = (weights.fill_ours, False) if norm_f is None else (weights.fill_theirs, True)
     norm = norm_f if norm_f is not None else _make(lambda: nn.LayerNorm(model.d_model, bias=False))
     size = (model.d_model, model.vocab_size)
@@ -192,7 +191,7 @@ def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
     if not apart <= TOLERANCE:  # NaN too
         raise ConfigError(
-            f"transformers {transformers.__version__} computes other values: {where} differ by {apart:.1e} relative "
-            f"to a token's largest value (at most {TOLERANCE:.0e} is rounding)"
+            f"transformers {transformers.__version__} computes different values: {where} differ by {apart:.1e} "
+            f"relative to a token's largest value (at most {TOLERANCE:.0e} is rounding)"
         )
     return apart

@@ -1,4 +1,5 @@
-"""Write tensors as safetensors files with an index, a few rows in memory at a time. Continues after a kill."""
+"""Write tensors as safetensors files with an index, a few rows in memory at a time. A killed export can be
+continued."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -21,8 +22,8 @@ _WORKERS = 2
 """Number of threads: while one writes to the file, the other reads and casts the next rows."""
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
-"""Bytes per write call. For larger writes, ext4 uses larger folios, which take up to eight times as long if the memory
-of the machine is fragmented, or virtual and new."""
+"""Bytes per write call. For larger writes, ext4 uses larger folios, and writing takes up to eight times as long if the
+machine's memory is fragmented, or is virtual and was not used before."""
 _scratch = Scratch()
 
 
@@ -127,7 +128,7 @@ def _write_tensor(
 
 
 def _copy(piece: Piece, stream: FileIO, progress: tqdm) -> None:
-    """Copy from file to file in the kernel, without reading into this process."""
+    """Copy from file to file in the kernel, without reading the data into this process."""
     done = 0
     with piece.path.open("rb", buffering=0) as file:
         while done < piece.length:

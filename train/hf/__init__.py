@@ -1,4 +1,4 @@
-"""Code shared by import and export: config.json, repositories, safetensors files, and rows of tensors.
+"""Code shared by imports and exports: config.json, repositories, safetensors files, rows of tensors.
 
 Reading weights belongs in train/weights, writing them in train/export.
 """

@@ -7,12 +7,14 @@ from data.tokenization.files import TRANSFORMERS_VERSION
 from train.models.config import ModelConfig
 from train.models.shapes import WEIGHT_KEYS
 
-# For models without clip_qkv, because transformers always clamps and accepts no null: the largest fp16 number.
+# Written for models without clip_qkv, because transformers always clamps and does not accept null: the largest fp16
+# number.
 _NO_CLIP = 65504.0
 
 
 def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json that transformers 4.53 to 5.24 read alike: keys of 4.x and, for 5.x, also rope_parameters.
+    """A config.json that transformers 4.53 to 5.24 read in the same way. It has the keys of 4.x and, for 5.x,
+    rope_parameters.
 
     dtype: torch's name of the tensors' dtype, float32 or bfloat16.
     """

@@ -12,7 +12,7 @@ DIVERGED = "name an earlier checkpoint, from before the training diverged"
 
 
 def is_finite(rows: torch.Tensor) -> bool:
-    """Whether all numbers are finite. Takes one pass and no extra memory."""
+    """Whether all numbers are finite. Needs one pass and no additional memory."""
     return bool(torch.stack(rows.aminmax()).isfinite().all())  # aminmax propagates NaN
 
 
@@ -22,5 +22,5 @@ def not_finite(where: str, places: Sequence[str], hint: str) -> str:
 
 
 def of_checkpoint(checkpoint: Path, names: Sequence[str]) -> str:
-    """The error message for a checkpoint whose tensors of these names are not finite."""
+    """The error message for a checkpoint in which the tensors with these names are not finite."""
     return not_finite(f"the weights of {checkpoint}", names, DIVERGED)

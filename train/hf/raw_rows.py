@@ -34,7 +34,7 @@ class Scratch(threading.local):
         self._taken = torch.empty(0), memoryview(b"")
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
-        """An uninitialized tensor and its bytes. Overwrites what the thread took before."""
+        """An uninitialized tensor and its bytes. Reuses the memory of the thread's previous tensor."""
         rows = self._taken[0]
         if rows.shape != shape or rows.dtype != dtype:
             n_bytes = math.prod(shape) * dtype.itemsize
@@ -52,7 +52,7 @@ class Readable(Protocol):
     """An open file."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `offset` on. Raises OSError, or ValueError if the file is too short."""
+        """Fill `out` with the bytes that begin at `offset`. Raises OSError, or ValueError if the file is too short."""
         ...
 
 

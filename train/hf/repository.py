@@ -79,7 +79,9 @@ def find_folder(name: str) -> Path | None:
         return path
     subject = f"is {name!r}"
     if path.exists():
-        raise ConfigError(f"{subject}, a file: name the folder with config.json and safetensors files", key=KEY)
+        raise ConfigError(
+            f"{subject}, which is a file: name the folder with config.json and safetensors files", key=KEY
+        )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
             f"{subject}, but this folder does not exist{from_here(name)}, and a name on the hub looks like "

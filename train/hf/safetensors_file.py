@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         file.seek(8)
         text = file.read(length)
     if len(text) < length:
-        raise ValueError(f"{path.name} is truncated: it has {size:,} bytes, its header alone {8 + length:,}")
+        raise ValueError(f"{path.name} is truncated: it has {size:,} bytes, but its header needs {8 + length:,}")
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)

@@ -1,4 +1,4 @@
 """The implementation of scripts/checkpoint.py, which shows, verifies and deletes checkpoints.
 
-Reading and retaining checkpoints belong in train/checkpoint. A run does not use this package.
+Reading and retaining checkpoints belong in train/checkpoint. Runs do not use this package.
 """

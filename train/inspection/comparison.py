@@ -32,7 +32,7 @@ class Comparison:
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """Times of writing and durations, which also differ between two runs that compute the same."""
+    """Times of writing and durations, which also differ between two runs with the same results."""
 
     @property
     def equal(self) -> bool:
@@ -40,7 +40,8 @@ class Comparison:
 
 
 def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes: None) -> Comparison:
-    """Compare two checkpoints. Everything that is read is verified with the manifests. progress: see compare_tensors.
+    """Compare two checkpoints. Everything that is read is verified against the manifests. progress: see
+    compare_tensors.
 
     Raises CorruptCheckpointError, and ConfigError for files that cannot be read.
     """
@@ -122,7 +123,7 @@ def _is_length(key: str) -> bool:
 
 
 def _groups(a: RunState, b: RunState) -> Iterator[str]:
-    """Changes of the optimizer's settings, by the name of the group."""
+    """Changes of the optimizer's settings, by the name of the parameter group."""
     of_a, of_b = ({group.get("name", str(n)): group for n, group in enumerate(s.param_groups)} for s in (a, b))
     for name in dict.fromkeys([*of_a, *of_b]):
         was, now = of_a.get(name), of_b.get(name)
@@ -133,7 +134,7 @@ def _groups(a: RunState, b: RunState) -> Iterator[str]:
             if key != "params":
                 yield from _change(f"param_groups.{name}.{key}", was.get(key), now.get(key))
             elif was[key] != now[key]:
-                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])} other ones"
+                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])} others"
 
 
 def _changes(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -179,8 +180,8 @@ def lines(compared: Comparison, a: str, b: str, top: int) -> Iterator[str | Tabl
     parts = [
         (f"only in {a}", tensors.only_first),
         (f"only in {b}", tensors.only_second),
-        ("with another shape or dtype", tensors.other_shape),
-        ("with other values", [*tensors.different, *range(sum(tensors.scalars.values()))]),
+        ("with a different shape or dtype", tensors.other_shape),
+        ("with different values", [*tensors.different, *range(sum(tensors.scalars.values()))]),
     ]
     counts = [f"{len(found)} {what}" for what, found in parts if found]
     yield f"tensors: {', '.join([f'{tensors.n_equal} equal', *counts])}"

@@ -13,7 +13,7 @@ from train.checkpoint.storage.manifest import METADATA, STATE
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Checkpoints at a path."""
+    """The checkpoints that were found at a path."""
 
     folder: Path
     """The save folder, or the folder that contains the checkpoint."""
@@ -25,7 +25,7 @@ class Found:
 
 @contextmanager
 def read_errors_named(path: Path) -> Iterator[None]:
-    """Convert OSError to ConfigError with the name of the file in the error, or else of the path."""
+    """Convert OSError to ConfigError, which names the file in the error or, if there is none, the path."""
     try:
         yield
     except OSError as error:
@@ -33,8 +33,8 @@ def read_errors_named(path: Path) -> Iterator[None]:
 
 
 def find_checkpoints(path: Path) -> Found:
-    """The checkpoints of a save folder, or the one that the path is or links to. Raises ConfigError if there is
-    none."""
+    """The checkpoints of a save folder, or the single checkpoint at the path or at the target of a link. Raises
+    ConfigError if there is none."""
     with read_errors_named(path):
         if _is_checkpoint(path):
             real = path.resolve()
@@ -64,7 +64,8 @@ def find_save_folder(path: Path) -> Found:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that the path is, or the newest in a save folder. Raises ConfigError like find_checkpoints."""
+    """The checkpoint at the path, or the newest one if the path is a save folder. Raises the errors of
+    find_checkpoints."""
     return find_checkpoints(path).checkpoints[-1]
 
 

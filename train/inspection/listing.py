@@ -68,7 +68,7 @@ def entries(found: Found) -> list[Entry]:
 
 
 def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
-    """None if the run has deleted the checkpoint meanwhile."""
+    """None if the run has deleted the checkpoint in the meantime."""
     manifest, error = None, None
     with read_errors_named(checkpoint):
         try:
@@ -139,7 +139,7 @@ def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
         if owner is not None and owner.alive is not False:
             yield f"{path.name} is not committed yet: the run may still be writing it"
         else:
-            yield f"{path.name} was not committed: the next run deletes it, as prune does"
+            yield f"{path.name} was not committed: the next run or prune deletes it"
     yield f"owner: {_described(owner)}"
     if len(listed) > 1:
         yield f"{len(listed)} checkpoints, {format_bytes(sum(entry.size for entry in listed))}"
@@ -153,7 +153,7 @@ def _described(owner: FoundOwner | None) -> str:
 
 
 def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
-    """The same as JSON, with sizes in bytes. Raises ConfigError like notes."""
+    """The listing as JSON, with sizes in bytes. Raises the errors of `notes`."""
     with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     return {

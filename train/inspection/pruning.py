@@ -27,7 +27,7 @@ class Every:
 
     batches: int
     why: str
-    """An explanation of how batches was derived from --keep_every."""
+    """An explanation of how `batches` was derived from --keep_every."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,10 @@ def prune(
     keep_every: int | None = None,
     progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> Pruning:
-    """Delete what `plan` lists, once a checkpoint that is kept has been read and verified. Owns the folder meanwhile.
-
-    progress is called with the number of bytes read by the verification. Raises ConfigError like plan, and if no kept
-    checkpoint can be verified; no checkpoint is deleted then. Raises DataError if the disk is too full for a lock file.
+    """Delete what `plan` lists, once a checkpoint that is kept has been read and verified. Owns the folder during this
+    time. progress is called with the number of bytes read by the verification. Raises the errors of plan, and
+    ConfigError if no kept checkpoint can be verified, in which case no checkpoint is deleted. Raises DataError if the
+    disk is too full for a lock file.
     """
     plan(folder, keep=keep, keep_every=keep_every)
     if not os.access(folder, os.W_OK):
@@ -105,7 +105,7 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
     every = _every(folder, present, keep_every) if keep_every is not None and present else None
     retention = Retention(newest=keep, every=every.batches if every is not None else None)
     superseded = retention.superseded(present, batch_of(present[-1])) if present else []
-    # A checkpoint without its manifest cannot be loaded, but is no leftover either: it may be the only one.
+    # A checkpoint without its manifest cannot be loaded, but is not a leftover either: it may be the only checkpoint.
     superseded = [path for path in found.checkpoints if path in superseded or path not in present]
     return Pruning(
         folder=folder,
@@ -128,12 +128,12 @@ def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
     kept = ", ".join(path.name for path in planned.kept) or "none"
     raise ConfigError(
         f"none of the checkpoints to keep in {planned.folder} ({kept}) could be verified, so nothing was deleted: keep "
-        "more of them (--keep), or delete by hand"
+        "more of them (--keep), or delete checkpoints manually"
     )
 
 
 def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
-    """Raises ConfigError if the save interval is not known."""
+    """Resolve --keep_every. Raises ConfigError if the save interval is not known."""
     interval, why = _interval(folder, present)
     batches = keep_every * interval
     what = f"--keep_every {keep_every}: checkpoints at multiples of {batches:,} batches are kept"

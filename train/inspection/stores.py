@@ -18,8 +18,8 @@ from train.inspection.verification import Verified, verify
 
 @contextmanager
 def outlined(place: Path | str) -> Iterator[Path]:
-    """Yield a path as it is or, for a URL, a temporary folder that looks like the save folder there: with the
-    manifests, and with empty files of the same sizes for other objects. Raises ConfigError."""
+    """Yield a path unchanged or, for a URL, a temporary folder that looks like the save folder at the URL. It contains
+    the manifests and, for other objects, sparse files of the same sizes. Raises ConfigError."""
     if isinstance(place, Path):
         yield place
         return

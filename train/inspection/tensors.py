@@ -11,7 +11,8 @@ from train.checkpoint.load import Checkpoint
 from train.checkpoint.reader import OPTIMIZERS, PREFIX
 
 _PIECE = 1 << 18
-"""Number of elements that are compared at a time, which takes a few times 2 MB. Larger chunks are not faster."""
+"""Number of elements that are compared at a time. This needs a few times 2 MB of memory. Larger chunks are not
+faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

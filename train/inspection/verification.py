@@ -1,4 +1,4 @@
-"""Read all files of a checkpoint from the disk and verify them with the manifest."""
+"""Read all files of a checkpoint from the disk and verify them against the manifest."""
 
 import threading
 import time
@@ -30,11 +30,11 @@ class Verified:
     errors: tuple[ConfigError, ...] = ()
     """One for each corrupt file."""
     gone: bool = False
-    """Whether its run has deleted the checkpoint meanwhile, which is not an error."""
+    """Whether its run has deleted the checkpoint in the meantime, which is not an error."""
 
     @property
     def known(self) -> bool:
-        """Whether there is a manifest to verify with."""
+        """Whether there is a manifest to verify against."""
         return bool(self.n_files or self.errors)
 
     @property

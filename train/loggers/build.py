@@ -23,7 +23,7 @@ class LoggedRun:
     folder: Path | None = None
     """The log folder."""
     first_batch: int = 0
-    """The batch at which this process begins."""
+    """The batch at which this process starts to train."""
 
 
 def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination]:

@@ -23,7 +23,7 @@ def check_loggers(config: LoggersConfig) -> None:
 
 
 def is_offline() -> bool:
-    """Whether wandb must not upload anything."""
+    """Whether uploads by wandb are disabled."""
     return os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
 
 

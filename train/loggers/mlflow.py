@@ -38,7 +38,7 @@ class MLflow(ServiceLogger):
     key = "loggers.mlflow"
 
     def __init__(self, config: TrainConfig, *, name: str, run_id: str) -> None:
-        """Start or continue the MLflow run. Raises ConfigError if MLflow refuses to do so."""
+        """Start or continue the MLflow run. Raises ConfigError if this fails."""
         super().__init__()
         settings = config.loggers.mlflow
         assert settings is not None

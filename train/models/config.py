@@ -11,8 +11,8 @@ Preset = Literal["132b", "73b", "35b", "18b", "9b", "tiny"]
 
 MEGABLOCKS_LIMIT = 2**31
 """MegaBlocks' kernels that copy tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) compute a row's offset,
-row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If the product of the three reaches this limit, addresses
-overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
+row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If tokens * moe_top_k * d_model reaches this limit,
+addresses overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +149,11 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "router": ("layer",),
 }
-"""The values of target_modules, and the last part of the names of the weights or modules that each one adapts."""
+"""For each valid name in target_modules, the weights or modules that it adapts, by the last part of their names."""
 
 
 NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
-"""The weights of a block that lora.base_dtype: nf4 stores in 4 bits: all except norms and router."""
+"""The weights of a block that are stored in 4 bits with `lora.base_dtype: nf4`: all except norms and router."""
 
 
 def _targets(lora: "LoraConfig") -> Iterator[Defect]:
@@ -173,7 +173,7 @@ class LoraConfig(Section):
     RULES = (_targets,)
 
     r: Count
-    """Rank."""
+    """Rank of the adapters."""
     alpha: Positive
     """An adapter's output is multiplied by alpha / r."""
     dropout: DropProbability = 0.0
@@ -204,7 +204,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "35b": _family(4096, 32, 24),
     "18b": _family(3072, 24, 22),
     "9b": _family(2048, 16, 24),
-    # Chosen to learn fast on a CPU: a narrow model needs larger initial weights and, for short rows, a smaller theta.
+    # Chosen so that it learns fast on a CPU: a narrow model needs larger initial weights, and short rows need a smaller
+    # theta.
     "tiny": {
         "d_model": 64,
         "n_heads": 4,

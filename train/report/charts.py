@@ -21,7 +21,7 @@ MOST_STREAMS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart of lines over the run."""
+    """A line chart of metrics over the course of a run."""
 
     key: str
     title: str

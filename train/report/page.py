@@ -1,4 +1,4 @@
-"""The page: all data of the runs in one HTML file that makes no external requests."""
+"""Write the report page: one HTML file that contains all data of the runs and makes no external requests."""
 
 import datetime
 import json

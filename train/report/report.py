@@ -31,7 +31,7 @@ def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
-    """Number runs of the same name, so that names are unique."""
+    """Append a number to repeated names of runs, so that all names are unique."""
     seen, named = Counter[str](), list[Run]()
     for run in runs:
         seen[run.name] += 1

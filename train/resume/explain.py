@@ -36,8 +36,8 @@ class Change:
 
 
 def changes_between(was: TrainConfig, now: TrainConfig, **known: Any) -> list[Change]:
-    """The changes from one config to the other, in the order of the schema. `known`: the other fields of Case, with
-    what is known about the checkpoint."""
+    """The changes from one config to the other, in the order of the schema. `known`: values for the other fields of
+    Case."""
     cases = [Case(difference=difference, was=was, now=now, **known) for difference in differences(was, now)]
     return [Change(case=case, outcome=outcome_of(case)) for case in cases]
 
@@ -60,7 +60,7 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
         yield f"changes since {checkpoint.name} cannot be listed: {_first_problem(error)}"
         return
     if was is None:
-        yield f"changes since {checkpoint.name} cannot be listed: there is no config.yaml in it or beside it"
+        yield f"changes since {checkpoint.name} cannot be listed: there is no config.yaml in it or next to it"
         return
     known = {"state": read_state(state), "resuming": resuming, "other_rows": frozenset[str]()}
     if changes := changes_between(was, config, **known):
@@ -72,7 +72,7 @@ def refuse_changes(
 ) -> None:
     """Raise ConfigError with all keys whose change is refused, as far as that is known before the data is opened.
 
-    `key` is the key that names the checkpoint: autoresume or load_path. Without whole_state only its weights are
+    `key` is the key that names the checkpoint: autoresume or load_path. Without whole_state, only the weights are
     loaded.
     """
     known = {"resuming": key == "autoresume", "state": None if state is None else read_state(state)}
@@ -87,8 +87,7 @@ def refuse_other_rows(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
 ) -> None:
     """Raise ConfigError if streams do not have the rows that the run was trained on. The error names changed keys.
-
-    fingerprints: those of the current streams. For `key` see refuse_changes.
+    fingerprints: fingerprints of the current streams. For `key` see refuse_changes.
     """
     saved = read_state(state)
     others = frozenset(name for name, then in saved.streams.items() if fingerprints.get(name) != then)
@@ -107,7 +106,7 @@ def refuse_other_rows(
 
 def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
     """The changes since a checkpoint; none if its config is unknown. If another version wrote the config and it cannot
-    be read, only the keys that decide what the weights mean are compared."""
+    be read, only the keys that define the meaning of the weights are compared."""
     try:
         was = saved_config(checkpoint)
     except ConfigError:
@@ -116,7 +115,7 @@ def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change
 
 
 def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
-    """The config, with the values in the checkpoint's config for the keys that decide what weights mean."""
+    """The config, but with the checkpoint's values for the keys that define the meaning of the weights."""
     values, now = saved_values(checkpoint), asdict(config.model)
     keys: dict[str, dict[str, Any]] = {"": {}, "attn_config": {}, "ffn_config": {}}
     for key in WEIGHT_KEYS:
@@ -129,7 +128,7 @@ def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
 
 
 def _is_certain(change: Change) -> bool:
-    """Whether it is refused even if all rows are unchanged."""
+    """Whether the change is refused even if all rows are unchanged."""
     same_rows = replace(change.case, other_rows=frozenset())
     return outcome_of(same_rows).kind == "refused"
 

@@ -104,7 +104,7 @@ def _load(case: Case) -> Outcome:
 def _lora(case: Case) -> Outcome:
     if case.now.lora is None:
         return Outcome("refused", "the checkpoint contains only adapters", also_of_weights=True)
-    return Outcome("refused", "the checkpoint is a whole model, of which a run with lora loads only the weights")
+    return Outcome("refused", "the checkpoint is a whole model, from which a run with lora loads only the weights")
 
 
 def _adapters(case: Case) -> Outcome:
@@ -113,7 +113,7 @@ def _adapters(case: Case) -> Outcome:
 
 
 def _rows(case: Case) -> Outcome:
-    """For keys that set the rows. The same data may be stored elsewhere, or be described differently."""
+    """For keys that determine the rows. The same data may have been moved, or may be described differently."""
     if case.other_rows is None:
         return _PERHAPS_OTHER_ROWS
     return _OTHER_ROWS if case.other_rows & streams_of(case) else Outcome("applied", "the rows are unchanged")
@@ -127,7 +127,7 @@ def streams_of(case: Case) -> set[str]:
 
 def _stream(case: Case) -> Outcome:
     if case.difference.now is ABSENT:
-        return Outcome("refused", "the run has used its rows; keep it with a proportion of 0")
+        return Outcome("refused", "the run has used rows of this stream; keep the stream with a proportion of 0")
     return Outcome("applied", "from here on")
 
 
@@ -165,7 +165,7 @@ def _batch_size(case: Case) -> Outcome:
 
 def _optimizer(case: Case) -> Outcome:
     same = {case.was.optimizer.name, case.now.optimizer.name} == {"adamw", "decoupled_adamw"}
-    return APPLIED if same else Outcome("refused", "the checkpoint's state belongs to another optimizer")
+    return APPLIED if same else Outcome("refused", "the checkpoint's state belongs to a different optimizer")
 
 
 def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
@@ -203,9 +203,9 @@ _DRAWN_BASE = "the frozen base is drawn from it"
 APPLIED = Outcome("applied")
 _FROM_CHECKPOINT = Outcome("ignored", "the weights come from the checkpoint")
 _BASE_IS_COMPARED = Outcome("applied", "the frozen base must have the same weights")
-_OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have other shapes", also_of_weights=True)
-_OTHER_MEANING = Outcome("refused", "the weights were trained with it")
-_ONE_SOURCE = Outcome("refused", "the checkpoint has other streams")
+_OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have different shapes", also_of_weights=True)
+_OTHER_MEANING = Outcome("refused", "the weights were trained with the old value")
+_ONE_SOURCE = Outcome("refused", "the checkpoint has different streams")
 _OTHER_ROWS = Outcome("refused", "the rows have changed")
 _PERHAPS_OTHER_ROWS = Outcome("refused", "unless the rows are unchanged")
 
@@ -229,7 +229,7 @@ _OF_A_SOURCE: Mapping[str, Decided] = {
 
 OUTCOMES: Mapping[str, Decided] = {
     # The run.
-    "max_seq_len": Outcome("refused", "rows would have another length"),
+    "max_seq_len": Outcome("refused", "rows would have a different length"),
     "run_name": APPLIED,
     "seed": _seed,
     "max_duration": APPLIED,
@@ -289,7 +289,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "train_loader.dataset.streams": _ONE_SOURCE,
     "train_loader.dataset.streams.NAME": _stream,
     **{f"train_loader.dataset.streams.NAME.{key}": decided for key, decided in _OF_A_SOURCE.items()},
-    "train_loader.dataset.max_seq_len": Outcome("refused", "rows would have another length"),
+    "train_loader.dataset.max_seq_len": Outcome("refused", "rows would have a different length"),
     "train_loader.dataset.packing": _rows,
     "train_loader.dataset.target_prompts": _rows,
     "train_loader.dataset.target_responses": _rows,

@@ -1,4 +1,4 @@
-"""What a run logs besides metrics, mainly the start and end lines of record.jsonl."""
+"""The values that a run logs in addition to metrics, mainly the start and end lines of record.jsonl."""
 
 import math
 from collections.abc import Iterator, Mapping

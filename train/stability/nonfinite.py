@@ -100,9 +100,9 @@ class NonFiniteSteps:
     def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
         message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
         if isinstance(written, Path):
-            message += f"; it is saved in {written}; recompute it with: {replay_command(written)}"
+            message += f"; the batch is saved in {written}; recompute it with: {replay_command(written)}"
         else:
-            message += f"; it is not saved: {written}"
+            message += f"; the batch is not saved: {written}"
         self._events.report(
             "nonfinite",
             incident.batch,

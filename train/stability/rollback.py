@@ -27,7 +27,7 @@ class RolledBack(NamedTuple):
 
 
 def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer) -> RolledBack | None:
-    """Load the newest of the checkpoints (oldest first) that can be loaded and verified, and drop the gradients.
+    """Load the newest checkpoint that can be loaded and verified, and drop the gradients. checkpoints: oldest first.
     Returns None and changes nothing if there are no checkpoints. The settings of the optimizer's groups do not change.
 
     Every rank must call this. Raises RunStopped on every rank if no checkpoint can be loaded.

@@ -96,7 +96,7 @@ class SpikeActions:
             return
         raise RunStopped(
             ExitCode.UNSTABLE,
-            f"batch {batch}: the loss has been a spike for {steps} steps ({key}; on_spike: {self._config.on_spike}): "
+            f"batch {batch}: the loss spike has lasted for {steps} steps ({key}; on_spike: {self._config.on_spike}): "
             "resume from an earlier checkpoint with a lower optimizer.lr, or inspect the data",
         )
 

@@ -1,4 +1,4 @@
-"""Report an error of a command to the user, also with several ranks, and choose the exit code."""
+"""Report the error of a command to the user, once for all ranks if possible, and return the exit code."""
 
 import os
 import time
@@ -12,7 +12,7 @@ _GRACE_SECONDS = 10.0
 
 
 def report(error: Exception, *, debug: bool = False) -> int | None:
-    """Show the error and return the exit code, or None for an unexpected error, whose traceback this rank must show.
+    """Show the error and return the exit code. Returns None for an unexpected error, which the caller must raise.
 
     Errors that the user can fix are shown by local rank 0. Another rank waits for a grace period first. If it is still
     running afterwards, only this rank has failed, and it shows its error. An error that another rank has already shown

@@ -12,7 +12,7 @@ class ExitCode(IntEnum):
     FIXABLE = 2
     """A configuration error or a data error."""
     UNSTABLE = 3
-    """The loss or a gradient was not finite, or spikes of the loss did not end."""
+    """The loss or a gradient was not finite, or a spike of the loss did not end."""
     HUNG = 4
     """A deadline has passed, or a rank was lost. After an exception on one rank, all ranks exit with that rank's exit
     code instead."""

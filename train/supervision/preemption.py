@@ -22,9 +22,9 @@ _KEPT = "evaluation_due"
 class Preemption(Callback):
     """After a signal to any rank, or shortly before max_wall_time, finishes the step, saves, and raises RunStopped.
 
-    At the end of a batch, it runs before slow callbacks and before CheckpointSaver. If the last batch is therefore not
-    evaluated or exported, this is done after a resume: `evaluation_due` is saved in the checkpoint, and hf_checkpointer
-    finds the missing export.
+    At the end of a batch, it runs before slow callbacks and before CheckpointSaver. If the last batch is not evaluated
+    or exported because of this, it is done after a resume: `evaluation_due` is saved in the checkpoint, and
+    hf_checkpointer finds the missing export.
     """
 
     def __init__(

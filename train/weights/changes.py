@@ -1,4 +1,5 @@
-"""What a resumed run reports about changes of its config. Nothing if it loads only the weights of a checkpoint."""
+"""What a resumed run reports about changes of its config. Nothing is reported if the run loads only the weights of a
+checkpoint."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,9 +9,8 @@ from train.weights.start import Start
 
 
 def check_rows(start: Start | None, config: TrainConfig, fingerprints: Mapping[str, str]) -> None:
-    """Raise ConfigError if the run would resume with streams of other rows. The error names the keys that changed.
-
-    fingerprints: those of the current streams, by name.
+    """Raise ConfigError if the run would resume with streams whose rows have changed. The error names the keys that
+    changed. fingerprints: fingerprints of the current streams, by name.
     """
     if start is not None and start.data_state is not None:
         key = "autoresume" if start.resuming else "load_path"

@@ -1,4 +1,4 @@
-"""The frozen base of LoRA adapters: where its weights are, and whether they are those that the training used."""
+"""The frozen base of LoRA adapters: where its weights are, and whether they are those used in training."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> T
 
 
 def frozen_base(config: TrainConfig) -> CheckpointReader | None:
-    """The checkpoint of a whole model at load_path, which a run with lora uses as its base; None without one."""
+    """The checkpoint of a whole model at load_path, which a run with lora uses as its base; None if there is none."""
     if config.lora is None or (path := load_path_of(config)) is None:
         return None
     reader = CheckpointReader(path)
@@ -65,9 +65,9 @@ def note_base(folder: Path, base: TensorSource) -> None:
 
 
 def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> None:
-    """Raise ConfigError if the adapters in the checkpoint were trained on another base than this.
+    """Raise ConfigError if the adapters in the checkpoint were trained on a different base.
 
-    Does nothing if there is no fingerprint by `note_base` beside the checkpoint.
+    Does nothing if there is no fingerprint from `note_base` next to the checkpoint.
     """
     noted = checkpoint.resolve().parent / BASE
     if not noted.is_file():
@@ -78,17 +78,18 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
         raise ConfigError(f"{noted} cannot be read: {error!r}") from None
     if then != fingerprint(base):
         name = config.model.pretrained_model_name_or_path
-        whose = f"those drawn from seed {config.seed}" if name is None else f"those in {name} ({KEY})"
+        whose = f"the one drawn from seed {config.seed}" if name is None else f"the one in {name} ({KEY})"
         if frozen_base(config) is not None:
-            whose = f"those in {config.load_path} (load_path)"
+            whose = f"the one in {config.load_path} (load_path)"
         raise ConfigError(
-            f"{checkpoint} contains adapters that were trained on another base than {whose}: restore that base, or set "
-            "the path where it is"
+            f"{checkpoint} contains adapters that were trained on a different base than {whose}: restore the original "
+            "base, or set the path to it"
         )
 
 
 def fingerprint(base: TensorSource) -> str:
-    """A hash of the first and the last row of every tensor, in fp32. Independent of where the weights are stored."""
+    """A hash of the first and the last row of every tensor, in fp32. It does not depend on where the weights are
+    stored."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shape in sorted(base.shapes.items()):
         digest.update(name.encode())

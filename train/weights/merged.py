@@ -24,7 +24,7 @@ from train.weights.frozen_base import check_base, frozen_weights
 def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, TrainConfig]:
     """Open a checkpoint and the config that it was written with. Logs a warning if the checkpoint is not verified.
 
-    Raises ConfigError, also if the checkpoint belongs to another batch or run than its name and folder.
+    Raises ConfigError, for example if the checkpoint's name or folder belongs to another batch or run.
     """
     reader = CheckpointReader(checkpoint)
     check_identity(checkpoint, reader.manifest)
@@ -49,7 +49,7 @@ def _config_of(reader: CheckpointReader) -> TrainConfig:
 
 
 def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
-    """The complete weights of a checkpoint: its own or, if it contains adapters, these merged into their base.
+    """The complete weights of a checkpoint. If it contains adapters, they are merged into their base.
 
     Raises ConfigError if the checkpoint is incomplete or does not match the config, or if the base does not exist.
     """
@@ -69,7 +69,7 @@ def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource
 
 
 class MergedWeights:
-    """W + alpha / r * B A for weights with an adapter, added in fp32; the rows of the base for others."""
+    """W + alpha / r * B A for weights with an adapter, added in fp32. For other weights, the rows of the base."""
 
     def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.base, self.adapters, self.lora = base, adapters, lora

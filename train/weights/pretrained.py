@@ -1,7 +1,7 @@
 """Read the weights of a stock Hugging Face DBRX row by row: each rank reads only its own rows.
 
-The weights are safetensors files in a folder or a repository on the hub. No code of it is executed, and no pickle is
-opened.
+The weights are safetensors files in a folder or a repository on the hub. No code from there is executed, and no pickle
+is opened.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class PretrainedFolder:
         self.model = model
         """The model config of the weights."""
         self.tensors = tensors
-        """The file of each parameter and its location there, by its name in stock DBRX."""
+        """For each parameter, by its name in stock DBRX, the file that contains it and its location in the file."""
 
     @classmethod
     def open(cls, name: str, model: ModelConfig | None = None) -> "PretrainedFolder":
@@ -143,7 +143,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
                 "are read, so list those"
             )
     elif len(files) > 1:
-        # For example a consolidated copy beside shards: without an index it is not known which files to use.
+        # For example a consolidated copy next to shards: without an index it is not known which files to use.
         raise ValueError(
             f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy it too"
         )

@@ -29,7 +29,7 @@ class Start:
     resuming: bool
     """Whether autoresume found the checkpoint in the run's own save folder."""
     run_id: str | None = None
-    """Of the run that wrote it; None if there is no manifest."""
+    """The run_id of the run that wrote the checkpoint; None if there is no manifest."""
     corrupt: tuple[CorruptCheckpointError, ...] = ()
     """Newer checkpoints that were skipped."""
 
@@ -46,9 +46,10 @@ def find_start(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start | None:
-    """Find the newest checkpoint in the save folder with autoresume that is not known to be corrupt before its tensors
-    are read, else load_path, else None. corrupt: checkpoints already known to be corrupt. remote: the save folder in a
-    store, from which the checkpoint is fetched into its staging folder `folder`.
+    """Find the checkpoint to start from. With autoresume, this is the newest checkpoint in the save folder for which no
+    corruption is found without reading its tensors. Otherwise it is load_path, or None. corrupt: checkpoints already
+    known to be corrupt. remote: the save folder in a store, from which the checkpoint is fetched into its staging
+    folder `folder`.
 
     Raises ConfigError if the run cannot start from the checkpoint, or may not write to the save folder. Changes only
     the staging folder.
@@ -134,7 +135,7 @@ def fall_back(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start:
-    """The checkpoint before one whose tensors are corrupt. Raises ConfigError if there is none."""
+    """The checkpoint to start from instead of one whose tensors are corrupt. Raises ConfigError if there is none."""
     if not start.resuming:
         raise error
     if config.on_corrupt_checkpoint == "stop":
@@ -148,9 +149,9 @@ StartingWeights = PretrainedFolder | CheckpointReader
 
 
 def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | None:
-    """The source of the weights that the start does not contain; None if there are none or they are drawn randomly.
-
-    A checkpoint of a whole model contains all weights, one of adapters all but the base. Files on the hub are fetched.
+    """The source of the weights that the starting checkpoint does not contain; None if it contains all, or if they are
+    drawn randomly. A checkpoint of a whole model contains all weights. A checkpoint of adapters contains all weights
+    except the base. Files on the hub are fetched.
     """
     if start is not None and config.lora is None:
         return None
@@ -164,8 +165,9 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> tuple[Checkpoint, RunState | None]:
     """Open the checkpoint that `key` names, and read its state. The state is None if it is not needed or incomplete.
 
-    Raises ConfigError if a run with this config cannot start from it. With whole_state, which means resuming from it
-    instead of loading only its weights, also if a key changed that must not change.
+    Raises ConfigError if a run with this config cannot start from it. With whole_state, the run resumes from the
+    checkpoint instead of loading only its weights; ConfigError is then also raised if a key changed that must not
+    change.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if not path.exists():
@@ -188,7 +190,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
-                f"{subject}, a whole model, of which a run with lora loads only the weights, as its frozen base: set "
+                f"{subject}, a whole model, from which a run with lora only loads the frozen base: set "
                 "load_weights_only=true",
                 key=key,
             )

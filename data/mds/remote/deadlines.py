@@ -1,4 +1,5 @@
-"""Time limits for remotes. Streaming has none: if a download dies, processes that wait for its shard never return."""
+"""Time limits for remotes. Streaming has no time limits: if a download hangs or is killed, processes that wait for the
+shard wait forever."""
 
 import os
 import threading
@@ -8,15 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 QUIET = 45
-"""Seconds without a received byte after which a download fails. With the waits between retries, this is under a
-minute."""
+"""A download fails if no byte is received for this many seconds. Together with the waits between retries, this takes
+less than a minute."""
 _POLL = 0.1
 
 T = TypeVar("T")
 
 
 class Silence:
-    """Measures how long nothing has been written below a folder."""
+    """Measures for how long nothing has been written below a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._bytes, self._since = folder, -1, time.monotonic()
@@ -29,8 +30,8 @@ class Silence:
 
 
 def in_time(work: Callable[[], T], give_up: Callable[[], bool]) -> T:
-    """Run work() in a thread and return its result or raise its error. Raises TimeoutError once give_up() is true; the
-    thread then keeps running in the background."""
+    """Run work() in a thread and return its result or raise its error. Raises TimeoutError as soon as give_up() returns
+    true; the thread then continues in the background."""
     results: list[T] = []
     errors: list[Exception] = []
 
@@ -58,5 +59,5 @@ def in_time(work: Callable[[], T], give_up: Callable[[], bool]) -> T:
 def _bytes(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # deleted since it was listed
+    except OSError:  # the file was deleted after it was listed
         return 0

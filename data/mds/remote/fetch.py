@@ -1,4 +1,4 @@
-"""Fetch a file of a remote folder with Streaming's downloaders, with a time limit."""
+"""Fetch a file of a remote folder with Streaming's downloaders and a time limit."""
 
 import shutil
 import tempfile
@@ -18,7 +18,8 @@ WAITS = (1, 2, 4)
 
 
 def check_scheme(remote: str) -> None:
-    """Raises ConfigError for a remote that Streaming does not support, or whose package is not installed."""
+    """Raises ConfigError for a remote that Streaming does not support, or that needs a package that is not
+    installed."""
     from streaming.base.storage import CloudDownloader
     from streaming.base.storage.download import DOWNLOADER_MAPPINGS
 
@@ -34,7 +35,8 @@ def check_scheme(remote: str) -> None:
 
 
 def check_network(remote: str) -> None:
-    """Raises FetchError if the hub cannot be reached. The hub's own library would first retry for a minute."""
+    """Raises FetchError if the remote is on the hub and the hub cannot be reached. huggingface_hub would first retry
+    for a minute."""
     if urlsplit(remote).scheme == "hf":
         reason = why_offline()
         if reason is not None:
@@ -48,10 +50,11 @@ def fetch(
     silence: Silence | None = None,
     waits: Sequence[float] | None = None,
 ) -> Path:
-    """Download the url to a file below the folder. Others can pass and watch `silence` to see whether bytes arrive.
+    """Download the url to a file below the folder. Callers can pass a `silence` that they also use themselves to check
+    whether bytes arrive.
 
-    `find_defect` returns the defect of a downloaded file, or None. A failure is retried, unless the remote denied the
-    request or the disk is full (OSError). Raises FetchError.
+    `find_defect` returns the defect of the downloaded file, or None. A failed download is retried, unless the remote
+    denied the request or the disk is full (OSError). Raises FetchError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     silence = silence or Silence(folder)

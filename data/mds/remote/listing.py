@@ -1,4 +1,4 @@
-"""List the files of a remote folder with their sizes, if the remote supports this."""
+"""List the files of a remote folder with their sizes, if the remote supports it."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from data.mds.remote.deadlines import in_time
 from data.stores.failures import FetchError, fetch_error
 
 _TIMEOUT = 20
-"""Time limit of a response in seconds."""
+"""Time limit for a response in seconds."""
 
 
 @cache
@@ -27,7 +27,7 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
         there = sizes(remote, [name for name, _ in files])
         why = "it does not list sizes"
     except FetchError as error:
-        if not error.denied:  # permission to read does not include permission to list
+        if not error.denied:  # a user who can read files may not have the permission to list them
             raise DataError(f"{remote} cannot be listed ({error}): start again when it responds") from None
         there, why = None, f"listing it failed: {error}"
     if there is None:
@@ -66,7 +66,7 @@ def _list_folder(remote: str, names: list[str]) -> dict[str, int]:
 def _list_bucket(remote: str, names: list[str]) -> dict[str, int]:
     url, client, found = urlsplit(remote), _client_of(remote), {}
     for prefix in _prefixes(url.path, names):
-        if hasattr(client, "list_blobs"):  # Google's
+        if hasattr(client, "list_blobs"):  # Google's client
             blobs = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=_TIMEOUT)
             found.update((blob.name, blob.size) for blob in blobs)
         else:
@@ -76,10 +76,10 @@ def _list_bucket(remote: str, names: list[str]) -> dict[str, int]:
 
 
 def _client_of(remote: str) -> Any:
-    """The client of Streaming's downloader, so that files are listed with the credentials used to download them.
+    """The client of Streaming's downloader, so that files are listed with the same credentials as for downloads.
 
-    Streaming 0.13 can only list files with its uploaders, without sizes and with the permission to access the bucket
-    itself.
+    Streaming 0.13 can list files only with its uploaders, which return no sizes and need permission to access the
+    bucket itself.
     """
     from streaming.base.storage import CloudDownloader
 
@@ -92,7 +92,7 @@ def _client_of(remote: str) -> Any:
 
 
 def _prefixes(path: str, names: list[str]) -> set[str]:
-    """The prefixes of the objects with these names."""
+    """The prefixes that contain the objects with these names."""
     base = PurePosixPath(path.strip("/"))
     return {f"{base / parent}/".removeprefix("./") for parent in {PurePosixPath(name).parent for name in names}}
 

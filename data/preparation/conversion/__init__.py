@@ -1,4 +1,4 @@
-"""Conversion of datasets by command: the command-line interface of scripts/convert_*.py and its implementation.
+"""Conversion of datasets from the command line: the arguments of scripts/convert_*.py, and their implementation.
 
 The code that writes rows is in data/preparation.
 """

@@ -1,5 +1,4 @@
-"""Readers of file formats, one module each: they convert the bytes of a file to pairs (place, record). The format is
-chosen by the name of the file.
+"""Parsers for file formats, one module per format: from the bytes of a file to (place, record) pairs.
 
-The choice of the files to read is made in data/sources.
+names.py finds the format from the name of a file. The files to read are chosen in data/sources.
 """

@@ -1,5 +1,5 @@
-"""Renders a conversation with the chat template and splits it into prompts and responses. Checks that no part of the
-conversation is lost.
+"""Render a conversation with the chat template and split it into prompts and responses, with checks that the template
+leaves nothing out.
 
 Token ids and loss masks are computed in data/tokenization.
 """

@@ -1,4 +1,4 @@
-"""The example's commands: each is run once and recorded with its output."""
+"""Runs the commands of the example. Each command is run once, and its output is recorded."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ from data.base.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDTH = 100
-"""Columns after which a command is continued on the next line of the page."""
+"""Maximum line width of a command on the page. Longer commands continue on the next line."""
 
 _UNQUOTED = re.compile(r"[\w@%+=:,./-]+")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -34,7 +34,7 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """A command that has ended, and all that it printed."""
+    """A command that has ended, with its complete output."""
 
     command: str
     text: str
@@ -44,9 +44,9 @@ class Output:
 class Commands:
     """Runs commands in the repository's root.
 
-    A command's output is kept in `folder` as NAME.json. A later call with the same name and the same command returns
-    it, so a page can be written again without another training run. With in_forks, Python scripts run in forks of this
-    process, which has then to import the large libraries only once.
+    The output of a command is stored in `folder` as NAME.json. A later call with the same name and the same command
+    returns the stored output, so the page can be written again without training again. With in_forks, Python scripts
+    run in forks of this process, so the large libraries are imported only once.
     """
 
     def __init__(self, folder: Path, *, in_forks: bool = False) -> None:
@@ -57,7 +57,8 @@ class Commands:
             import transformers  # noqa: F401
 
     def run(self, name: str, *words: str) -> Output:
-        """Raises ConfigError when the command fails; the message contains the end of its output."""
+        """Run a command, or return its stored output. Raises ConfigError if it fails; the message contains the end of
+        its output."""
         command, kept, log = quoted(words), self.folder / f"{name}.json", self.folder / f"{name}.log"
         if kept.exists():
             output = Output(**json.loads(kept.read_text("utf-8")))
@@ -75,7 +76,8 @@ class Commands:
         return output
 
     def start(self, words: Sequence[str], file: IO[bytes], path: Path | None = None) -> Process:
-        """Start a command that writes to the file. `path` is a folder to import from, after the installed packages."""
+        """Start a command that writes to the file. `path` is a folder that is added to the end of Python's import
+        path."""
         program = Path(sys.executable).parent / words[0]
         if not self.in_forks:
             environment = dict(os.environ) | ({"PYTHONPATH": str(path)} if path is not None else {})
@@ -114,7 +116,7 @@ def _run_script(script: Sequence[str], output: int, path: Path | None) -> None:
 
 
 def quoted(words: Sequence[str]) -> str:
-    """The words as a command line for bash, continued on further lines where it is long."""
+    """Return the words as a command line for bash. A long command continues on further lines."""
     lines = [""]
     for word in map(_quoted, words):
         if len(lines[-1]) + len(word) > WIDTH:
@@ -134,14 +136,14 @@ def _quoted(word: str) -> str:
 
 
 def plain(text: str) -> str:
-    """The text without colours, without progress bars, and without this machine's paths."""
+    """Return the text without colours, progress bars and paths of this machine."""
     text = _ANSI.sub("", text).replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
     lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
     return "\n".join(lines)
 
 
 def stop(process: Process) -> None:
-    """Terminate a server and wait for its end."""
+    """Terminate a server and wait until it has ended."""
     with suppress(ProcessLookupError):
         process.terminate()
     process.wait()

@@ -1,4 +1,4 @@
-"""The exported model behind `transformers serve`, asked over HTTP."""
+"""Serves the exported model with `transformers serve`, and sends requests to the server."""
 
 import importlib.util
 import json
@@ -14,15 +14,15 @@ from data.base.errors import ConfigError
 from scripts.dev.example.commands import ROOT, Commands, quoted, stop
 
 PACKAGES = ROOT / ".venv" / "serve"
-"""What `transformers serve` imports and no other part of Dropless does: `make .venv/serve`."""
+"""Packages that only `transformers serve` needs, installed by `make .venv/serve`."""
 START_SECONDS = 120
 
 
 @contextmanager
 def serving(commands: Commands, folder: Path, port: int) -> Iterator[tuple[str, str]]:
-    """The command that serves the folder, and the server's URL. The server is stopped at the end.
+    """Start a server for the folder. Yields its command and URL. The server is stopped when the context ends.
 
-    Raises ConfigError when the server's packages are not installed, or when it does not start.
+    Raises ConfigError if the packages of the server are not installed, or if the server does not start.
     """
     installed = importlib.util.find_spec("openai") is not None
     if not installed and not PACKAGES.is_dir():
@@ -51,17 +51,18 @@ def _wait(url: str, log: Path) -> None:
 
 
 def get(address: str | urllib.request.Request) -> dict[str, Any]:
-    """The JSON that the server returns."""
+    """Return the JSON of the server's response."""
     with urllib.request.urlopen(address, timeout=60) as response:
         return json.load(response)
 
 
 def completion_request(folder: Path, prompt: str) -> str:
-    """The JSON that asks the server to continue a prompt. The exported generation_config.json makes this greedy."""
+    """Return the JSON of a request to complete a prompt. Decoding is greedy, because of the exported
+    generation_config.json."""
     return json.dumps({"model": str(folder), "prompt": prompt, "max_tokens": 40})
 
 
 def complete(url: str, folder: Path, prompt: str) -> dict[str, Any]:
-    """The server's whole answer to a prompt."""
+    """Return the complete response of the server for a prompt."""
     body, headers = completion_request(folder, prompt).encode(), {"Content-Type": "application/json"}
     return get(urllib.request.Request(f"{url}/v1/completions", body, headers))

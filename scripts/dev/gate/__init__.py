@@ -1,4 +1,5 @@
-"""Checks of Triton kernels without a GPU, run by gpu_gate.py: their launches, compiled resources, and addresses.
+"""Checks of Triton kernels without a GPU, run by gpu_gate.py: launches, resources of the compiled kernels, and
+addresses.
 
 Training does not need this package.
 """

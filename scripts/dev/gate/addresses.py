@@ -1,6 +1,6 @@
 """Finds 32-bit products of a row number and a row width in the Triton IR of a kernel.
 
-From 2**31 on the product overflows, and the kernel accesses a wrong address. A row number is a program id of the first
+A product of 2**31 or more overflows, and the kernel accesses a wrong address. A row number is a program id of the first
 grid dimension, or a value loaded from a tensor of indices. The other grid dimensions have at most 65,535 blocks.
 """
 
@@ -32,7 +32,8 @@ def narrow_products(ttir: str) -> list[str]:
 
 
 def _is_row(operation: str, rest: str, narrow: bool) -> bool:
-    """Whether an operation yields a row number. Results of branches and loops count, because their parts come later."""
+    """Whether an operation returns a row number. Results of branches and loops count as row numbers, because the lines
+    of their bodies have not been read yet."""
     if operation == "tt.get_program_id":
         return rest.split()[0] == "x"
     loaded = operation == "tt.load" and ("!tt.ptr<i32>" in rest)

@@ -1,4 +1,4 @@
-"""Compiles a launch for a GPU that need not be present: registers, spills and shared memory."""
+"""Compiles a launch for a GPU, without the GPU, and returns its registers, spills and shared memory."""
 
 import re
 import subprocess
@@ -25,10 +25,10 @@ class Compiled(NamedTuple):
     shared: int
     """Shared memory per block in bytes. Triton's kernels use only dynamic shared memory."""
     narrow: list[str]
-    """Products of a row number that are computed in 32 bits."""
+    """Products with a row number that are computed in 32 bits."""
 
     def defects(self, capability: int) -> list[str]:
-        """Return what makes the kernel slow or impossible on a GPU of this capability."""
+        """Return the reasons why the kernel is slow or cannot run on a GPU of this capability."""
         found = [f"spills {self.spilled} bytes per thread"] if self.spilled else []
         if self.shared > (limit := SHARED_LIMITS[capability]):
             found.append(f"needs {self.shared:,} bytes of shared memory per block, but sm_{capability} has {limit:,}")
@@ -59,7 +59,8 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 
     alignment = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(launch.function, launch.types, launch.constants, alignment)
-    # Fusion is the default of the supported versions; setting it avoids Triton's warning that the default will change.
+    # This is already the default of the supported versions. Setting it avoids Triton's warning that the default will
+    # change.
     options = {"enable_fp_fusion": True} | launch.options
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     registers, spilled = _resources(_tools(triton) / "cuobjdump", made.asm["cubin"])

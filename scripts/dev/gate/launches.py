@@ -1,7 +1,7 @@
-"""The launches of each Triton kernel for DBRX, recorded while the calling code runs on the CPU.
+"""Records how DBRX launches each Triton kernel, while the calling code runs on the CPU.
 
-A recorder replaces each kernel, and the function that launches it is called with tensors of DBRX's widths. So types,
-constants and tuned configurations are the same as in a run, and this module only needs to know which function to call.
+A recorder replaces each kernel, and the function that launches the kernel is called with tensors of DBRX's widths.
+Types, constants and tuned configurations are therefore the same as in a run.
 """
 
 import ast
@@ -25,7 +25,8 @@ KERNELS = {GLU: {"_glu_kernel", "_glu_backward_kernel", "_combine_kernel"}, MEGA
 
 D_MODEL, FFN_HIDDEN_SIZE, EXPERTS, TOP_K = 6144, 10752, 16, 4
 _FEW, _MANY = 64, 2**31 // FFN_HIDDEN_SIZE + 1
-"""Numbers of tokens. Above 2**31 elements Triton passes sizes as 64-bit integers and compiles another variant."""
+"""Numbers of tokens. With 2**31 elements or more, Triton passes sizes as 64-bit integers and compiles another
+variant."""
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 
@@ -41,13 +42,13 @@ class Launch(NamedTuple):
     """The type of each parameter, as in ASTSource: *bf16, i64, constexpr."""
     constants: dict[str, Any]
     aligned: tuple[int, ...]
-    """Indices of the parameters that are divisible by 16, as the addresses of all tensors are."""
+    """Indices of the parameters that are divisible by 16. This includes the addresses of all tensors."""
     options: dict[str, int]
     """num_warps and similar options."""
 
     @property
     def variant(self) -> str:
-        """A description that distinguishes launches of one kernel, without dtype and tuned parameters."""
+        """A text that distinguishes the launches of a kernel. It excludes the dtype and tuned parameters."""
         tuned = ("BLOCK", "BLOCK_X", "NUM_COLUMNS")
         parts = [f"{name}={value}" for name, value in self.constants.items() if name not in tuned and value is not None]
         parts += [f"{name}: {kind}" for name, kind in self.types.items() if kind == "i64"]
@@ -55,7 +56,8 @@ class Launch(NamedTuple):
 
 
 def kernels_in(path: Path) -> set[str]:
-    """Return the functions that a file decorates with triton.jit, also under another name. Does not need Triton."""
+    """Return the functions that a file decorates with triton.jit, also if it is imported under another name. Does not
+    need Triton."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     jit = {"triton.jit", "jit"}
     for node in ast.walk(tree):
@@ -87,7 +89,7 @@ def megablocks_kernels() -> Path:
     folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
     files = [*(folder / "backend/kernels.py" for folder in folders), Path(sys.prefix) / "megablocks" / MEGABLOCKS]
     for file in files:
-        # A stand-in may have the same package name.
+        # The installed package may be a replacement with the same name.
         if file.is_file() and set(KERNELS[MEGABLOCKS]) <= kernels_in(file):
             return file
     raise FileNotFoundError("MegaBlocks is not installed: run make .venv/megablocks or scripts/dev/build_megablocks.sh")
@@ -133,7 +135,7 @@ def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
 
 
 def _loaded(file: Path) -> ModuleType:
-    """Load only the file, because its package imports compiled extensions."""
+    """Load only this file and not its package, which imports compiled extensions."""
     spec = importlib.util.spec_from_file_location("megablocks_kernels", file)
     assert spec is not None
     assert spec.loader is not None
@@ -144,7 +146,7 @@ def _loaded(file: Path) -> ModuleType:
 
 @contextmanager
 def _recorded(module: ModuleType, file: str) -> Iterator[list[Launch]]:
-    """In this context, the kernels of this file compute nothing, and their launches are recorded."""
+    """In this context, the kernels of the module compute nothing, and their launches are recorded."""
     launches: list[Launch] = []
     real = {name: getattr(module, name) for name in sorted(KERNELS[file])}
     for name, kernel in real.items():
@@ -182,7 +184,8 @@ class _Recorder:
 
 
 def specialise(function: Any, given: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], tuple[int, ...]]:
-    """Return types, constants and aligned parameters for these arguments, by the rules of JITFunction.run."""
+    """Return types, constants and aligned parameters for these arguments, determined in the same way as in
+    JITFunction.run."""
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned: list[int] = []

@@ -1,4 +1,4 @@
-"""The gate: compiles every launch for every GPU and dtype, and reports defects."""
+"""Compiles every launch for every GPU and dtype, and reports defects."""
 
 from itertools import groupby
 from typing import NamedTuple
@@ -29,14 +29,14 @@ class Row(NamedTuple):
 
 
 def _usage(made: list[Compiled]) -> str:
-    """Format the maximum over the configurations."""
+    """Format the maximum values over the configurations."""
     columns = zip(*((each.registers, each.spilled, each.shared) for each in made), strict=True)
     return " / ".join(f"{max(column):,}" for column in columns) or "error"
 
 
 def gate(*, every_config: bool) -> tuple[list[Row], list[str]]:
-    """Return the rows, and notes on what could not be compiled. every_config: False compiles only the largest tuned
-    configuration."""
+    """Return the rows, and notes about kernels that could not be compiled. every_config: False compiles only the
+    largest tuned configuration."""
     rows, notes = [], []
     for dtype in DTYPES:
         launches = our_launches(dtype)

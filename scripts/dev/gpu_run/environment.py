@@ -13,14 +13,14 @@ _FIRST_LAUNCH = "Triton's first launch"
 
 
 def environment(device: torch.device) -> tuple[dict[str, str], str]:
-    """Return the facts by name, and why our kernels cannot run; empty if they can."""
+    """Return facts about the environment by name, and why our kernels cannot run (empty if they can)."""
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     facts = {
         "Python": platform.python_version(),
         "torch": str(torch.__version__),
         **{name: _version(name) for name in _PACKAGES},
-        # Triton compiles a launcher when a kernel is first used.
+        # The C compiler is reported because Triton compiles a launcher when a kernel is first used.
         "C compiler": compiler,
         "Python.h": str(header) if header.is_file() else f"missing: {header}",
         **(_gpu() if device.type == "cuda" else {"device": "CPU"}),

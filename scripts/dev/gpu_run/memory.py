@@ -1,4 +1,4 @@
-"""Peak allocated memory of a training step, compared with the plan made from the config."""
+"""Compares the peak allocated memory of a training step with the prediction of the planner."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ _GB = 1e9
 
 
 def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
-    """Return the config of a model whose states take about 18 GB on one rank; its data is never opened."""
+    """Return the config of a model whose states take about 18 GB on one rank; its data is not read."""
     sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 2, "vocab_size": 100352}
     ffn, attn, row = FFNConfig(ffn_hidden_size=3584), AttnConfig(), 4096
     if tiny:
@@ -45,7 +45,7 @@ def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
 
 
 def against_plan(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], dict[str, Any], list[str]]:
-    """Return a row for each policy, all figures in bytes, and notes on what is missing."""
+    """Return a row for each policy, all values in bytes, and notes about missing values."""
     gpu, notes, figures = device.type == "cuda", [], {}
     dist.init_process_group("nccl" if gpu else "gloo", store=HashStore(), rank=0, world_size=1)
     try:
@@ -71,11 +71,12 @@ def _predicted(config: TrainConfig, *, gpu: bool) -> dict[str, float]:
 
 
 def measured(config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Measure the second step, when the optimizer has its moments. Returns bytes: the allocated peak and, on a GPU, the
-    memory that the allocator had reserved and the memory in use outside of it (CUDA's context, NCCL)."""
+    """Measure the second step, because the optimizer's moments exist only after the first step. Returns bytes: the
+    allocated peak and, on a GPU, the memory reserved by the allocator and the memory in use outside of the allocator
+    (CUDA context, NCCL)."""
     gpu = device.type == "cuda"
     precision = config.precision if gpu else "fp32"
-    # On a GPU the allocator itself counts.
+    # On a GPU, the allocator itself counts the memory.
     with contextlib.nullcontext(Watch()) if gpu else Watch() as watch:
         model = build_model(config.model, config.fsdp_config, precision=precision, device=device, seed=config.seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -1,4 +1,5 @@
-"""Compares each moe_impl and attn_impl with plain torch in fp32 on the same rounded inputs, forward and backward.
+"""Compares the outputs and gradients of each moe_impl and attn_impl with plain torch in fp32 on the same rounded
+inputs.
 
 Shapes: T tokens, K experts per token, D d_model, E experts, H query heads, G key/value heads, C head_dim.
 """
@@ -20,7 +21,7 @@ from train.models.experts.assignment import assign
 from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
 BOUNDS = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
-"""Relative bounds. bf16 has 8 bits: each result is rounded by up to 0.4%, and a gradient has been rounded
+"""Relative bounds. bf16 has 8 bits: each rounding changes a result by up to 0.4%, and gradients are rounded
 repeatedly."""
 Compute = Callable[..., Tensor]
 
@@ -32,7 +33,8 @@ class Sizes(NamedTuple):
 
 
 def sizes(*, tiny: bool) -> Sizes:
-    """Return DBRX's widths with fewer experts, because the reference copies them and their gradients in fp32."""
+    """Return a config with DBRX's widths but fewer experts, because the reference copies the experts and their
+    gradients in fp32."""
     if tiny:
         ffn = FFNConfig(ffn_hidden_size=24, moe_num_experts=4, moe_top_k=2)
         attn = AttnConfig(kv_n_heads=2)
@@ -42,7 +44,7 @@ def sizes(*, tiny: bool) -> Sizes:
 
 
 def compare(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], list[str]]:
-    """Return a row for each implementation and dtype, and notes on what cannot run here."""
+    """Return a row for each implementation and dtype, and notes about implementations that cannot run here."""
     torch.manual_seed(0)
     lengths, model = sizes(tiny=tiny)
     rows, notes = [], []
@@ -75,7 +77,7 @@ def _why_not(what: str, impl: str, device: torch.device, dtype: torch.dtype) -> 
 def _row(differences: Iterator[tuple[str, float]], bound: float) -> dict[str, str]:
     try:
         found = dict(differences)
-    except Exception as error:  # of a compiler or a kernel: the other implementations are still compared
+    except Exception as error:  # an error of a compiler or a kernel must not stop the other comparisons
         return {
             "worst": f"{type(error).__name__}: {str(error)[:200]}",
             "of": "",

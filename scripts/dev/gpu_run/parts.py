@@ -1,4 +1,4 @@
-"""The parts of a GPU run, most important first."""
+"""The parts of a GPU run, in order of importance."""
 
 import json
 import tempfile
@@ -17,7 +17,7 @@ class Found:
     """The result of a part."""
 
     tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    """Tables by title; a row maps columns to cells."""
+    """Tables by title. A row is a mapping from column to cell."""
     notes: list[str] = field(default_factory=list)
     figures: Any = None
     """All measured values, only for the JSON file."""
@@ -30,9 +30,9 @@ class Part(NamedTuple):
     what: str
     limit_s: int
     run: Callable[[bool], Found]
-    """The function of the part. Its argument requests tiny sizes on the CPU."""
+    """The function that runs the part. Its argument is True for tiny sizes on the CPU."""
     needs: tuple[str, ...] = ()
-    """Required packages besides torch and transformers."""
+    """Required packages, in addition to torch and transformers."""
     tiny: bool = True
     """Whether a tiny run includes the part."""
 
@@ -99,7 +99,7 @@ def memory(tiny: bool) -> Found:
     from scripts.dev.gpu_run.memory import against_plan
 
     rows, figures, notes = against_plan(_device(tiny), tiny=tiny)
-    return Found({"Memory of a step against the plan, GB": rows}, notes, figures)
+    return Found({"Measured and planned memory of a step, GB": rows}, notes, figures)
 
 
 def composer_step(tiny: bool) -> Found:
@@ -130,11 +130,11 @@ PARTS = (
     Part("parity", "each moe_impl and attn_impl in bf16 and fp32", 90, parity),
     Part("moe", "a MoE layer of DBRX's width", 110, moe),
     Part("step", "a training step at DBRX's width", 110, step),
-    Part("memory", "the memory of a step against the plan", 90, memory),
+    Part("memory", "the measured and the planned memory of a step", 90, memory),
     Part("composer", "a training step under Composer", 70, composer_step, needs=("composer", "omegaconf"), tiny=False),
     Part("lora", "a step with adapters over a base in 4 bits", 60, lora_step, needs=("bitsandbytes",), tiny=False),
 )
-"""The time limits sum to 12 minutes."""
+"""The time limits add up to 12 minutes."""
 
 
 def _device(tiny: bool) -> torch.device:

@@ -1,10 +1,10 @@
-"""Runs the parts one after the other and writes the results after each: see scripts/dev/gpu_run.sh."""
+"""Runs the parts one after the other, and writes the results after each part: see scripts/dev/gpu_run.sh."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-# Import only from the repository's root: evaluate.py in scripts/ would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -25,7 +25,7 @@ from scripts.dev.gpu_run.parts import PARTS, Found, Part
 from scripts.dev.gpu_run.report import markdown
 
 _GRACE = 5.0
-"""Seconds for a part to end after SIGTERM."""
+"""Seconds in which a part must end after SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,20 +64,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(names: Sequence[str] | None, *, tiny: bool) -> list[Part]:
-    """Return the named parts; without names all parts, or for a tiny run those that include one."""
+    """Return the named parts. Without names, return all parts, or all parts that have a tiny version for a tiny run."""
     if names is None:
         return [part for part in PARTS if not tiny or part.tiny]
     return [part for part in PARTS if part.name in names]
 
 
 def preload() -> None:
-    """Import slow modules that several parts use: the parts are forked from this process, which does not use CUDA."""
+    """Import slow modules that several parts use. The parts are forked from this process, which does not use CUDA."""
     for name in ("transformers.models.dbrx.modeling_dbrx", "scripts.bench.moe", "scripts.bench.model_step"):
         importlib.import_module(name)
 
 
 def why_no_gpu() -> str | None:
-    """Check in another process: this one must not initialize CUDA, because the parts are forked from it."""
+    """Return why there is no GPU, or None. Another process checks this, because the parts are forked from this process,
+    which must not initialize CUDA."""
     from train.hardware.device import look, why_no_gpu
 
     context = multiprocessing.get_context("fork")
@@ -87,7 +88,7 @@ def why_no_gpu() -> str | None:
 
 
 def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
-    """Run a part and return its record with the result in words."""
+    """Run a part and return its record, which contains the result as text."""
     record = {"part": part.name, "what": part.what, "limit_s": part.limit_s, "seconds": 0.0}
     if missing := [name for name in part.needs if importlib.util.find_spec(name) is None]:
         return record | {"result": f"not run: {', '.join(missing)} not installed"}
@@ -109,7 +110,8 @@ def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
-    # A new session, so that the processes it starts end with it; its output goes to the log.
+    # The part runs in a new session, so that its child processes can be ended with it. Its output is written to the
+    # log.
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)

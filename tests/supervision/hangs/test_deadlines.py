@@ -34,7 +34,9 @@ def test_a_deadline_that_the_first_steps_exceed_is_reported_once(multiple: float
     deadlines = Deadlines(replace(CONFIG, multiple=multiple))
     messages = [deadlines.add(Section.STEP, 8.0) for _ in range(6)]
     (message,) = [message for message in messages if message is not None]
-    assert message.startswith(f"deadlines.step is 5 s, but the first 3 took 8 s (median): the deadline is {used} s")
+    assert message.startswith(
+        f"deadlines.step is 5 s, but the median of the first 3 durations is 8 s: the deadline is {used} s"
+    )
     assert seconds(deadlines, Section.STEP) == used
 
 

@@ -82,7 +82,7 @@ class RemoteFolder:
     def fetch_verified(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
         """Fetch a committed checkpoint into the folder and verify it, unless a valid copy is already there.
 
-        trust_present: check an existing copy only by its manifest; its files are verified when they are read. Raises
+        trust_present: check only the manifest of an existing copy; its files are verified when they are read. Raises
         CorruptCheckpointError, with the path in the folder, if the data do not match the manifest.
         """
         path, part = folder / name, folder / f"{PART}fetched-{name}"
@@ -105,7 +105,8 @@ class RemoteFolder:
         return path
 
     def fetch_beside(self, folder: Path, contents: Contents) -> None:
-        """Fetch the files beside the checkpoints that exports read, replacing those in the folder."""
+        """Fetch the files that an export needs in addition to the checkpoint. Existing copies in the folder are
+        replaced."""
         names = [name for name in contents.beside if "/" not in name or name.startswith("tokenizer/")]
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ class RemoteFolder:
             part.replace(folder / name)
 
     def is_same(self, name: str, path: Path) -> bool:
-        """Whether the local checkpoint is the one that was sent under this name, by comparing manifests."""
+        """Whether the local checkpoint is the one that was sent under this name. Only the manifests are compared."""
         found = self.store.read(f"{name}/{MANIFEST}")
         try:
             return found is not None and (path / MANIFEST).read_bytes() == found[0]
@@ -124,8 +125,8 @@ class RemoteFolder:
 
     def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
         """Send and commit a checkpoint, replacing one of the same name; return its size in bytes. Its files are
-        verified before they are sent. confirm is called before the first change and before the commit; its errors are
-        raised.
+        verified before they are sent. confirm is called before the first change and before the commit, and may raise an
+        error to stop.
         """
         manifest = read_manifest(path)
         assert manifest is not None, "every saved checkpoint has a manifest"
@@ -148,14 +149,14 @@ class RemoteFolder:
         self.store.delete(reversed(contents.of(name)))
 
     def clear(self) -> None:
-        """Delete the same files that a run from the beginning deletes in a local save folder."""
+        """Delete the files that a new run also deletes from a local save folder."""
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)
         self.store.delete(name for name in contents.beside if name in LOGS or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
-        """Delete the checkpoints superseded by the committed one of that batch; return their names."""
+        """Delete the checkpoints that the committed checkpoint of that batch supersedes, and return their names."""
         contents = self.look()
         present = [Path(name) for name in contents.committed]
         superseded = retention.superseded(present, batch, lambda path: f"{path.name}/{KEEP}" in contents.sizes)

@@ -1,8 +1,8 @@
 """Ownership of a save folder in an object store: an object that names the run, which the run renews.
 
-In stores with conditional writes, such as S3 and GCS, only one run at a time gets the lease, and a run that has lost it
-commits nothing more. In other stores, two runs that start in the same second may both get it, until one of them finds
-the other's name before its next commit.
+In stores with conditional writes, such as S3 and GCS, only one run at a time can hold the lease, and a run that has
+lost it commits nothing more. In other stores, two runs that start in the same second may both hold the lease, until one
+of them finds the other's name in the object before its next commit.
 """
 
 import json
@@ -36,7 +36,7 @@ class Lease:
     beats: int = 0
 
     def renew(self) -> None:
-        """Renew the lease. Raises TakenOverError if the object names another run or was deleted, and StoreError."""
+        """Renew the lease. Raises StoreError, and TakenOverError if the object names another run or was deleted."""
         self.beats += 1
         content = _content(self.owner, self.beats)
         # In a store without conditional writes, the write below would overwrite another run's object.
@@ -65,8 +65,8 @@ def check_unowned(folder: RemoteFolder) -> None:
 
 
 def take(folder: RemoteFolder, run_name: str) -> Lease:
-    """Take the ownership of the folder. The lease of an ended run on this machine is taken over immediately, that of
-    another machine if it was not renewed for STALE seconds.
+    """Take ownership of the folder. The lease of an ended run on this machine is taken over immediately. The lease of a
+    run on another machine is taken over if it was not renewed for STALE seconds.
 
     Raises ConfigError if another run owns the folder, and StoreError.
     """
@@ -96,8 +96,8 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
-    """Wait until the owner has missed its renewals; return None if its object was deleted meanwhile. Raises ConfigError
-    if the owner renews it."""
+    """Wait until the owner has missed its renewals; return None if its object was deleted in the meantime. Raises
+    ConfigError if the owner renews it."""
     notice(
         f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "
         "its object is visible from this machine"
@@ -122,8 +122,8 @@ def _refusal(folder: RemoteFolder, owner: FoundOwner) -> ConfigError:
 
 
 def _content(owner: str, beats: int) -> bytes:
-    """The content of the object. The number makes each version differ, because some stores use a hash as the
-    version."""
+    """The content of the object. The number makes every write different, because some stores use a hash of the content
+    as its version."""
     return json.dumps({"owner": owner, "beats": beats}).encode()
 
 

@@ -17,17 +17,17 @@ from train.checkpoint.save_folder import batch_of, checkpoints
 from train.distributed.first_rank import from_first_rank, on_first_rank
 
 PENDING = 2
-"""Maximum number of unsent checkpoints while training continues: one is being sent, one waits."""
+"""Maximum number of unsent checkpoints while training continues: one is being sent, and one is waiting."""
 _FAILED = "mirror/failed"
-"""Key in torch's store of the ranks: the batch before which all ranks stop, and the reason."""
+"""Key in torch.distributed's store. The value is the batch before which all ranks stop, and the reason."""
 
 
 class Mirror(Callback):
-    """Has each committed checkpoint sent. Raises DataError on all ranks if sending failed and on_save_error is stop, or
-    if another run has taken over the folder: before the next step, or the one after it."""
+    """Hands each committed checkpoint to a Sender. If sending failed and on_save_error is stop, or if another run has
+    taken over the folder, DataError is raised on all ranks before one of the next two steps."""
 
     def __init__(self, sender: Sender | None, *, url: str, local: Path, stop_on_error: bool) -> None:
-        """sender: only on rank 0."""
+        """sender: None on all ranks except rank 0."""
         self.url, self._local, self._sender, self._stop_on_error = url, local, sender, stop_on_error
         self._stop: tuple[int, str] | None = None
         self._warned: set[Path] = set()
@@ -77,7 +77,7 @@ class Mirror(Callback):
                     console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
                 self._sender.wait(PENDING)
         finally:
-            # A collective would time out, so the other ranks wait for rank 0 without a limit.
+            # The other ranks wait for rank 0 without a limit, because a collective would time out.
             from_first_rank(f"mirror/{self._commits}", "")
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -88,7 +88,8 @@ class Mirror(Callback):
                 several = dist.get_world_size() > 1
                 self._stop = batch + several, text
                 if several:
-                    # The other ranks read it before their next step, even if they are one step behind.
+                    # The other ranks read this before their next step, so they stop at the same batch even if they are
+                    # one step behind.
                     _get_default_store().set(_FAILED, json.dumps(self._stop))
         elif self._stop is None and _get_default_store().check([_FAILED]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
             self._stop = json.loads(_get_default_store().get(_FAILED))
@@ -96,8 +97,8 @@ class Mirror(Callback):
             raise DataError(self._stop[1])
 
     def seconds_to_send(self) -> float:
-        """Estimated time to send all unsent checkpoints and one more, by the longest time so far. 0 if none was sent,
-        and on ranks other than 0."""
+        """Estimated time to send all unsent checkpoints and one more, based on the longest time so far. 0 if no
+        checkpoint was sent yet, and on all ranks except rank 0."""
         return (len(self._sender.unsent) + 1) * self._sender.longest if self._sender is not None else 0.0
 
     def finish(self) -> None:
@@ -112,12 +113,12 @@ class Mirror(Callback):
             self._sender.end()
             text = self._problem(last=True) or ""
         text = from_first_rank("mirror/finished", text)
-        dist.barrier()  # rank 0 serves the store that the other ranks read
+        dist.barrier()  # the other ranks read from a store in rank 0's process
         if text:
             raise DataError(text)
 
     def abandon(self) -> None:
-        """Give up the folder. The next start sends unsent checkpoints."""
+        """Release the folder. The next start of the run sends unsent checkpoints."""
         if self._sender is not None:
             self._sender.close()
 

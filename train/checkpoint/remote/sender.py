@@ -1,4 +1,4 @@
-"""Rank 0's side of the process that sends checkpoints: starts it, gives it orders, and reads its reports."""
+"""Starts the process that sends checkpoints, writes orders to it and reads its reports. Used only on rank 0."""
 
 import itertools
 import json
@@ -23,14 +23,14 @@ from train.checkpoint.save_folder import PART, batch_of
 
 _ROOT = Path(__file__).resolve().parents[3]
 _CLOSE_SECONDS = 15.0
-"""How long the process may take to give up the folder when the run fails."""
+"""Seconds that the process may take to release the folder when the run fails."""
 _RESTARTS = 3
 """Maximum number of restarts of the process between two commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """A checkpoint to be sent. Its files are hard links, so that the checkpoint may be deleted meanwhile."""
+    """A checkpoint to be sent. Its files are hard links, so the checkpoint itself may be deleted before it is sent."""
 
     checkpoint: Path
     path: Path
@@ -51,9 +51,9 @@ class Sender:
     def __init__(self, folder: RemoteFolder, local: Path, lease: Lease, retention: Retention) -> None:
         self.folder, self.retention, self._local, self._lease = folder, retention, local, lease
         self.unsent: list[_Order] = []
-        """Being sent or waiting, oldest first."""
+        """Checkpoints that are being sent or waiting, oldest first."""
         self.failed: list[tuple[_Order, str]] = []
-        """Each with the reason."""
+        """Checkpoints that could not be sent, each with the reason."""
         self.lost: str | None = None
         """Why the folder no longer belongs to this run."""
         self.ended = False
@@ -65,7 +65,7 @@ class Sender:
         self._process = self._start()
 
     def begin(self) -> None:
-        """From now on, also send the files beside the checkpoints."""
+        """From now on, also send the files next to the checkpoints."""
         self._began = True
         self._order({"begin": True})
 
@@ -79,7 +79,7 @@ class Sender:
         self._send(_Order(checkpoint=checkpoint, path=part))
 
     def retry(self) -> None:
-        """Send the newest failed checkpoint again and give up older ones."""
+        """Send the newest failed checkpoint again, and drop older failed ones."""
         with self._lock:
             failed, self.failed = [order for order, _ in self.failed], []
             for order in failed[:-1]:
@@ -88,8 +88,8 @@ class Sender:
                 self._send(failed[-1])
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Read the reports of the process, waiting at most `seconds` for one. With 0 it returns immediately if another
-        thread is reading."""
+        """Read the reports of the process, waiting at most `seconds` for one. With seconds=0, return immediately if
+        another thread is reading."""
         if not self._lock.acquire(blocking=seconds > 0):
             return
         try:
@@ -103,10 +103,10 @@ class Sender:
             self.poll(0.2)
 
     def end(self) -> None:
-        """Wait until everything is sent and give up the folder."""
+        """Wait until everything is sent, then release the folder."""
         self._restarts, notified = 0, None
         while not self.ended and self.lost is None and self._process.returncode is None:
-            if notified is not self._process:  # a process that replaced one that ended is notified too
+            if notified is not self._process:  # also notifies a restarted process
                 notified = self._process
                 self._order({"end": True})
             self.poll(0.2)
@@ -116,7 +116,7 @@ class Sender:
         self.close()
 
     def close(self) -> None:
-        """Give up the folder without waiting for unsent checkpoints."""
+        """Release the folder without waiting for unsent checkpoints."""
         if self._process.returncode is None:
             with suppress(OSError):
                 self._process.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
@@ -186,7 +186,7 @@ class Sender:
 
     def _order(self, values: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError, ValueError):  # poll notices if the process has ended
+        with suppress(OSError, ValueError):  # poll handles a process that has ended
             self._process.stdin.write(json.dumps(values).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -211,7 +211,7 @@ class Sender:
                 self.ended, self.end_error = True, error
 
     def _gone(self) -> None:
-        """Start another process, which keeps the ownership of the folder and sends the files beside the checkpoints."""
+        """Restart the process, which then keeps ownership of the folder and sends the files next to the checkpoints."""
         code = self._process.wait()
         if self.ended:
             return
@@ -224,13 +224,13 @@ class Sender:
         self._restarts += 1
         self._close_pipes()
         logger.warning(f"{reason}: restarting it")
-        with suppress(OSError):  # the next checkpoint tries again
+        with suppress(OSError):  # it is tried again with the next checkpoint
             self._start()
             self.end_error = None
 
 
 def _link(order: _Order) -> None:
-    """Link the checkpoint's files. Raises OSError, after removing the links."""
+    """Link the checkpoint's files. If this raises OSError, the links are removed first."""
     try:
         order.path.mkdir()
         for file in order.checkpoint.iterdir():

@@ -30,13 +30,15 @@ from train.checkpoint.save_folder import (
 from train.config.schema import TrainConfig
 
 STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
-"""The default, for scripts, which have no config."""
+"""The default staging folder, for scripts without a config."""
 _FETCHED = "fetched"
-"""Subfolder of save_staging_folder for checkpoints that load_path and scripts name. No run writes to them."""
+"""Subfolder of save_staging_folder for checkpoints that are fetched for load_path or scripts. Runs do not write to
+it."""
 
 
 def open_save_folder(config: TrainConfig, run_name: str) -> RemoteFolder | None:
-    """The save folder if it is in a store. Raises ConfigError, also if credentials are missing; makes no request."""
+    """The save folder, or None if it is not in a store. Raises ConfigError, for example if credentials are missing.
+    Makes no request."""
     if config.save_folder is None or not is_address(config.save_folder):
         return None
     return open_remote(fill_name(config.save_folder, run_name, "save_folder"), "save_folder")
@@ -49,7 +51,8 @@ def check_remote_unowned(remote: RemoteFolder) -> None:
 
 
 def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
-    """The folder for exports if it is in a store, which must respond. Raises ConfigError."""
+    """The folder for exports, or None if it is not in a store. Raises ConfigError, for example if the store does not
+    respond."""
     if not is_address(folder):
         return None
     remote = open_remote(fill_name(folder, run_name, key), key)
@@ -59,7 +62,7 @@ def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
 
 
 def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
-    """Open a folder in a store. Raises ConfigError that names the key."""
+    """Open a folder in a store. Raises ConfigError, naming the key."""
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
     try:
@@ -69,8 +72,8 @@ def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
 
 
 def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
-    """List the save folder for a run that may write to it. Empties the staging folder if it belongs to another run than
-    the folder in the store.
+    """List the save folder for a run that may write to it. Empties the staging folder if it and the folder in the store
+    belong to different runs.
 
     Raises ConfigError if the store refuses access, or the folder contains checkpoints that this run would neither
     resume from nor may overwrite.
@@ -111,7 +114,7 @@ def _refuse_to_mix(config: TrainConfig, url: str, contents: Contents) -> None:
 
 
 def _empty(folder: Path, url: str) -> None:
-    """Empty the staging folder: its checkpoints are of a run whose folder in the store was deleted or replaced."""
+    """Empty the staging folder. Its checkpoints belong to a run whose folder in the store was deleted or replaced."""
     for path in (*checkpoints(folder), *damaged(folder), *leftovers(folder)):
         logger.info(f"deleted {path}: it does not belong to the run in {url}")
         remove(path)
@@ -122,8 +125,9 @@ def _empty(folder: Path, url: str) -> None:
 
 @cache
 def fetch_checkpoint(url: str, root: str, key: str) -> Path:
-    """Fetch and verify the checkpoint at a URL, with the files beside it, into a folder below root. A URL that ends in
-    /latest names the newest checkpoint. Existing files are not fetched again. key: what named the URL.
+    """Fetch and verify the checkpoint at a URL, with the files next to it, into a folder below root. A URL that ends in
+    /latest names the newest checkpoint. Existing files are not fetched again. key: the setting or argument that
+    contains the URL, for messages.
 
     Raises ConfigError and CorruptCheckpointError.
     """
@@ -147,7 +151,8 @@ def fetch_checkpoint(url: str, root: str, key: str) -> Path:
 
 
 def load_path_of(config: TrainConfig) -> Path | None:
-    """load_path, fetched if it is in a store. Raises like fetch_checkpoint."""
+    """The value of load_path or, if it is in a store, the path of the fetched copy. Raises the errors of
+    fetch_checkpoint."""
     if config.load_path is None or not is_address(config.load_path):
         return None if config.load_path is None else Path(config.load_path)
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
@@ -155,9 +160,8 @@ def load_path_of(config: TrainConfig) -> Path | None:
 
 @contextmanager
 def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
-    """Yield a folder with the checkpoint that a run would resume from: the save folder, or a temporary folder with all
-    of a checkpoint in a store except its tensors. Changes nothing that belongs to a run. Raises ConfigError like
-    `look`.
+    """Yield a folder with the checkpoint that a run would resume from: the save folder or, for a store, a temporary
+    folder with a copy of the checkpoint without its tensors. Changes no files of a run. Raises ConfigError like `look`.
     """
     remote = open_save_folder(config, run_name)
     if remote is None:
@@ -177,7 +181,7 @@ def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
 
 
 def path_here(place: str, key: str) -> Path:
-    """A path as it is, or the local copy of the checkpoint that a URL names, which is fetched."""
+    """A path unchanged, or for a URL the path of a local copy of the checkpoint, which is fetched."""
     return fetch_checkpoint(place, str(STAGING), key) if is_address(place) else Path(place)
 
 
@@ -194,7 +198,8 @@ def _what_is_there(name: str, url: str, contents: Contents) -> str:
 
 
 def is_first_rank() -> bool:
-    """Whether this is rank 0, also before the process group exists. Only rank 0 accesses the save folder in a store."""
+    """Whether this is rank 0. Can be called before the process group exists. Only rank 0 accesses the save folder in a
+    store."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -3,8 +3,8 @@
 It is a process and not a thread because sending would hold the GIL that the training loop needs, and because data
 loader workers, which are forked, could hang if the parent had threads of a store's library.
 
-Orders are lines of JSON on standard input, and reports are written to standard output. If the input ends without the
-order to end, the parent was killed, and nothing more is committed.
+Orders are lines of JSON on standard input, and reports are written to standard output. If the input is closed without
+an order to end, the parent was killed, and nothing more is committed.
 """
 
 import json
@@ -31,17 +31,17 @@ from train.checkpoint.save_folder import LOGS, PART
 from train.checkpoint.storage.manifest import CorruptCheckpointError
 
 SCAN = 15.0
-"""Seconds between two checks for changed files beside the checkpoints, such as record.jsonl."""
+"""Seconds between two checks for changed files next to the checkpoints, such as record.jsonl."""
 _SENT_OFTEN = 8 * 2**20
-"""In bytes. Larger files beside the checkpoints, such as a long metrics.jsonl, are only sent after a checkpoint and at
-the end."""
+"""Size in bytes above which files next to the checkpoints, such as a long metrics.jsonl, are only sent after a
+checkpoint and at the end of the run."""
 _LOOK = 0.5
-"""Seconds between two checks whether the parent is alive."""
+"""Seconds between two checks of whether the parent is alive."""
 
 
 @dataclass
 class Worker:
-    """Carries out orders one after the other. Once another run owns the folder, it changes nothing more."""
+    """Executes orders one after the other. Once another run owns the folder, nothing more is changed."""
 
     folder: RemoteFolder
     local: Path
@@ -50,13 +50,13 @@ class Worker:
     retention: Retention
     reports: TextIO
     orders: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
-    """None ends the process."""
+    """The orders to execute. None ends the process."""
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set when nothing more may be committed."""
     scanning: threading.Event = field(default_factory=threading.Event)
-    """Set when the files beside the checkpoints belong to this run."""
+    """Set when the files next to the checkpoints belong to this run."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size and modification time of the sent version of each file beside the checkpoints."""
+    """Size and modification time of the sent version of each file next to the checkpoints."""
     _reporting: threading.Lock = field(default_factory=threading.Lock)
 
     def work(self) -> None:
@@ -118,8 +118,8 @@ class Worker:
         self.lease.renew()
 
     def _send_beside(self, *, most: int | None = None) -> str | None:
-        """Send changed files beside the checkpoints, up to `most` bytes each. Return the error, if any; failed files
-        are sent the next time."""
+        """Send changed files next to the checkpoints, up to `most` bytes each. Return the error, if any; files that
+        could not be sent are sent the next time."""
         if self.stopped.is_set():
             return None
         confirmed = False
@@ -162,7 +162,7 @@ def _at_rest(path: Path) -> Iterator[Path]:
 
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to end
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when this process ends
     reports, sys.stdout = sys.stdout, sys.stderr  # keeps output of libraries out of the reports
     begin = json.loads(sys.stdin.readline())
     folder = RemoteFolder(open_store(begin["url"]))
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def _work(worker: Worker) -> None:
-    """Run the worker. An error ends the process, which the parent notices; otherwise orders would wait forever."""
+    """Run the worker. An error ends the process, so that the parent notices it; otherwise orders would wait forever."""
     try:
         worker.work()
     except BaseException:
@@ -196,7 +196,7 @@ def _work(worker: Worker) -> None:
 
 
 def _watch_parent(worker: Worker, parent: int) -> None:
-    """Exit if the parent is gone: its forked processes may keep the standard input open for a while."""
+    """Exit if the parent has ended. Its forked processes may keep the standard input open for a while."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
     _leave(worker, 1)

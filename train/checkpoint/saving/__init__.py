@@ -1,5 +1,5 @@
-"""Saves a checkpoint while training continues: the copy in memory, the thread that writes it, and the choice of the
-checkpoints to keep.
+"""Saving checkpoints while training continues: the copy of the tensors, the thread that writes it, and the deletion of
+older checkpoints.
 
 Does not depend on Composer's callbacks; reading a checkpoint belongs in train/checkpoint.
 """

@@ -24,9 +24,9 @@ from train.checkpoint.storage.manifest import Manifest
 from train.hardware.memory import free_cpu_memory
 
 _USABLE = 0.9
-"""Fraction of a node's free memory that copies may take."""
+"""Fraction of a node's free memory that copies may use."""
 _ROUND_SECONDS = 0.5
-"""Seconds between two exchanges among ranks that wait."""
+"""Seconds between two exchanges among ranks that wait for a save."""
 _WAITS_SECONDS = 1.0
 """How long a save may wait for the previous one before a message is logged."""
 
@@ -38,9 +38,9 @@ class Written:
     checkpoint: Path
     batch: int
     needed: int
-    """Bytes of its tensors."""
+    """Size of the checkpoint's tensors in bytes."""
     refused: OSError | None
-    """The error of a file system, in which case the checkpoint does not exist."""
+    """The file system's error if the checkpoint could not be written, else None."""
     seconds: float
     """Duration of the save on this rank."""
 
@@ -71,8 +71,8 @@ class _Pending:
 class BackgroundSaver:
     """Saves the checkpoints of one run. Each method must be called from the main thread of every rank.
 
-    The background threads communicate by `ranks`, the main threads by `main_ranks`, so that they never wait for each
-    other. An error in a background thread is raised on all ranks by the same call of `poll` or `wait`.
+    The background threads communicate over `ranks` and the main threads over `main_ranks`, so that they never wait for
+    each other. An error in a background thread is raised on all ranks by the same call of `poll` or `wait`.
     """
 
     def __init__(self, *, ranks: Ranks, main_ranks: Ranks, confirm: Callable[[], None], pruning: Pruning) -> None:
@@ -88,11 +88,11 @@ class BackgroundSaver:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save was started that neither `poll` nor `wait` has returned."""
+        """Whether a save was started whose outcome neither `poll` nor `wait` has returned yet."""
         return self._pending is not None
 
     def save(self, checkpoint: Path, content: Content, *, background: bool) -> Written | None:
-        """Start to save a checkpoint, whose outcome `poll` or `wait` will return. If the previous one is still being
+        """Start saving a checkpoint. `poll` or `wait` will return the outcome. If the previous one is still being
         saved, wait for it and return its outcome.
 
         background: save in a thread if there is memory for a copy. Errors of the file system are then reported later,
@@ -123,7 +123,7 @@ class BackgroundSaver:
     def poll(self) -> Written | None:
         """Return the outcome of the current save if it has ended on every rank. Does not wait; to be called each step.
 
-        Raises, the same on every rank, any error other than one of a file system.
+        Raises any error except file system errors, the same on every rank.
         """
         if self._pending is None:
             return None
@@ -134,7 +134,7 @@ class BackgroundSaver:
         return self._conclude() if failed or not unfinished else None
 
     def wait(self) -> Written | None:
-        """Wait until nothing is being saved. Raises like `poll`."""
+        """Wait until nothing is being saved. Raises the errors of `poll`."""
         written = None
         self._pace.hurry()
         while self._pending is not None:
@@ -145,7 +145,7 @@ class BackgroundSaver:
 
     def abandon(self, seconds: float) -> None:
         """Finish the current save when the run ends with an error, perhaps only on this rank. The threads of all ranks
-        continue to save; the wait has a time limit because other ranks may be gone. Raises nothing."""
+        continue to save; the wait has a time limit because other ranks may have ended. Does not raise."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -196,7 +196,7 @@ class BackgroundSaver:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         error = pending.saved.exception() if pending.saved.done() else None
-        # For example SystemExit by a signal: it ends only this process, so other ranks do not get it.
+        # For example SystemExit from a signal, which ends only this process, so it is not sent to other ranks.
         if error is not None and not isinstance(error, Exception):
             raise error
         found = self._main_ranks.gather(None if error is None else for_others(error))
@@ -252,7 +252,7 @@ class BackgroundSaver:
 
 @contextmanager
 def _errors_as_warnings(checkpoint: Path) -> Iterator[None]:
-    """Log errors of steps after the commit as warnings: the checkpoint itself is already saved."""
+    """Log errors of steps after the commit as warnings, because the checkpoint itself is already saved."""
     try:
         yield
     except OSError as error:

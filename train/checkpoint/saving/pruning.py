@@ -1,4 +1,4 @@
-"""Deletes the checkpoints that a new one supersedes, once one of those that remain is verified."""
+"""Deletes the checkpoints that a new one supersedes, once at least one remaining checkpoint is verified."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +20,16 @@ class Pruning:
         self._verified: set[Path] = set() if verified is None else {verified}
 
     def pin(self, checkpoint: Path, batch: int) -> None:
-        """Mark the checkpoint of this batch if it is to be kept. To be called on one rank."""
+        """Mark the checkpoint of this batch if it must be kept. Must be called on one rank only."""
         every = self._retention.every
         if every is not None and batch % every == 0:
             (checkpoint / KEEP).touch()
 
     def after(self, batch: int, files: Sequence[str], checkpoint: Path, ranks: Ranks) -> None:
-        """Delete the checkpoints that the one of this batch supersedes, provided that a verified one remains.
-        Every rank must call this.
+        """Delete the checkpoints that the checkpoint of this batch supersedes, provided that a verified checkpoint
+        remains. Every rank must call this.
 
-        files: those that this rank has written.
+        files: the files that this rank has written.
         """
         superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:

@@ -28,7 +28,7 @@ class Ranks:
     group: ProcessGroup | None = None
     """The group of all ranks; None: the default group."""
     first_replica: ProcessGroup | None = None
-    """The group of the ranks that write under HYBRID_SHARD; None: that of the mesh."""
+    """The group of the ranks that write under HYBRID_SHARD; None: the group of the mesh."""
 
     @property
     def is_first(self) -> bool:
@@ -94,16 +94,16 @@ class Ranks:
 
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
     """The mesh over which the tensors are sharded; None if every rank has them unsharded. The separate mesh of the
-    experts (see train/distributed/build_model.py) is over the same ranks and is ignored."""
+    experts (see train/distributed/build_model.py) spans the same ranks and is ignored."""
     meshes = (tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor))
     return next((mesh for mesh in meshes if "expert" not in (mesh.mesh_dim_names or ())), None)
 
 
 def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
-    """Ranks with separate process groups. They always use gloo, because NCCL operations would be queued on the GPU
-    among those of the training steps. timeout: in seconds. Every rank must call this.
+    """Create Ranks with separate process groups. Every rank must call this. The groups always use gloo, because NCCL
+    operations would be queued on the GPU together with those of the training steps.
 
-    replicas: of the model, under HYBRID_SHARD.
+    timeout: in seconds. replicas: number of replicas of the model (HYBRID_SHARD).
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Ranks()
@@ -111,7 +111,7 @@ def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
     group, first_replica = dist.new_group(backend="gloo", timeout=wait), None
     if replicas > 1:
         first_replica = dist.new_group([*range(dist.get_world_size() // replicas)], backend="gloo", timeout=wait)
-    # On ranks outside of a group, torch returns a number instead of the group.
+    # For ranks that are not in a group, torch returns a number instead of the group.
     of_mine = [each if isinstance(each, ProcessGroup) else None for each in (group, first_replica)]
     return Ranks(group=of_mine[0], first_replica=of_mine[1])
 

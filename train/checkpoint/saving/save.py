@@ -1,4 +1,5 @@
-"""Write a checkpoint into a hidden folder and commit it. It only counts as a checkpoint once it has its manifest."""
+"""Write a checkpoint into a hidden folder and commit it. The folder only counts as a checkpoint once it has a
+manifest."""
 
 import errno
 import os
@@ -33,7 +34,7 @@ class Saved:
     files: tuple[str, ...] = ()
     """The files that this rank has written."""
     refused: OSError | None = None
-    """The file system's error on the first rank that had one. No files remain then."""
+    """The file system's error on the first rank that had one. After an error, no files remain."""
 
 
 def save_checkpoint(
@@ -49,9 +50,9 @@ def save_checkpoint(
 ) -> Saved:
     """Save and commit a checkpoint, replacing one of the same name. Every rank must call this.
 
-    Unsharded tensors are written by rank 0; under HYBRID_SHARD the first replica writes. state: rank 0's serialized
-    RunState. about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and
-    committing; its errors are raised on every rank. rest: see HashingWriter.
+    Rank 0 writes unsharded tensors. Under HYBRID_SHARD, the first replica writes. state: rank 0's serialized RunState.
+    about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and committing;
+    its errors are raised on every rank. rest: see HashingWriter.
     """
     ranks = ranks or Ranks()
     part = checkpoint.with_name(PART + checkpoint.name)
@@ -66,14 +67,14 @@ def save_checkpoint(
         manifest = replace(about, files=files)
         refused = _refused_on_first(ranks, lambda: _commit(part, checkpoint, state, config, manifest, confirm))
     if refused is not None:
-        # On each node: the failure may be that the nodes do not share a file system.
+        # Done on each node, because the cause may be that the nodes do not share a file system.
         ranks.on_each(lambda: dist.get_local_rank() or shutil.rmtree(part, ignore_errors=True))
     mine = (*digests, STATE, CONFIG) if ranks.is_first else tuple(digests)
     return Saved(mine, refused)
 
 
 def n_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Size of the tensors over all ranks."""
+    """Total size of the tensors on all ranks."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
@@ -98,7 +99,8 @@ def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
 
 
 def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
-    """Create the folder to write to, if there is enough space. For rank 0: all nodes share the folder."""
+    """Create the folder to write to, if there is enough space. Called on rank 0 only, because all nodes share the
+    folder."""
     confirm()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,7 @@ def _write(
             no_dist=mesh is None,
         )
     except (CheckpointException, Exception) as error:
-        # Returned so that ranks can exchange it: the other ranks would wait for a rank that raised it.
+        # Not raised, because the other ranks would then wait for this one. Ranks exchange their errors later.
         return {}, writer.error or error
     return writer.digests, None
 
@@ -144,7 +146,7 @@ def _refused(error: BaseException) -> OSError | None:
 def _commit(
     part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest, confirm: Callable[[], object]
 ) -> None:
-    """For rank 0. Raises OSError."""
+    """Called on rank 0 only. Raises OSError."""
     # A run that was suspended while it wrote may no longer own its folder.
     confirm()
     files = dict(manifest.files)
@@ -164,7 +166,7 @@ def _commit(
 
 
 def point_to(checkpoint: Path) -> None:
-    """Make `latest` a link to the checkpoint, atomically. Does nothing if the file system has no links."""
+    """Make `latest` a link to the checkpoint, atomically. Does nothing if the file system does not support links."""
     part = checkpoint.with_name(f"{PART}{LATEST}")
     with suppress(OSError):
         part.unlink(missing_ok=True)

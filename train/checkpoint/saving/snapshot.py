@@ -21,8 +21,8 @@ _Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 class Snapshot:
     """A copy of tensors. Its memory is allocated for the first copy and reused for later ones.
 
-    It is pinned if there is a GPU. `take` returns when the copy is complete: the next optimizer step changes the
-    weights, so it would have to wait anyway, and a copy from a GPU takes a small fraction of a step.
+    It is pinned if there is a GPU. `take` only returns when the copy is complete, because the next optimizer step,
+    which changes the weights, would have to wait for it anyway. A copy from a GPU takes a small fraction of a step.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Snapshot:
     def take(self, tensors: Mapping[str, Tensor], *, gather: bool = False, keep: bool = True) -> dict[str, Tensor]:
         """Copy this rank's shards of the tensors. The copy is valid until the next call.
 
-        gather: copy whole tensors, one after the other; then every rank must call this. keep: False if this rank copies
+        gather: copy whole tensors, one after the other. Every rank must then call this. keep: False if this rank copies
         nothing, because other ranks write its tensors.
         """
         if keep:
@@ -59,13 +59,13 @@ class Snapshot:
             return
         self._places = {}
         if self._memory is not None:
-            self._memory.release()  # before more is allocated
+            self._memory.release()  # before new memory is allocated
         self._memory = _Memory(max(_size(layout), 1))
         self._layout, self._places = layout, _places(layout, self._memory.mapped)
 
 
 def snapshot_size(tensors: Mapping[str, Tensor], *, gather: bool = False) -> int:
-    """Bytes that a copy of the tensors takes on this rank."""
+    """Size in bytes of a copy of the tensors on this rank."""
     return _size(_layout(tensors, gather=gather))
 
 
@@ -106,7 +106,7 @@ def _room(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def _places(layout: _Layout, memory: mmap.mmap) -> dict[str, Tensor]:
-    """A separate storage for each tensor: torch.save writes a tensor without a copy only if it fills its storage."""
+    """A separate storage for each tensor, because torch.save only avoids a copy of a tensor that fills its storage."""
     places, offset = {}, 0
     for key, shape, dtype in layout:
         if n := math.prod(shape):
@@ -122,17 +122,17 @@ class _Memory:
 
     def __init__(self, n_bytes: int) -> None:
         self.mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A worker of a data loader forked later would keep the old pages and so double the memory.
+        # A data loader worker that is forked later would keep the old pages, which would double the memory.
         if hasattr(mmap, "MADV_DONTFORK"):  # Linux only
             self.mapped.madvise(mmap.MADV_DONTFORK)
         self._pinned: int | None = None
         if torch.cuda.is_initialized():
             address = torch.frombuffer(self.mapped, dtype=torch.uint8).data_ptr()
-            # Memory that cannot be pinned is used too; copies to it are slower.
+            # Memory that cannot be pinned is used as well, but copies to it are slower.
             if int(_cuda().cudaHostRegister(address, n_bytes, 0)) == 0:
                 self._pinned = address
             else:
-                with suppress(RuntimeError):  # CUDA keeps the error and the next kernel raises it
+                with suppress(RuntimeError):  # clears the error, which CUDA would otherwise raise at the next kernel
                     torch.zeros(1, device="cuda")
 
     def release(self) -> None:

@@ -19,12 +19,12 @@ from train.optim.states import is_frozen, n_counters, n_moments, trainable_shape
 _FP32 = 4
 """Bytes per value: weights and moments are saved in fp32, as they are trained."""
 _TENSOR, _RANK = 2 * 2**10, 25 * 2**10
-"""Bytes added per chunk of a tensor, which has its own zip and entry in torch's index, and per rank, whose random state
-is in state.json. Measured with torch 2.15."""
+"""Additional bytes per chunk of a tensor (its zip and its entry in torch's index), and per rank (its random state in
+state.json). Measured with torch 2.15."""
 
 
 def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
-    """Size of one checkpoint: fp32 weights (with lora only those of the adapters), and the optimizer's state of the
+    """Size of one checkpoint: fp32 weights (with lora, only those of the adapters), and the optimizer state of the
     trained weights."""
     sizes = {name: math.prod(shape) for name, shape in trainable_shapes(config).items()}
     trained = [name for name in sizes if not is_frozen(config, name)]
@@ -35,9 +35,8 @@ def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
 
 
 def file_bytes(config: TrainConfig, world_size: int) -> int:
-    """Size of the largest file of a checkpoint. Counts only its tensors, as a lower bound.
-
-    With several replicas, the first one is saved, with a separate file for each rank's shards.
+    """A lower bound on the size of a checkpoint's largest file, which only counts tensors. With several replicas, only
+    the first one is saved. Each rank writes its shards to a separate file.
     """
     shards, n_bytes = _shards(config, world_size), 0
     for name, shape in trainable_shapes(config).items():
@@ -48,7 +47,7 @@ def file_bytes(config: TrainConfig, world_size: int) -> int:
 
 
 def snapshot_bytes(config: TrainConfig, world_size: int, node_ranks: int) -> int:
-    """Upper bound of the memory that the copies (save_async) take on a node with that many ranks."""
+    """An upper bound on the memory that the copies (save_async) use on a node with that many ranks."""
     return min(node_ranks, _shards(config, world_size)) * file_bytes(config, world_size)
 
 
@@ -132,7 +131,7 @@ def _kept(config: TrainConfig, n_saves: int | None) -> str:
 
 
 def _most(config: TrainConfig, n_saves: int | None) -> int | None:
-    """Maximum number of checkpoints at a time; None if it depends on an unknown number of saves."""
+    """Maximum number of checkpoints that exist at a time; None if it depends on an unknown number of saves."""
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
     # The oldest is only deleted after the newest is written. In a staging folder, the files of two more remain until
     # they are sent.

@@ -6,7 +6,7 @@ from pathlib import Path
 import xxhash
 
 BLOCK_BYTES = 1 << 20
-"""Small enough to stay in the CPU cache while it is hashed. The hashes of 1 TB take 8 MB."""
+"""Size of a block, which fits into the CPU cache while it is hashed. The hashes of 1 TB take 8 MB."""
 HASH_BYTES = 8
 """Size of a block's hash (xxh3_64)."""
 
@@ -18,9 +18,9 @@ class FileDigest:
     size: int
     """In bytes."""
     xxh3_128: str
-    """Of the whole file, as `xxhsum -H2` prints it."""
+    """Hash of the whole file, as `xxhsum -H2` prints it."""
     blocks: bytes
-    """The hashes of its blocks, HASH_BYTES each; the last block may be shorter."""
+    """The hashes of the file's blocks, HASH_BYTES each. The last block may be shorter than the others."""
 
     def block(self, number: int) -> bytes:
         return self.blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES]

@@ -1,4 +1,4 @@
-"""Read the files of a checkpoint. Every block that is read is verified with the manifest."""
+"""Read the files of a checkpoint. Every block that is read is verified against the manifest."""
 
 import io
 import os
@@ -21,9 +21,9 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Blocks per read: more than the disk's read-ahead, and few enough for the CPU cache."""
+"""Blocks per read. Together, they are larger than the disk's read-ahead and still fit into the CPU cache."""
 _KEPT_BLOCKS = 16
-"""Number of partly read blocks that are kept, so that reading their other parts does not read them again."""
+"""Number of partly read blocks that are kept in memory, so that they are not read again for their other parts."""
 
 
 class CheckpointFiles:
@@ -66,7 +66,8 @@ class CheckpointFiles:
 
 
 class _KeptBlocks(threading.local):
-    """The blocks that a thread has partly read. Their memory is reused, because allocating costs more than reading."""
+    """The blocks that a thread has partly read. Their memory is reused, because allocating memory takes longer than
+    reading a block."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
@@ -77,7 +78,7 @@ class _KeptBlocks(threading.local):
         return data
 
     def room(self) -> memoryview:
-        """Memory for a block: that of the least recently used one if the maximum is reached."""
+        """Memory for a block. If the maximum number is reached, the least recently used block is replaced."""
         if len(self._blocks) < _KEPT_BLOCKS:
             return memoryview(bytearray(BLOCK_BYTES))
         oldest = self._blocks.popitem(last=False)[1].obj
@@ -91,7 +92,7 @@ class _KeptBlocks(threading.local):
 def verify_files(
     checkpoint: Path, names: Iterable[str] | None = None, progress: Callable[[int], object] = lambda n_bytes: None
 ) -> None:
-    """Read files of a checkpoint (by default all) from the disk and verify them with the manifest.
+    """Read files of a checkpoint (by default all) from the disk and verify them against the manifest.
 
     progress is called with the number of bytes read since its last call. Raises CorruptCheckpointError. Does nothing
     for a checkpoint without a manifest.
@@ -130,7 +131,7 @@ class VerifiedFile:
         self._files, self._handle, self._digest = files, handle, digest
 
     def read_into(self, offset: int, out: memoryview) -> None:
-        """Fill `out` with the bytes from `offset` on. Raises CorruptCheckpointError."""
+        """Fill `out` with the bytes that begin at `offset`. Raises CorruptCheckpointError."""
         if self._digest is None:
             self._fill(offset, out)
             return
@@ -159,7 +160,7 @@ class VerifiedFile:
 
     def drop_cache(self) -> None:
         """Drop the file from the page cache, if the system allows it, so that the next read is from the disk."""
-        if hasattr(os, "posix_fadvise"):  # macOS lacks it
+        if hasattr(os, "posix_fadvise"):  # not available on macOS
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _block(self, number: int, n_bytes: int) -> memoryview:
@@ -190,8 +191,8 @@ class VerifiedFile:
 
 
 def _read(handle: int, out: memoryview, offset: int) -> int:
-    """Like os.preadv. Data that is not in memory is requested together with the data after it, so that the disk
-    continues to read while hashes are computed. Raises OSError."""
+    """Like os.preadv. If the data is not in memory, the data after it is requested too, so that the disk continues to
+    read while hashes are computed. Raises OSError."""
     if hasattr(os, "RWF_NOWAIT"):  # Linux
         with suppress(OSError):
             return os.preadv(handle, [out], offset, os.RWF_NOWAIT)

@@ -1,4 +1,4 @@
-"""Check that checkpoints contain only finite numbers. Others are neither saved nor loaded."""
+"""Check that checkpoints contain only finite numbers. A checkpoint with NaN or infinity is neither saved nor loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.base.errors import ConfigError
 from train.hf.finite import not_finite
 
 _HINT = (
-    "use a checkpoint from before the training diverged (if you delete this one, autoresume=true takes the previous)"
+    "use a checkpoint from before the training diverged (if you delete this one, autoresume=true uses the previous one)"
 )
 
 
@@ -33,7 +33,7 @@ def keys_not_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     gathered. Every rank must call this."""
     locals_ = {key: tensor.to_local() if isinstance(tensor, DTensor) else tensor for key, tensor in tensors.items()}
     numbers = {key: local for key, local in locals_.items() if local.is_floating_point() and local.numel()}
-    # One synchronization per device, including the CPU, where counters are.
+    # One synchronization per device. The CPU is one of them, because it has the step counters.
     ends = [torch.stack(local.aminmax()).isfinite().all().to(local.device, torch.uint8) for local in numbers.values()]
     by_device: dict[torch.device, list[int]] = {}
     for place, end in enumerate(ends):

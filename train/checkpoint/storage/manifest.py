@@ -25,7 +25,7 @@ METADATA = ".metadata"
 FORMAT = 1
 """Version of the manifest's format. Newer versions are refused."""
 _MOST_BYTES = 1 << 30
-"""Maximum size of a manifest. That of 1 TB of tensors has about 12 MB."""
+"""Maximum size of a manifest. The manifest of 1 TB of tensors has about 12 MB."""
 
 
 class CorruptCheckpointError(ConfigError):
@@ -141,7 +141,7 @@ def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> Corrupt
 
 
 def _other_owner(checkpoint: Path, name: str) -> str:
-    """A hint if the file appears to belong to another checkpoint of the save folder, by its size and first block."""
+    """A hint if the file's size and first block match those of another checkpoint of the save folder."""
     try:
         path = checkpoint / name
         with path.open("rb") as file:
@@ -210,7 +210,7 @@ def _decoded(name: str, entry: Mapping[str, Any]) -> FileDigest:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file directly in the folder."""
+    """Whether a name refers to a file directly in the folder."""
     return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

@@ -32,7 +32,7 @@ _INDEX_TYPES = (
 )
 """The types in torch's `.metadata`, besides sizes and dtypes."""
 _PATHS = ("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath")
-"""Types of the path of the folder that torch wrote to. The path is not used."""
+"""Types for the path of the folder that torch wrote to. The path itself is not used."""
 
 _VALUES: list[Any] = [
     datetime.timedelta,
@@ -78,7 +78,7 @@ def _types_kept() -> Iterator[None]:
     """Restore torch's types afterwards. Raises UnpicklingError if the pickle has changed one."""
     before = {kind: dict(vars(kind)) for kind in _INDEX_TYPES}
     collecting = gc.isenabled()
-    gc.disable()  # it would scan the hundred thousands of new objects again and again
+    gc.disable()  # it would repeatedly scan hundreds of thousands of new objects
     try:
         yield
     finally:
@@ -110,7 +110,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         if not isinstance(found, metadata.Metadata):
             raise TypeError(f"it contains {type(found).__name__}")
         _check(found)
-        found.storage_meta = None  # it contains the stand-in of a path
+        found.storage_meta = None  # in this field, a stand-in has replaced a path
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found

@@ -21,8 +21,8 @@ from train.checkpoint.storage.digests import BLOCK_BYTES, Digester, FileDigest
 class HashingWriter(FileSystemWriter):
     """Writes this rank's tensors into a folder; rank 0 also writes the index.
 
-    `digests` has the hashes of every file that this rank has written. `error` is the OSError of a failed write, which
-    torch's zip writer replaces by a RuntimeError.
+    `digests` contains the hashes of every file that this rank has written. `error` is the OSError of a failed write,
+    which torch's zip writer replaces with a RuntimeError.
     """
 
     def __init__(self, folder: Path, *, rest: Callable[[], object] = lambda: None) -> None:
@@ -31,7 +31,8 @@ class HashingWriter(FileSystemWriter):
         self.fs = self._files = _HashingFiles(rest)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write small tensors first, so that those that every rank reads, such as Adam's steps, are in a few blocks."""
+        """Write small tensors first, so that tensors that every rank reads, such as Adam's step counts, are in a few
+        blocks."""
         with _without_crc32():
             return super().write_data(replace(plan, items=sorted(plan.items, key=_numel)), planner)
 

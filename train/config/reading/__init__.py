@@ -1,5 +1,5 @@
-"""Reads YAML files and `key=value` overrides into plain values, and resolves references to other keys. Also reads the
-values of presets and weights.
+"""Convert a YAML file and `key=value` overrides to plain values: read the file, resolve references to other keys, and
+add the values of presets and weights.
 
 Checks of the values belong in train/config.
 """

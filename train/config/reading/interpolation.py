@@ -30,10 +30,11 @@ class Unresolved:
 
     defect: Defect
     targets: tuple[str, ...] = ()
-    """The keys that it refers to."""
+    """The keys that the text refers to."""
 
     def refers_to(self, keys: Iterable[str]) -> bool:
-        """Whether it refers to one of these keys, to a key below one, or to a section that contains one."""
+        """Whether the text refers to one of these keys, to a key below one of them, or to a section that contains one
+        of them."""
         keys, targets = set(keys), [target.replace("[", ".").replace("]", "") for target in self.targets]
         return any(is_within(target, keys) for target in targets) or any(is_within(key, targets) for key in keys)
 
@@ -65,7 +66,7 @@ def escaped(node: Any) -> Any:
 
 
 def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
-    """Replace each `${...}` in the tree by its value, or by UNRESOLVED if it has none.
+    """Replace each `${...}` in the tree with its value, or with UNRESOLVED if it has none.
 
     `defaults` are the keys that have a default. They cannot be referred to if they are not in the file.
     """
@@ -147,7 +148,7 @@ def _is_written(tree: Any, key: str) -> bool:
 
 
 def unused_variables(tree: dict[str, Any]) -> list[Defect]:
-    """Variables without a reference: a typo, or a value without effect."""
+    """Defects for variables that are never referred to: either a typo, or a value without effect."""
     variables = tree.get(VARIABLES)
     if variables is None:
         return []
@@ -156,7 +157,7 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
     targets = [target for path, text in strings(tree) for target in _targets(path, text)]
     if VARIABLES in targets:
         return []
-    # ${name} in place of ${variables.name} is reported as an unresolved reference, so it counts as a use here.
+    # ${name} instead of ${variables.name} is reported as an unresolved reference, so it counts as a use here.
     used = {".".join(target.split(".")[:2]) for target in targets} | {f"{VARIABLES}.{target}" for target in targets}
     unused = [str(name) for name in variables if f"{VARIABLES}.{name}" not in used]
     return [

@@ -25,7 +25,7 @@ class Pretrained:
 
 
 PENDING = Pretrained(values={}, place="")
-"""Stands for weights whose config.json has not been read yet."""
+"""A placeholder for weights whose config.json has not been read yet."""
 
 
 def without_references(tree: dict[str, Any]) -> dict[str, Any]:
@@ -47,20 +47,21 @@ def pretrained_name(tree: dict[str, Any]) -> str | None:
 
 
 def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str, Any]:
-    """The tree with values of the preset and of pretrained weights added to model, unless it sets them itself."""
+    """The tree with values of the preset and of pretrained weights added to model, except those that model sets
+    itself."""
     written = tree.get("model")
     if not isinstance(written, dict):
         return tree
     below = _merge(pretrained.values if pretrained is not None else {}, PRESETS.get(_preset(tree), {}))
     named = pretrained_name(tree)
     if named is not None and pretrained not in (None, PENDING) and (folder := Path(named).expanduser()).is_dir():
-        # A saved config is also read from other folders.
+        # An absolute path, because a saved config is also read from other working directories.
         written = {**written, "pretrained_model_name_or_path": str(folder.absolute())}
     return {**tree, "model": _merge(below, written)}
 
 
 def without_unwritten(config: Any, tree: Mapping[str, Any]) -> Any:
-    """A config whose model has only the values in the tree, because weights decide the others."""
+    """A config whose model has only the values in the tree, because the others come from the weights."""
     values = vars(config)
     if "model" not in values:
         return config

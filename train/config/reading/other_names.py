@@ -1,4 +1,4 @@
-"""Hints for names that other frameworks and Composer's callbacks use for things with another name here.
+"""Hints for keys that have a different name in other frameworks and in Composer's callbacks.
 
 The names are those of transformers' TrainingArguments, axolotl, torchtitan, Megatron and DeepSpeed.
 """
@@ -74,7 +74,7 @@ _HINTS: dict[tuple[str, ...], str] = {
     ): "this callback is not supported: remove it",
     (
         *("gradient_accumulation_steps", "gradient_accumulation", "grad_accum"),
-    ): "it follows from global_train_batch_size, the ranks and device_train_microbatch_size: remove it",
+    ): "it follows from global_train_batch_size, the number of ranks and device_train_microbatch_size: remove it",
     (
         *("num_gpus", "num_nodes", "nproc_per_node", "devices", "world_size"),
     ): "the launcher sets the number of ranks, such as `composer -n 8 train.py`: remove it",
@@ -90,7 +90,7 @@ SECTIONS = ("", "model", "optimizer", "scheduler", "train_loader", "train_loader
 
 
 def other_name(key: str) -> str | None:
-    """The message for a key that does not exist here; None if its name is not known from elsewhere."""
+    """The message for a key that does not exist here; None if no other framework is known to use it."""
     section, _, name = key.rpartition(".")
     hint = SUGGESTIONS.get(key) or (SUGGESTIONS.get(name) if section in SECTIONS else None)
     return f"is not a key: {hint}" if hint is not None else None

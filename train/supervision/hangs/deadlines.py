@@ -93,8 +93,8 @@ class Deadlines:
         used = self.of(section)
         assert used is not None
         return (
-            f"deadlines.{section} is {floor:g} s, but the first {_FIRST} took {mid:.3g} s (median): the deadline is "
-            f"{used.seconds:.3g} s instead ({used.source})"
+            f"deadlines.{section} is {floor:g} s, but the median of the first {_FIRST} durations is {mid:.3g} s: the "
+            f"deadline is {used.seconds:.3g} s instead ({used.source})"
         )
 
     def _floor(self, section: Section) -> float | None:

@@ -88,7 +88,7 @@ class Peers:
     def stop(self) -> None:
         self._stopped.set()
         self._wake.set()
-        self._thread.join(1)  # not longer: the thread may be waiting for the server
+        self._thread.join(1)  # only a short time, because the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
         """Seconds from the last new heartbeat of the rank to the last read. Ranks other than 0 and 1 read heartbeats

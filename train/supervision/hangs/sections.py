@@ -1,4 +1,4 @@
-"""The section that a rank's main thread is in, and since when. The threads of the watchdog read this.
+"""The section that a rank's main thread is in, and since when. The watchdog's threads read this information.
 
 A process has one main thread, so `within(Section.SAVE)` needs no reference to the run; it does nothing if no run is
 watched.
@@ -29,7 +29,8 @@ class Sections:
     """The sections of the main thread. Other threads may read `place`, `age` and the deadlines."""
 
     def __init__(self, deadlines: Deadlines, clock: Callable[[], float], on_exceeded: Callable[[str], None]) -> None:
-        """on_exceeded: called with a message if the run exceeds a configured deadline from the start."""
+        """on_exceeded: called with a message if the first samples of a section already exceed its configured
+        deadline."""
         self.deadlines, self._clock, self._on_exceeded = deadlines, clock, on_exceeded
         self.place = Place(section=Section.SETUP, batch=0, since=clock(), marks=0)
         self._outer: list[tuple[Place, float]] = []

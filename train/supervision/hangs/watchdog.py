@@ -38,7 +38,7 @@ _GRACE_OF_SERVER = 3.0
 
 
 class Watchdog:
-    """The watchdog of one rank. Its thread never raises, and ends the process with os._exit."""
+    """The watchdog of one rank. Its thread never raises an exception. It ends the process with os._exit."""
 
     def __init__(
         self,
