@@ -173,7 +173,7 @@ class StreamConfig(Section):
     rows are already examples."""
 
     proportion: NotNegative | None = None
-    """Share of the run's tokens, relative to the other streams."""
+    """Share of the run's tokens that this stream contributes, relative to the other streams."""
     repeat: Positive | None = None
     """Alternative to proportion: how often each row of this stream occurs in an epoch of the mixture (default: 1)."""
     choose: Count | None = None
