@@ -65,8 +65,8 @@ lock: .venv/bin/uv  ## update requirements.lock and requirements-classic.lock fr
 	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
-clean:  ## remove the environment, runs and caches
-	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the environments and caches, but no runs
+	rm -rf .venv .venv-classic .cache/dropless build *.egg-info .pytest_cache .ruff_cache
 
 # numpy 2.0, the newest version that MegaBlocks' metadata allows, has no wheels for Python 3.13.
 .venv/%: NEWEST := 13
