@@ -180,7 +180,10 @@ def header(shard: Path, place: int, value: int) -> None:
         (lambda shard: header(shard, 1, 0), "offsets that do not increase from its header to its end"),
         (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not increase"),
         (lambda shard: header(shard, 3, 0), "offsets that do not increase"),
-        (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')), "does not have the columns"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')),
+            "does not have the columns",
+        ),
         (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
     ],
 )
