@@ -90,7 +90,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
             key["default"] = {} if isinstance(made, Section) else made
-        section = next(filter(is_section, options_of(hints_of(cls)[field.name])), None)
+        section = _section_of(hints_of(cls)[field.name])
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
@@ -149,19 +149,30 @@ def explain(path: str) -> str:
 
 
 def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: bool) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
-    key = definition["properties"][name]
-    bounds = [] if is_item else [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
+    key = _definition(cls)["properties"][name]
+    bounds = [] if is_item else _bounds(cls, name)
     null = " or null" if type(None) in get_args(hint) else ""
     yield path
     yield f"  type     {', '.join([describe(hint) + null, *bounds])}"
     if not is_item:
         yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
     yield textwrap.indent(textwrap.fill(" ".join(key["description"].split()), 98), "  ")
-    section = next(filter(is_section, options_of(hint)), None)
+    section = _section_of(hint)
     if section is not None:
         yield f"  keys     {', '.join(hints_of(section)) or 'none'}"
+
+
+def _section_of(hint: Any) -> type[Section] | None:
+    return next(filter(is_section, options_of(hint)), None)
+
+
+def _definition(cls: type[Section]) -> dict[str, Any]:
+    schema = json_schema()
+    return schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+
+
+def _bounds(cls: type[Section], name: str) -> list[str]:
+    return [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
 
 
 def key_reference() -> str:
@@ -184,8 +195,7 @@ def _first_paths() -> dict[type[Section], str]:
 
 
 def _section_of_page(path: str, cls: type[Section]) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+    definition = _definition(cls)
     yield f"{_heading(path)}\n"
     if cls is not TrainConfig:
         yield f"{_prose(definition['description'])}\n"
@@ -219,8 +229,7 @@ def _type_cell(cls: type[Section], name: str, hint: Any) -> str:
     options = [_type_option(option) for option in options_of(hint)]
     if type(None) in get_args(hint):
         options.append("`null`")
-    bounds = [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
-    return _cell("; ".join([" or ".join(options), *bounds]))
+    return _cell("; ".join([" or ".join(options), *_bounds(cls, name)]))
 
 
 def _type_option(option: Any) -> str:
@@ -229,7 +238,7 @@ def _type_option(option: Any) -> str:
     if is_section(option):
         return f"section {_link(option)}"
     if get_origin(option) in (list, dict):
-        section = next(filter(is_section, options_of(get_args(option)[-1])), None)
+        section = _section_of(get_args(option)[-1])
         if section is not None:
             return f"{'list' if get_origin(option) is list else 'mapping'} of sections {_link(section)}"
     return describe(option)
