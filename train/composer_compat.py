@@ -1,8 +1,8 @@
-"""Patches of Composer 0.32.1. Each states its purpose and has a probe, so that versions that do not need it are not
-patched.
+"""Patches of Composer 0.32.1. Each patch states its purpose and has a probe, so that Composer versions that do not need
+the patch are left unchanged.
 
-Subclasses and callbacks that only use Composer's public features are next to related code, even if they replace
-Composer's own: train/callbacks (CheckpointSaver, RestoreRNG, LearningRate) and train/loggers.
+Subclasses and callbacks that use only Composer's public features are in train/callbacks (CheckpointSaver, RestoreRNG,
+LearningRate) and train/loggers, even if they replace Composer's own.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def leave_sharded_models() -> bool:
-    """Let a Trainer with FSDP2 accept a model that is already sharded. Returns whether Composer had to be patched.
+    """Make a Trainer with FSDP2 accept a model that is already sharded. Returns whether Composer had to be patched.
 
     Composer's own sharding supports neither meta on a CPU (composer/distributed/param_init.py always requests cuda) nor
     HSDP, and fails for a model to which fully_shard was already applied.
@@ -26,8 +26,8 @@ def leave_sharded_models() -> bool:
 
 
 def shards_again() -> bool:
-    """Whether Composer applies fully_shard without checking whether the model is already sharded. Read from its source,
-    because running it requires ranks and a device."""
+    """Whether Composer applies fully_shard without checking whether the model is already sharded. This searches
+    Composer's source code, because running the code requires ranks and a device."""
     return not any("FSDPModule" in inspect.getsource(module) for module in (prepare_distributed, fsdp2))
 
 

@@ -42,7 +42,7 @@ class LanguagePerplexity(LanguageCrossEntropy):
 
 
 class LanguageTokenAccuracy(Metric):
-    """Share of all trained tokens whose label has the highest logit."""
+    """Fraction of all trained tokens whose label has the highest logit."""
 
     full_state_update = False
 
@@ -68,20 +68,22 @@ class DbrxForComposer(ComposerModel):
         self.model = model
 
     def forward(self, batch: Batch) -> DbrxOutput:
-        """For a batch without labels, only the router statistics are computed, without the head."""
+        """Run the model. For a batch without labels, the head is not computed, and only router statistics are
+        returned."""
         return self.model(batch["input_ids"], batch.get("labels"), batch["document_ids"])
 
     def eval_forward(self, batch: Batch, outputs: DbrxOutput | None = None) -> DbrxOutput:
         return outputs if outputs is not None else self.forward(batch)
 
-    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]: Composer takes dicts, its annotation does not
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]: Composer accepts dicts, but its annotation does not
         self, outputs: DbrxOutput, batch: Batch
     ) -> dict[str, Tensor]:
-        """This microbatch's part of the mean over the global batch's trained tokens (for the router: routed tokens).
+        """This microbatch's part of the mean over the trained tokens of the global batch (router losses: over its
+        routed tokens).
 
-        Composer multiplies the loss by the microbatch's share of the device's rows and averages over ranks. Both
-        factors are divided out, so that the parts add up to the same step for any number of ranks and microbatches.
-        Requires the keys that callbacks/global_batch.py adds to the batch.
+        Composer multiplies the loss by the microbatch's share of the device's rows, and averages over ranks. This
+        method divides by both factors, so that the sum of all parts does not depend on the number of ranks and
+        microbatches. Requires the keys that callbacks/global_batch.py adds to the batch.
         """
         assert outputs.losses_BS is not None
         n_rows = batch["input_ids"].shape[0]

@@ -39,7 +39,7 @@ usage: composer train.py CONFIG [key=value ...]       one rank per GPU, or one r
        python train.py --keys                         all keys of CONFIG as a Markdown page (docs/keys.md)
 
 CONFIG is a YAML file: see yamls/finetune/.
---rehash also reads input files again that have apparently not changed since an earlier start.
+--rehash reads all input files again, even if they seem unchanged since an earlier start.
 --dry-run opens everything and shows the plan and the first batch, but trains nothing and does not change save_folder.
 --debug also shows the traceback of a configuration or data error.
 key=value changes a key of CONFIG; the value is YAML, and dots separate nested keys:
@@ -55,7 +55,7 @@ _REHASH, _DRY_RUN, _DEBUG = _FLAGS = "--rehash", "--dry-run", "--debug"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit code: 0; 2 for errors that the user can fix (one `error:` line, no traceback); the code of
-    RunStopped; 128 + n after signal n before training."""
+    RunStopped; or 128 + n if signal n was received before training."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         # Loggers such as wandb record the command line.
@@ -87,7 +87,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
             _run(arguments, signals)
     except Exception as error:
         if signals.raised and isinstance(error, ConfigError | DataError):
-            raise  # such as an error because the signal interrupted reading a checkpoint
+            raise  # for example, because the signal interrupted reading a checkpoint
         if (code := report(error, debug=_DEBUG in arguments)) is None:
             raise
         return code
@@ -97,12 +97,12 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
 def _join_launcher() -> None:
     os.environ.update(ranks_of_srun(os.environ))
     if "RANK" in os.environ:
-        # Ranks that outlive their launcher would continue training, unknown to any scheduler.
+        # If ranks outlived their launcher, they would continue to train without the scheduler's knowledge.
         signalled_at_end_of(os.getppid(), signal.SIGTERM)
 
 
 def _describe(flag: str, *keys: str) -> None:
-    """Print the documentation of all keys of a config, or of some."""
+    """Print the documentation of all keys of a config, or of the given keys."""
     from train.config.json_schema import explain, json_schema, key_reference
 
     if flag != "--explain" and keys:
@@ -147,11 +147,11 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
             return
         inputs = open_inputs(config, problems, rehash=rehash)
 
-        # Imported after everything that can fail: Composer alone takes 10 seconds.
+        # Imported only after all checks, because importing Composer takes 10 seconds.
         from train.run.fit import fit
 
         signals.install()
-        # Objects created by imports stay in memory: garbage collections during the run need not traverse them.
+        # Objects created by imports stay in memory, so garbage collection during the run need not traverse them.
         gc.collect()
         gc.freeze()
         try:
@@ -162,8 +162,8 @@ def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: 
 
 
 def _show_start(config: TrainConfig) -> Device:
-    """Log what is known from the config and the machine, and return the device. Raises ConfigError if the run does not
-    fit."""
+    """Log the lines that depend only on the config and the machine, and return the device. Raises ConfigError if the
+    run does not fit on this machine."""
     _show(model_lines(config))
     device = choose_device(config.device)
     memory = check_machine(config, _world_size(), device)
@@ -185,7 +185,9 @@ def _load(arguments: list[str]) -> LoadedConfig:
     path, *overrides = arguments
     refuse_path("the config", path)
     if path.startswith("-") or ("=" in path and not Path(path).exists()):
-        raise ConfigError(f"the config comes first, but {path!r} is not a file: python train.py CONFIG [key=value ...]")
+        raise ConfigError(
+            f"the first argument must be the config, but {path!r} is not a file: python train.py CONFIG [key=value ...]"
+        )
     return load_config(path, overrides)
 
 

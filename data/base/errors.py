@@ -93,7 +93,7 @@ class DataError(_Redacted):
 
 
 class WaitInterrupted(BaseException):
-    """A signal arrived while the training process waited for a batch, which is no longer needed."""
+    """A signal arrived while the training process waited for a batch. The batch is no longer needed."""
 
 
 class TemplateError(DataError):

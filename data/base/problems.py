@@ -135,7 +135,10 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
         seen = f" ({describe(value)})" if value else ""
         return Problem(f"{kind} {defect}", f"{name} {defect}{seen}: {fix}")
     if not value.isascii() and not is_unicode(value):
-        text = f"{name} is {describe(value)}, but half of a \\ud800-style pair is not a valid character: remove it"
+        text = (
+            f"{name} is {describe(value)}, but it contains a lone surrogate (such as \\ud800), which is not a valid "
+            "character: remove it"
+        )
         return Problem(f"{kind} has a lone surrogate", text)
     return None
 

@@ -1,6 +1,6 @@
 """Recognize secrets by the name next to them or by their format, and remove them from texts.
 
-Everything that is shown or written goes through `redacted`, which replaces each secret by ***. Text that will be read
+Everything that is shown or written goes through `redacted`, which replaces each secret with ***. Text that will be read
 again goes through `without_secrets`, which removes them.
 """
 
@@ -139,7 +139,7 @@ def is_address(text: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """Replace each secret in the text by ***."""
+    """Replace each secret in the text with ***."""
     if not (secrets := _secrets(text)):
         return text
     result = _replaced(text, secrets, HIDDEN)

@@ -66,8 +66,8 @@ def map_in_order(
 
     With one worker, the work is done in this process, unless `isolated` is set because the work may end its process. A
     task is taken from `tasks` when it is submitted, while fewer than max_in_flight() tasks are in flight. Tasks and
-    results must be picklable; `work` need not be. No worker outlives this process or an exception. Raises the
-    exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
+    results must be picklable, but `work` does not have to be. No worker outlives this process or an exception. Raises
+    the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
     """
     if n_workers == 1 and not isolated:
         yield from map(work, tasks)
@@ -119,7 +119,7 @@ def try_in_child(work: Callable[[], object]) -> None:
 
 
 _work: Callable[[Any], Any]
-"""The function of this worker. It is inherited by the fork, so it need not be picklable."""
+"""The function of this worker. A forked process inherits it, so it does not have to be picklable."""
 _working = _stopping = False
 
 

@@ -7,8 +7,8 @@ import threading
 from data.base.errors import reason
 
 WAIT_SECONDS = 6.0
-"""Maximum seconds until the hub must answer. Timeouts of the HTTP library do not include the DNS lookup, which may take
-longer."""
+"""Maximum number of seconds to wait for an answer from the hub. Timeouts of the HTTP library do not include the DNS
+lookup, which may take longer."""
 
 
 def why_offline() -> str | None:

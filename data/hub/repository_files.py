@@ -159,8 +159,8 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ConfigError for links to files outside the folder that transformers may read. Used for folders that users
-    name.
+    """Raises ConfigError for links to files outside the folder that transformers may read. Used for folders that the
+    user names.
 
     Links for weights are allowed, and so are links to files of the same name, because many users link tokenizer files
     from a shared store. A downloaded folder may also contain such links, and their targets would be copied when the

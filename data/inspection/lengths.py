@@ -1,4 +1,4 @@
-"""Show the lengths of documents as text, as a histogram in text, and as a picture."""
+"""Describe the lengths of documents: as a summary, as a histogram in text, and as a picture."""
 
 from pathlib import Path
 from typing import Any

@@ -135,7 +135,7 @@ def train_loader(
     pad_token_id: int,
     limit: float | None = None,
 ) -> BatchLoader:
-    """A loader of this rank's part of each of the run's n_batches global batches.
+    """A loader that yields this rank's part of each global batch. The run has n_batches global batches.
 
     `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum seconds to wait for
     a batch of the workers; None: no limit.

@@ -41,8 +41,8 @@ class ShardFetcher:
         self._ahead: _Prefetcher | None = None
 
     def check(self) -> None:
-        """Check the size, header and hash of each local shard once, and that the remote has the other shards in the
-        right sizes.
+        """Check the size, header and hash of each local shard once, and check that the remote has the other shards with
+        the right sizes.
 
         Raises DataError for the first defect.
         """

@@ -40,7 +40,7 @@ _SHARD_KEYS = {
     "zip_data",
 }
 _MAX_BYTES = 2**32 - 1
-"""Maximum size of a shard, because its offsets are uint32."""
+"""Maximum size of a shard in bytes. The offsets in a shard are uint32."""
 
 
 def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
@@ -95,7 +95,7 @@ def _fetch_manifest(folder: Path, remote: str, downloads: Path) -> None:
     try:
         fetch(f"{remote}/{MANIFEST}", downloads, waits=WAITS[:1]).rename(folder / MANIFEST)
     except FetchError as error:
-        # If listing a bucket is not permitted, it answers "permission denied" for a missing file.
+        # A bucket that does not permit listing answers "permission denied" for a missing file.
         if not (error.absent or error.denied):
             raise
 
@@ -292,7 +292,7 @@ def _check_file(info: Any, place: str) -> None:
 
 
 def _stays_inside(name: Any) -> bool:
-    """Whether the name can be that of a shard's file in the folder or a subfolder (`merge_index` writes names with
+    """Whether the name is valid for a shard's file in the folder or a subfolder (`merge_index` writes names with
     subfolders)."""
     if not isinstance(name, str) or not name or not name.isprintable() or "\\" in name or ":" in name:
         return False

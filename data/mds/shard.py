@@ -65,7 +65,7 @@ def algorithm(info: Any) -> str | None:
 
 
 def _hash(file: Path, name: str) -> str:
-    # Streaming takes its algorithms from these two libraries. Its own hash function loads the whole file into memory.
+    # Streaming's hash algorithms come from these two libraries. Its own hash function loads the whole file into memory.
     digest = getattr(xxhash if name.startswith("xxh") else hashlib, name)()
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):

@@ -1,4 +1,4 @@
 """Prepare an MDS folder of rows from a source: chunks, worker processes, packing, the manifest.
 
-Prepared rows are read in data/loading.
+The prepared rows are read in data/loading.
 """

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 
 SPOOLED_BYTES = 8 << 20
-"""If a chunk's tokens are larger than this, they are sent in a file, because a pipe would need a complete copy."""
+"""Maximum size in bytes of a chunk's tokens that are sent through a pipe. Larger ones are sent in a file, because a
+pipe needs a complete copy."""
 
 
 class SpooledTokens:
-    """An array in a file, of which slices are read on demand. A memory map would load all of it into memory."""
+    """An array in a file, whose slices are read on demand. With a memory map, the whole array would end up in
+    memory."""
 
     def __init__(self, file: Path, dtype: np.dtype) -> None:
-        """Delete the file, which stays readable through the open descriptor."""
+        """Delete the file's name. Its content can still be read through the open descriptor."""
         self._dtype, self._descriptor = dtype, os.open(file, os.O_RDONLY)
         self._length = file.stat().st_size // dtype.itemsize
         weakref.finalize(self, os.close, self._descriptor)
@@ -38,7 +40,7 @@ class Documents:
     tokens: np.ndarray | SpooledTokens
     """Token ids, unsigned."""
     loss_mask: np.ndarray
-    """Same length as tokens; empty for texts, of which all tokens are trained on."""
+    """Has the same length as tokens, or is empty for texts, whose tokens are all trained on."""
     lengths: np.ndarray
     """Number of tokens of each document."""
     are_texts: bool
@@ -54,7 +56,7 @@ class Documents:
 
 @dataclass(frozen=True, eq=False)
 class Spooled:
-    """Documents whose tokens are sent to the parent in a file."""
+    """Documents whose tokens are sent to the parent process in a file."""
 
     file: Path
     dtype: np.dtype
@@ -65,7 +67,8 @@ class Spooled:
 
 
 def to_parent(documents: Documents, folder: Path) -> Documents | Spooled:
-    """The documents in the form in which they are sent to the parent. `folder` is for tokens too large for a pipe."""
+    """The documents in the form in which they are sent to the parent process. Tokens that are too large for a pipe are
+    written to a file in `folder`."""
     tokens = documents.tokens
     if not isinstance(tokens, np.ndarray) or tokens.nbytes <= SPOOLED_BYTES:
         return documents

@@ -14,11 +14,12 @@ from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 
 FORMAT_VERSION = 3
-"""Part of the fingerprint. Must be increased when the same input results in different rows."""
+"""Part of the fingerprint. It must be increased when a change of the code makes different rows from the same input."""
 
 
 def fingerprint_inputs(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that determines the rows, by name. The location of the input does not. Reads new input files."""
+    """Everything that determines the rows, as a mapping from names to values. The location of the input is not part of
+    it. Input files that are not in the record are read."""
     preprocessing = preprocessing_source(config.preprocessing_fn)
     of_tokens = (
         {}
@@ -54,7 +55,7 @@ def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def manifest_of(
     config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """The manifest of the finished folder. `details` are included unchanged."""
+    """The manifest of the finished folder. `details` are added to it unchanged."""
     reading, tally = progress.reading, progress.tally
     counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
     return {

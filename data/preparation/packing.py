@@ -1,4 +1,5 @@
-"""Pack documents into rows. Conversations are never split; texts are split and continue in the next row."""
+"""Pack documents into rows. Conversations are never split. Texts are split if necessary, and continue in the next
+row."""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
@@ -7,11 +8,12 @@ import numpy as np
 
 
 def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
-    """Best-fit decreasing: the longest document first, each into the fullest row that still has room for it.
+    """Best-fit decreasing: documents are placed in the order of their length, the longest first, each into the fullest
+    row that still has room for it.
 
-    `lengths` are at most row_length. Returns the documents' indices for each row, in their original order within a row,
-    and the rows ordered by their first document, to keep the order of the source as far as possible. Deterministic,
-    O(n log n).
+    All `lengths` must be at most row_length. Returns the indices of the documents in each row. To keep the order of the
+    source as far as possible, documents have their original order within a row, and rows are ordered by their first
+    document. The result is deterministic, and the cost is O(n log n).
     """
     if not len(lengths):
         return []
@@ -42,7 +44,7 @@ def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
 
 
 def _by_first_document(row_of: np.ndarray, n_rows: int) -> list[np.ndarray]:
-    """The documents of each row, given the row of each document."""
+    """The indices of the documents in each row, given the row of each document."""
     documents = np.argsort(row_of, kind="stable")
     ends = np.cumsum(np.bincount(row_of, minlength=n_rows))
     rows = np.split(documents, ends[:-1])
@@ -61,7 +63,8 @@ PACKERS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {
 
 
 def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
-    """Concatenate texts and split them every row_length tokens. Yields the lengths of the documents' pieces per row.
+    """Concatenate texts and split them every row_length tokens. Yields, for each row, the lengths of the pieces of
+    documents in it.
 
     All rows except the last are full.
     """
@@ -80,7 +83,8 @@ def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[i
 
 
 def cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
-    """Start each text in a new row, and split it into as many rows as needed. Yields the length of each piece."""
+    """Start each text in a new row, and split it into as many rows as it needs. Yields, for each row, the length of its
+    piece."""
     for length in lengths.tolist():
         for start in range(0, length, row_length):
             yield [min(row_length, length - start)]
@@ -90,4 +94,4 @@ CUTTERS: dict[str, Callable[[np.ndarray, int], Iterator[list[int]]]] = {
     "best_fit": concatenate_and_cut,
     "none": cut,
 }
-"""The implementations of `packing` for texts."""
+"""The value of `packing` -> its implementation for texts."""

@@ -1,7 +1,7 @@
-"""Prepare an MDS folder of rows from any source, once. A folder with an index is complete.
+"""Prepare an MDS folder of rows from any source. A folder with an index is complete, and is not prepared again.
 
-A row is a sample with the columns of data/mds/row.py. `index.json` and the shards have Streaming's format;
-`manifest.json` has statistics of all rows and tokens.
+A row is a sample with the columns of data/mds/row.py. `index.json` and the shards have Streaming's format.
+`manifest.json` contains statistics of all rows and tokens.
 """
 
 import shutil
@@ -40,12 +40,12 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None = None) -> Path:
-    """The folder of the source's rows in the cache, `cache_dir/FINGERPRINT`. It is prepared if it does not exist yet.
+    """The folder of the source's rows in the cache, `cache_dir/FINGERPRINT`. If it does not exist, it is prepared.
 
-    `source` is the open source of the config; None: open it here.
+    `source` is the config's source, already open; if it is None, it is opened here.
 
     If several processes need the same rows, one prepares them and the others wait, without a time limit. Raises
-    ConfigError for a configuration error and DataError for a data error (with all invalid rows).
+    ConfigError for a configuration error, and DataError for a data error. All invalid rows are reported together.
     """
     source = open_source(config) if source is None else source
     made_from = fingerprint_inputs(config, source, tokenizer)
@@ -66,7 +66,7 @@ def prepare_into(
 ) -> Path:
     """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
-    `compression` is Streaming's, such as zstd or zstd:7. A complete folder is not changed, and an incomplete one is
+    `compression` is Streaming's, such as zstd or zstd:7. A complete folder is not changed, and an incomplete folder is
     resumed. Raises ConfigError if the folder or the remote contains conflicting files.
     """
     check_compression(compression)
@@ -98,7 +98,7 @@ def write_once(
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
-    """Complete the folder if it is not complete. `details` are included in the manifest unchanged."""
+    """Complete the folder if it is not complete. `details` are added to the manifest unchanged."""
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
         journal = read_journal(folder)
@@ -129,7 +129,7 @@ def _write(
         progress = write_windows(shards, recipe, config)
         _refuse_if_nothing_is_kept(progress, config)
     except (ConfigError, DataError):
-        shards.discard()  # a resumed run would only fail again
+        shards.discard()  # a resumed preparation would fail again
         raise
     except WorkerEnded as error:
         if error.status >= 0:
@@ -141,8 +141,8 @@ def _write(
 def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
     if error.status == -signal.SIGKILL:
         return DataError(
-            f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again, "
-            f"with a smaller {setting('prepare_workers')}; completed work is kept"
+            f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again with "
+            f"a smaller {setting('prepare_workers')}; completed work is kept"
         )
     if error.status == -signal.SIGVTALRM:
         return DataError(

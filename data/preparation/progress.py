@@ -1,4 +1,5 @@
-"""The progress of a preparation: saved in the journal, and shown as a bar by the working and the waiting processes."""
+"""The progress of a preparation. It is saved in the journal. The process that prepares the rows, and those that wait
+for it, show it as a progress bar."""
 
 import sys
 from contextlib import suppress
@@ -14,9 +15,9 @@ from data.mds.writer import read_journal
 from data.preparation.recipe import Part, Tally
 
 BAR_DELAY = 2
-"""Seconds before a progress bar appears. Short preparations show none."""
+"""Seconds before a progress bar appears. Short preparations show no bar."""
 MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
-"""Seconds between updates of the progress bar, which are rare in log files."""
+"""Seconds between updates of the progress bar. Updates are rare because output often goes to a log file."""
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Progress:
 
     chunks: int = 0
     done: int = 0
-    """Completed units of the source."""
+    """Number of completed units of the source."""
     total: int = 0
     reading: Reading = field(default_factory=Reading)
     tally: Tally = field(default_factory=Tally)
@@ -38,7 +39,7 @@ class Progress:
         for target, values in ((reading, state["reading"]), (tally, state["tally"])):
             for name, value in values.items():
                 setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
-        for kind in reading.kinds:  # journals of an earlier version have no places
+        for kind in reading.kinds:  # journals written by earlier versions have no places
             reading.first.setdefault(kind, kind)
             reading.places.setdefault(kind, ["an earlier row"])
         return cls(state["chunks"], state["done"], total, reading, tally)
@@ -54,7 +55,7 @@ class Progress:
         self.tally.merge(part.tally)
 
     def dropped(self) -> dict[str, int]:
-        """Reason -> number of dropped rows."""
+        """Reason -> number of rows that were dropped for it."""
         dropped = {"bad rows": self.reading.bad_rows, "preprocessing_fn returned None": self.reading.n_dropped}
         return {reason: count for reason, count in (self.tally.dropped | dropped).items() if count}
 

@@ -1,4 +1,5 @@
-"""A recipe defines how chunks of a source become samples. Workers get tasks and return parts with tallies."""
+"""A recipe defines how chunks of a source become samples. Workers receive tasks, and return parts with their
+statistics."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,19 +17,20 @@ class Tally:
 
     examples_kept: int = 0
     examples_truncated: int = 0
-    """Kept examples whose end was cut off."""
+    """Number of examples that were kept, but truncated at the end."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Reason -> valid examples that were dropped because they do not fit."""
+    """Reason -> number of valid examples that were dropped because they do not fit into a row."""
     tokens_in: int = 0
     tokens_kept: int = 0
     tokens_truncated: int = 0
     tokens_dropped: int = 0
     trained_tokens: int = 0
-    """Trained tokens. The first token of a document, or of its piece, is never a label, so it does not count."""
+    """Number of trained tokens. The first token of a document, or of a piece of it, is never a label, so it does not
+    count."""
     rows: int = 0
     padding: int = 0
     document_lengths: Counter[str] = field(default_factory=Counter)
-    """n, a power of two -> number of documents with n to 2n - 1 tokens, before splitting."""
+    """A power of two n -> number of documents that had n to 2n - 1 tokens before they were split."""
 
     def merge(self, other: "Tally") -> None:
         for name, value in vars(other).items():
@@ -41,14 +43,14 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A chunk with the information available when it is submitted."""
+    """A chunk, with what was known about the source when the chunk was submitted."""
 
     chunk: Any
     form: str | None
     first_place: str
     """Place of the source's first valid row, which defined the form."""
     check_only: bool = False
-    """Bad rows were found, so the chunk is only checked for more."""
+    """True if bad rows were found before, so that this chunk is only checked for more bad rows."""
 
 
 @dataclass(kw_only=True)
@@ -60,11 +62,12 @@ class Part:
     reading: Reading
     tally: Tally
     content: Any = None
-    """Content for a window: an object with `received()` and, after that, `weight`; None: no content."""
+    """The chunk's content for a window; None if it has no content. The parent calls `received()`, whose result has a
+    `weight`."""
 
 
 class Recipe(Protocol):
-    """How chunks become samples: read in workers, and written window by window in the parent."""
+    """How chunks become samples. `read` is called in workers, and `samples` in the parent, once per window."""
 
     @property
     def source(self) -> Source: ...

@@ -22,7 +22,8 @@ def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Ite
 
 
 def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of complete documents. Each document fits into a row, so a window is small enough to be concatenated."""
+    """Rows of complete documents. Each document fits into a row, so the whole window is small enough to be
+    concatenated."""
     tokens = np.concatenate([documents.tokens[:] for documents in window])
     loss_mask = np.concatenate([documents.loss_mask for documents in window])
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -39,7 +40,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
 
 
 def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of texts, one after another, so that a large text is never copied as a whole."""
+    """Rows of texts. They are made one after another, so that a large text is never copied as a whole."""
     every_token = np.ones(config.max_seq_len, dtype=DTYPES["loss_mask"])
     rest = iter([documents.tokens for documents in window])
     tokens = next(rest)

@@ -8,7 +8,7 @@ from data.base.problems import listed
 
 
 def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
-    """A table of all rows and tokens, without empty lines."""
+    """A table of all rows and tokens. Lines with counts of 0 are left out."""
     if "tokenizer" not in manifest:
         dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in manifest["dropped"].items())
         wrote = f"Wrote {manifest['rows']:,} of {manifest['rows_in']:,} rows{dropped} in {seconds:.1f} s: {folder}"
@@ -21,7 +21,7 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
             "truncated",
             manifest["examples_truncated"],
             manifest["tokens_truncated"],
-            "included in kept: the end was cut",
+            "included in kept; their end was removed",
         ),
         ("dropped", sum(manifest["dropped"].values()), manifest["tokens_dropped"], ""),
         *(("", count, "", reason) for reason, count in manifest["dropped"].items()),

@@ -1,4 +1,5 @@
-"""The recipe for rows: workers convert chunks to documents, and the parent converts a window of documents to rows."""
+"""The recipe for rows of tokens: workers convert chunks to documents, and the parent converts windows of documents to
+rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Tokenizing:
     tokenizer: Tokenizer
     config: DatasetConfig
     spool: Path
-    """A folder for tokens too large for a pipe."""
+    """The folder for tokens that are too large for a pipe."""
 
     def columns(self, form: str) -> dict[str, str]:
         """The MDS columns of the rows."""
@@ -57,10 +58,11 @@ class Tokenizing:
         return part
 
     def _can_refuse(self, example: Example) -> bool:
-        """Whether tokenization may find a problem in such an example."""
+        """Whether tokenization may find a problem in this example."""
         if isinstance(example, Conversation | TokenTurns) or self.config.excess_length == "error":
             return True
-        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())  # may be too large for its tokenizer
+        # A text may be too large for its tokenizer.
+        return any(len(text) > MOST_BYTES // 4 for text in vars(example).values())
 
     def _fit(self, example: Example, tally: Tally) -> Document | Problem | None:
         document = tokenize(example, self.tokenizer, self.config)
@@ -83,7 +85,7 @@ class Tokenizing:
     def _join(self, documents: list[Document]) -> Documents | Spooled:
         are_texts = documents[0].is_text
         tokens = np.concatenate([document.tokens for document in documents])
-        # If ids fit into 16 bits, this halves the size of messages to the parent and of the window there.
+        # If all ids fit into 16 bits, this halves the size of messages to the parent, and of the parent's window.
         tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
         nothing = np.empty(0, dtype=DTYPES["loss_mask"])
         joined = Documents(

@@ -1,4 +1,5 @@
-"""Read a source's chunks in workers and write windows of their contents. Resumes where the journal ends."""
+"""Read the chunks of a source in workers, and write their contents in windows. A resumed preparation continues where
+the journal ends."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -14,13 +15,15 @@ from data.preparation.progress import Progress, source_bar
 from data.preparation.recipe import Recipe, Task
 
 WINDOW_TOKENS = 16 << 20
-"""Tokens that are packed together and held in memory at once. A killed run repeats at most this much work."""
+"""Number of tokens that are packed together, and kept in memory at the same time. A killed run repeats at most this
+much work."""
 MAX_IN_FLIGHT = 64 << 20
-"""Maximum number of units of the source in flight. A few rows of the largest size reach it."""
+"""Maximum number of units of the source in flight. A few rows of the maximum size are enough to reach it."""
 
 
 def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
-    """Write all windows that are not written yet. Raises DataError with all bad rows if they are errors."""
+    """Write all windows that are not written yet. Raises DataError about all bad rows, unless on_bad_example is
+    `drop`."""
     progress = Progress.of_journal(shards.state, recipe.source.total)
     tasks, window = _Tasks(recipe, progress, config), _Window(shards, recipe, progress)
     parts = map_in_order(
@@ -44,12 +47,13 @@ def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Prog
 
 
 def _is_refused(progress: Progress, config: DatasetConfig) -> bool:
-    """Whether writing has stopped because bad rows were found and are errors."""
+    """Whether writing has stopped because bad rows were found and on_bad_example is `error`."""
     return config.on_bad_example == "error" and progress.reading.bad_rows > 0
 
 
 class _Tasks:
-    """Chunks that are not read yet. They are submitted to workers within the limits."""
+    """The chunks that have not been read yet. They are submitted to workers, up to a maximum number of tasks and units
+    in flight."""
 
     def __init__(self, recipe: Recipe, progress: Progress, config: DatasetConfig) -> None:
         self._progress, self._config = progress, config
@@ -58,7 +62,7 @@ class _Tasks:
         self._first = deque(islice(self._chunks, n_workers))
         self.n_workers = max(1, min(n_workers, len(self._first)))
         self._in_flight = 0
-        """Units of the source in flight."""
+        """Number of units of the source in flight."""
 
     def submit(self) -> Iterator[Task]:
         reading = self._progress.reading
@@ -76,13 +80,13 @@ class _Tasks:
 
     def limit(self) -> int:
         """Maximum number of tasks in flight."""
-        if self._progress.reading.form is None:  # the first valid row decides the form for all
+        if self._progress.reading.form is None:  # the first valid row defines the form of all rows
             return 1
         return 2 * self.n_workers if self._in_flight < MAX_IN_FLIGHT else 0
 
 
 class _Window:
-    """Contents that are packed together."""
+    """The contents of chunks that will be packed together."""
 
     def __init__(self, shards: Shards, recipe: Recipe, progress: Progress) -> None:
         self._shards, self._recipe, self._progress = shards, recipe, progress

@@ -1,5 +1,5 @@
-"""Where records come from: hub datasets, local files, MDS folders. A source yields chunks; a chunk yields (place,
+"""Where records come from: hub datasets, local files, MDS folders. A source yields chunks, and a chunk yields (place,
 record) pairs.
 
-The parsers for the individual file formats are in data/sources/formats.
+The parsers for the file formats are in data/sources/formats.
 """

@@ -1,4 +1,5 @@
-"""The source for local files. Each file is hashed once, then read in order and split into chunks that workers parse."""
+"""The source for local files. Each file is hashed once. Then the files are read in order, and split into chunks that
+workers parse."""
 
 import functools
 import json
@@ -27,13 +28,13 @@ READERS: dict[str, Any] = {
     "arrow": ipc,
     "text": text,
 }
-"""The module that reads each kind of file. It has `check(path, name)`, which runs when a file is opened and returns
-what is skipped in every row (None: nothing); `split(content) -> chunks` for the parent process; and `rows(chunk)` for
-workers."""
+"""The module that reads each kind of file. It has three functions: `check(path, name)` is called when a file is opened,
+and describes the part of every row that is skipped, or returns None; `split(content)` is called in the parent process
+and yields chunks; `rows(chunk)` is called in workers."""
 _WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
 """Binary formats that store their number of rows."""
 LARGE = 16 << 20
-"""Bytes. A chunk with at least this much content counts with its full size towards the memory limit."""
+"""Bytes. A chunk with at least this much content counts with its decompressed size towards the memory limit."""
 
 
 class FileSource:
@@ -52,7 +53,7 @@ class FileSource:
         """Raises DataError for a file that cannot be read, is not UTF-8 or has an invalid header, and if all files are
         empty.
 
-        Files in the record are not opened.
+        Files that are in the record are not opened.
         """
         self._parts, self._format, self._record = list(parts), format, record
         self._files = list(dict.fromkeys(path for part in parts for path in part.files))
@@ -78,7 +79,8 @@ class FileSource:
 
     @property
     def total(self) -> int:
-        """Size of the files in bytes. A slice counts in proportion to its rows, which are counted for this."""
+        """Size of the files in bytes. A slice counts in proportion to its number of rows; to compute this, the rows of
+        its file are counted."""
         shares = [
             self._bytes[path] if rows is None else self._bytes[path] * (rows[1] - rows[0]) // max(self._count(path), 1)
             for path, rows in self._ranges()
@@ -91,12 +93,13 @@ class FileSource:
 
     @cached_property
     def _hashed(self) -> dict[Path, InputFile]:
-        """The files as they were when the fingerprint was computed. chunks() raises if they have changed since."""
+        """The files as they were when the fingerprint was computed. chunks() raises an error if they have changed since
+        then."""
         return self._record.hashed(self._opened, self._format)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the files' content and of the slices as written in the config. Together they determine the rows."""
+        """Hash of the content of the files and of the slices in the config, which together determine the rows."""
         parts: list[Any] = []
         for part in self._parts:
             files = [[reader, self._hashed[path].xxh3] for path in part.files if (reader := self._readers[path])]
@@ -128,7 +131,7 @@ class FileSource:
         return read_rows(chunk)
 
     def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
-        """Each file with the range of rows to read, counted from 0; None: all rows."""
+        """Each file, with the range of its rows to read, counted from 0; None: all rows."""
         for part in self._parts:
             if part.slice is None:
                 yield from ((path, None) for path in part.files)
@@ -159,7 +162,7 @@ class FileSource:
             return f"split selects none of the {n_rows:,} rows of {listed(names)}: use a larger slice"
         if len(names) == 1:
             return f"{names[0]}: {why}: remove it, or add rows to it"
-        return f"none of the {len(names):,} files has any rows ({listed(names)}): name other files"
+        return f"none of the {len(names):,} files has any rows ({listed(names)}): choose other files"
 
 
 def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
@@ -173,8 +176,8 @@ def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
 def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]:
     """Set the size of each chunk of compressed content to its share of the file's bytes on disk.
 
-    A large chunk keeps its decompressed size, because memory is limited by it. The chunks after it get smaller sizes
-    until the total matches again.
+    A large chunk keeps its decompressed size, because the sizes of chunks limit memory. The chunks after it get smaller
+    sizes, until their total equals the bytes on disk again.
     """
     done = 0
     for chunk in chunks:
@@ -185,7 +188,7 @@ def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]
 
 
 def _cut(content: Content, chunks: Iterator[FileChunk], start: int, end: int) -> Iterator[FileChunk]:
-    """The rows from `start` up to, but not including, `end`. Chunks after `end` are not read."""
+    """The chunks of the rows start..end-1. Chunks after `end` are not read."""
     row = 0
     for chunk in chunks:
         n_rows = _rows_in(chunk)
@@ -214,7 +217,7 @@ def _count_rows(reader: str, file: InputFile, name: str) -> int:
 
 
 def _reader_of(path: Path, name: str, format: str) -> str | None:
-    """The key of the file's reader; None if the file is empty. Raises DataError if the file cannot be read."""
+    """The file's key in READERS; None if the file is empty. Raises DataError if the file cannot be read."""
     if format in _WITH_ROW_COUNT:
         with os_errors_named(name, as_error=DataError):
             return format if path.stat().st_size else None

@@ -1,4 +1,4 @@
-"""Find the local files that a config refers to: the files of a split in a folder, or files named by the config."""
+"""Find the local files that a config refers to: the files of a split in a folder, or files that the config names."""
 
 import glob
 from collections import Counter
@@ -42,7 +42,7 @@ class Part:
 
 
 def is_path(name: str) -> bool:
-    """Whether hf_name is a local file or folder and not a hub dataset."""
+    """Whether hf_name refers to local files and not to a hub dataset."""
     if name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
     with _access_errors("hf_name"):  # a local folder takes precedence over a hub dataset, as in `datasets`
@@ -126,13 +126,13 @@ def _refuse_files(config: DatasetConfig, why: str) -> None:
 
 @contextmanager
 def _access_errors(key: str) -> Iterator[None]:
-    """Convert an OSError for a path that cannot be accessed into a ConfigError."""
+    """Convert the OSError for a path that cannot be accessed into a ConfigError."""
     try:
         yield
     except OSError as error:
         raise ConfigError(
-            f"names {str(error.filename)!r}, which cannot be accessed ({reason(error)}): name another path, or "
-            "get read permission for its folder",
+            f"names {str(error.filename)!r}, which cannot be accessed ({reason(error)}): use another path, or get read "
+            "permission for its folder",
             key=key,
         ) from None
 
@@ -145,7 +145,8 @@ def _expanded(key: str, path: str) -> Path:
 
 
 def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
-    """Files in the order of the patterns, and sorted within a pattern, without duplicates."""
+    """The files that match the patterns, without duplicates, in the order of the patterns, and sorted within each
+    pattern."""
     files: list[Path] = []
     for pattern in patterns:
         whole = base / _expanded(key, pattern)
@@ -163,7 +164,8 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Files and folders that match the pattern. Its longest prefix that is an existing folder is taken literally."""
+    """The files and folders that match the pattern. Its longest prefix that is an existing folder is not interpreted as
+    a pattern."""
     folder = next((above for above in pattern.parents if above.is_dir()), Path())
     rest = str(pattern.relative_to(folder))
     return [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]  # noqa: PTH207
@@ -184,13 +186,15 @@ def _why_nothing(key: str, path: Path) -> str:
     if path.is_symlink():
         return f"it is a link to {str(path.readlink())!r}, which does not exist"
     bracket = (
-        " (in a pattern, [...] matches one of the characters; write [[] for a bracket)" if "[" in path.name else ""
+        " (in a pattern, [...] matches one of the characters in the brackets; write [[] for a bracket)"
+        if "[" in path.name
+        else ""
     )
     return f"no such file exists{bracket or from_here(path)}"
 
 
 def _others_below(folder: Path) -> str:
-    """The other files in a folder without text files, and how to name them in the config."""
+    """For a folder without text files: which other files it contains, and how to name them in the config."""
     found = Counter(path.suffix for path in files_below(folder) if path.suffix)
     if not found:
         return ""
@@ -237,7 +241,8 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
 
 
 def _check_split(key: str, split: str) -> None:
-    """Files named without a split belong to `train`, as in the `datasets` library."""
+    """Raises ConfigError if `split` is not `train`. Files that are named without a split belong to `train`, as in the
+    `datasets` library."""
     if split != "train":
         instead = f"remove {setting('split')} and name the files of that split"
         if key == "hf_kwargs.data_files":
@@ -248,7 +253,8 @@ def _check_split(key: str, split: str) -> None:
 
 
 def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files with the split's name in their file or folder name; all files if none has the name of any split."""
+    """The files that have the split's name in their file or folder name; all files if no file has the name of any
+    split."""
     files = files_below(folder)
     refuse_saved_below(key, folder, files)
     every = [path for path in files if suffix_of(path) in suffixes and named_format(path) is not None]

@@ -1,4 +1,4 @@
-"""The files in a folder and its subfolders, including those behind links, and the files of each split."""
+"""Find the files in a folder and its subfolders, following links, and the files of each split."""
 
 import os
 import re
@@ -15,12 +15,12 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Words in the names of a split's files and folders, as in the `datasets` library."""
+"""Split -> words in the names of its files and folders, as in the `datasets` library."""
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files below a folder, sorted, without hidden files and metadata. Links are followed, except a link to a
-    folder that contains the link.
+    """The files below a folder, sorted, without hidden files and metadata. Links are followed, unless a link leads to a
+    folder that contains it.
 
     Broken links are included. Raises OSError for a folder that cannot be read.
     """
@@ -44,20 +44,21 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 
 def is_file_or_broken_link(path: Path) -> bool:
-    """Whether a path that is not a folder is a file or a broken link, and not a pipe or a device. Broken links are
+    """Whether a path that is not a folder is a file or a broken link. False for pipes and devices. Broken links are
     kept so that `without_duplicates` can report them."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def files_of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
-    """The files with a word for the split in their name, or in the name of a folder between `folder` and them."""
+    """The files that have a word for the split in their name, or in the name of one of their folders below `folder`."""
     words = "|".join(re.escape(word) for word in SPLIT_WORDS.get(split, (split,)))
     word = re.compile(rf"(?:^|[-._ /0-9])(?:{words})(?:[-._ /0-9]|$)")
     return [path for path in files if word.search(path.relative_to(folder).as_posix())]
 
 
 def without_duplicates(files: list[Path]) -> list[Path]:
-    """The files without links to earlier files of the list. One message names the links that were removed.
+    """The files without those that are the same file as an earlier one in the list. One message names the paths that
+    were removed.
 
     Raises ConfigError for a link to a missing file.
     """
@@ -79,7 +80,8 @@ def without_duplicates(files: list[Path]) -> list[Path]:
 
 
 def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
-    """Log one message with the files that look like data, belong to this split or to no split, and are not taken."""
+    """Log one message with the files that look like data, belong to this split or to no split, and are not among
+    `taken`."""
     left = set(files) - set(taken)
     if split is not None:
         own = set(files_of_split(files, folder, split))
@@ -90,7 +92,7 @@ def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | Non
 
 
 def notice_unread(where: str, unread: list[str]) -> None:
-    """Log one message with the files that look like data but are not read, if there are any."""
+    """Log one message that lists files that look like data but are not read, if there are any."""
     if unread:
         count = "1 file looks like data and is" if len(unread) == 1 else f"{len(unread):,} files look like data and are"
         notice(f"{where}, but {count} not read: {listed(unread)}")

@@ -1,4 +1,5 @@
-"""A dataset of the Hugging Face hub: one commit, downloaded into the hub's cache, where it is also found offline."""
+"""A dataset on the Hugging Face hub. One commit is downloaded into the hub's cache, so that it can also be used
+offline."""
 
 import glob
 import json
@@ -32,8 +33,8 @@ _DOWNLOADS = 8
 def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource":
     """Request the commit, the list of its files and the dataset card. No data is downloaded yet.
 
-    Raises ConfigError for a dataset, revision, subset or split that does not exist, for a dataset without access, for a
-    dataset that is loaded by code, and without a network if the dataset is not in the hub's cache.
+    Raises ConfigError if the dataset, revision, subset or split does not exist, if access is denied, if the dataset is
+    loaded by code, or if there is no network and the dataset is not in the hub's cache.
     """
     commit = find_commit(config, name)
     chosen = choose(config, commit)
@@ -48,19 +49,19 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
 
 
 class HubSource:
-    """The splits of a commit. Files are downloaded when chunks() starts."""
+    """The source for splits of a commit. Files are downloaded when chunks() starts."""
 
     unit = "B"
 
     def __init__(self, config: DatasetConfig, commit: Commit, chosen: Chosen, record: InputFiles) -> None:
         self._config, self._commit, self._chosen, self._record = config, commit, chosen, record
-        # The size of a slice is only known after the download.
+        # The size of a slice is not known before the download.
         is_known = chosen.format is not None and not chosen.slices
         self.total = sum(commit.files[file] for file in chosen.files) if is_known else 0
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the commit and the file names. A commit's content never changes, so no download is needed."""
+        """Hash of the commit and the file names. The content of a commit never changes, so no download is needed."""
         chosen = self._chosen
         parts: list[Any] = [self._commit.sha, chosen.format, chosen.files]
         if chosen.slices:
@@ -118,7 +119,7 @@ def _download(config: DatasetConfig, commit: Commit, files: list[str]) -> list[P
 
 
 def _record(config: DatasetConfig, commit: Commit) -> None:
-    """Write the list of the commit's files, which is read when the commit is opened offline."""
+    """Save the list of the commit's files, which is needed when the commit is opened offline."""
     record = record_of(config, commit.dataset, commit.sha)
     record.parent.mkdir(parents=True, exist_ok=True)
     unfinished = record.with_suffix(".unfinished")
@@ -127,7 +128,8 @@ def _record(config: DatasetConfig, commit: Commit) -> None:
 
 
 def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) -> Iterator[FileChunk]:
-    """Chunks of files that only the `datasets` library can read. It converts them to Arrow tables in its own cache."""
+    """Chunks of files that only the `datasets` library can read. The library converts them to Arrow tables in its own
+    cache."""
     import datasets
     from datasets.exceptions import DatasetsError
 

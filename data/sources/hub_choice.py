@@ -1,4 +1,5 @@
-"""Choose the files to read from the commit of a hub dataset: the files that the `datasets` library chooses."""
+"""Choose the files to read from a commit of a hub dataset. They are the same files that the `datasets` library
+chooses."""
 
 import contextlib
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Chosen:
     parts: list[SplitPart]
     """The splits and slices to read, in this order."""
     format: str | None
-    """A key of FORMATS; None for files that only the library can read."""
+    """A key of FORMATS; None for files that only the `datasets` library can read."""
 
     @property
     def files(self) -> list[str]:
@@ -36,14 +37,14 @@ class Chosen:
 
 
 def choose(config: DatasetConfig, commit: Commit) -> Chosen:
-    """Choose the files of the splits. The library needs only the dataset card and the file names for this, so it gets a
-    folder of empty files."""
+    """Choose the files of the splits with the `datasets` library. It needs only the dataset card and the file names, so
+    it is given a folder with the card and empty files."""
     kwargs = config.hf_kwargs
     with TemporaryDirectory() as folder:
         root = Path(folder) / commit.dataset.rpartition("/")[2]
         builder = _builder(config, commit, root)
         splits: dict[str, list[str]] = {
-            # The library lists a file once for each pattern that it matches.
+            # The library lists a file once for each pattern that the file matches.
             str(split): [Path(file).relative_to(root.resolve()).as_posix() for file in dict.fromkeys(files)]
             for split, files in (builder.config.data_files or {}).items()
         }
@@ -62,7 +63,8 @@ def choose(config: DatasetConfig, commit: Commit) -> Chosen:
 
 
 def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
-    """The library's builder for a folder, created at `root`, with the dataset card and empty files for all others."""
+    """The library's builder for a folder with the dataset card and, for each other file, an empty file. The folder is
+    created at `root`."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -84,14 +86,15 @@ def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
 
 
 def _notice_unread(commit: Commit, read: set[str]) -> None:
-    """Report the files that are in no split, such as those with an upper-case suffix. For datasets without subsets."""
+    """Report files that belong to no split, such as files with an upper-case suffix. Only used for datasets without
+    subsets."""
     unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
     hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
     notice_unread(f"{setting('hf_name')} is {commit.dataset!r}", [file for file in unread if file not in hidden])
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:
-    """The format for our readers; None if our readers would interpret the files differently from the library."""
+    """The format for our readers; None if they would not read the files in the same way as the library."""
     kinds = {named_format(file) for file in files}
     if len(kinds) != 1:
         return None

@@ -21,15 +21,16 @@ class Commit:
     dataset: str
     sha: str
     files: dict[str, int]
-    """Path in the repository -> bytes (0 if unknown)."""
+    """Path in the repository -> size in bytes (0 if unknown)."""
     card: Path
-    """The snapshot folder in the hub's cache. It contains the dataset card if there is one."""
+    """The snapshot folder in the hub's cache. It contains the dataset card if the dataset has one."""
     offline: str | None
     """Why the hub was not contacted; None if it was."""
 
 
 def find_commit(config: DatasetConfig, name: str) -> Commit:
-    """The commit of the revision or the main branch. Raises ConfigError if it does not exist or access is denied."""
+    """The commit of the revision, or of the main branch if no revision is set. Raises ConfigError if it does not exist
+    or access is denied."""
     from huggingface_hub.errors import HFValidationError
 
     offline = why_offline()
@@ -84,7 +85,8 @@ def _hub_commit(config: DatasetConfig, name: str) -> Commit:
 
 
 def _snapshot(name: str, revision: str | None, *, local_only: bool = False) -> Path:
-    """The commit's folder in the hub's cache, with the dataset card. Caches which commit the revision refers to."""
+    """The commit's folder in the hub's cache, with the dataset card. Also caches the commit to which the revision
+    refers."""
     from huggingface_hub import snapshot_download
 
     with quiet():
@@ -117,5 +119,6 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
 
 
 def record_of(config: DatasetConfig, name: str, sha: str) -> Path:
-    """Path of the list of a commit's files. The hub's cache alone cannot show that a download is incomplete."""
+    """Path of the saved list of a commit's files. The list is needed because the hub's cache does not show whether a
+    download is complete."""
     return Path(config.cache_dir) / "hub" / f"{name.replace('/', '--')}@{sha}.json"

@@ -1,7 +1,7 @@
 """The record of input files in cache_dir: their hashes and formats. An unchanged file is not read again.
 
-A file has changed if its size, its modification time or its inode has. One process per node reads new files. The others
-wait for a file lock, not in a collective operation, and then take the hashes from the record.
+A file counts as changed if its size, modification time or inode has changed. One process per node reads new files. The
+others wait for a file lock (not in a collective operation), and then read the hashes from the record.
 """
 
 import functools
@@ -25,19 +25,21 @@ from data.base.sizes import progress_bar
 from data.sources.formats.content import BLOCK_BYTES, InputFile, changed, state_of
 
 RECORD = ".input-files.json"
-"""File in cache_dir with `version` and, in `files`, an entry for each file and format. Its lock file is next to it."""
+"""File in cache_dir that contains `version` and, in `files`, an entry for each file and format. Its lock file is in the
+same folder."""
 VERSION = 1
 """Version of the record's format. A record of another version is not used."""
 SETTLED = 3.0
-"""Seconds. File systems store times in steps of up to 2 s (FAT), so a file that is read this soon after a change may
-change again without a new modification time."""
+"""Seconds. File systems store times in steps of up to 2 s (FAT). If a file is read sooner than this after a change, it
+may change again without a new modification time."""
 LARGE = 1 << 30
-"""Bytes. For more new data than this, the other ranks let local rank 0 read, because launchers show only its progress
-bar."""
+"""Bytes. If there is more new data than this, the other ranks let local rank 0 read it, because launchers show only the
+progress bar of local rank 0."""
 DELAY = 2.0
 """Seconds before a progress bar or a message about waiting appears."""
 SAVE_EVERY = 30.0
-"""Seconds between two saves. A killed run loses at most the hashes of this period and of the file being read."""
+"""Seconds between two saves of the record. A killed run loses at most the hashes computed since the last save, and that
+of the file being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Opened:
     """The result of opening a file."""
 
     reader: str | None = None
-    """The key of its reader; None if the file is empty."""
+    """The key of the file's reader; None if the file is empty."""
     left_out: str | None = None
     """The part of each row that is skipped; None: nothing is skipped."""
 
@@ -57,20 +59,20 @@ class _Entry:
     xxh3: str
     begun: float
     ended: float
-    """Start and end of reading the file (Unix time)."""
+    """The times at which reading the file began and ended (Unix time)."""
     reader: str | None
     left_out: str | None
 
 
 class InputFiles:
-    """The record of a cache_dir. If the folder cannot be written, every process reads the files itself."""
+    """The record of input files in a cache_dir. If the folder is not writable, every process reads the files itself."""
 
     def __init__(self, cache_dir: str, *, rehash: bool = False) -> None:
         """rehash: ignore entries written before this object was created."""
         self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
         self._entries = self._load()
         self._seen: dict[Path, tuple[int, ...]] = {}
-        """State of each file when it was opened. It must not change before the file is hashed."""
+        """State of each file when it was opened. The file must not change before it is hashed."""
 
     def opened(self, path: Path, format: str) -> Opened | None:
         """The recorded result of opening the file; None if the file must be read."""
@@ -79,7 +81,7 @@ class InputFiles:
         return Opened(reader=entry.reader, left_out=entry.left_out) if entry is not None else None
 
     def hashed(self, files: Mapping[Path, Opened], format: str) -> dict[Path, InputFile]:
-        """The files with their hashes. Files that are not in the record are read. Raises DataError for a file that
+        """The files with their hashes. Only files that are not in the record are read. Raises DataError for a file that
         cannot be read."""
         hashed = {path: self._hashed(path, format) for path in files}
         if None in hashed.values():
@@ -108,7 +110,7 @@ class InputFiles:
         return InputFile(path, entry.state[0], entry.xxh3, state) if entry is not None else None
 
     def _entry(self, format: str, path: Path, state: tuple[int, ...]) -> _Entry | None:
-        """The file's entry, unless the file has changed, or may have changed, since."""
+        """The file's entry; None if the file has changed, or may have changed, since it was read."""
         entry = self._entries.get(_key(format, path))
         if entry is None or entry.state != _compared(state):
             return None
@@ -130,14 +132,15 @@ class InputFiles:
         return InputFile(path, size, digest.hexdigest(), state)
 
     def _state_as_opened(self, path: Path) -> tuple[int, ...]:
-        """Raises DataError if the file has changed since it was opened, because its reader may no longer be right."""
+        """The file's state. Raises DataError if the file has changed since it was opened, because its reader may no
+        longer be the right one."""
         state = _state(path)
         if self._seen.get(path, state) != state:
             raise DataError(changed(str(path)))
         return state
 
     def _waiting(self, notice_at: float) -> bool:
-        """Called while another process holds the lock. Returns False: never give up waiting."""
+        """Called while another process holds the lock. Returns False, so that this process never gives up waiting."""
         if time.monotonic() > notice_at:
             notice(f"Waiting for another process that is reading the input files ({self._file})")
         return False
@@ -149,7 +152,8 @@ class InputFiles:
             return {}
 
     def _save(self) -> None:
-        """Write the record without deleted files. If this fails, the files are read again in the next run."""
+        """Write the record, without entries for deleted files. If this fails, the files are read again in the next
+        run."""
         self._entries = {key: entry for key, entry in self._entries.items() if not _is_deleted(key)}
         files = {key: asdict(entry) for key, entry in self._entries.items()}
         with suppress(OSError), tempfile.TemporaryDirectory(dir=self._file.parent, prefix=RECORD) as folder:
@@ -160,7 +164,7 @@ class InputFiles:
 
 @functools.lru_cache(maxsize=1)
 def _parse(record: Path, state: tuple[int, ...]) -> dict[str, _Entry]:
-    """The valid entries. The record is parsed once for all streams, until it changes."""
+    """The valid entries of the record. It is parsed only once for all streams, unless it changes."""
     match json.loads(record.read_bytes()):
         case {"version": version, "files": dict(files)} if version == VERSION:
             return {key: _Entry(**entry) for key, entry in files.items() if _is_valid(entry)}
@@ -182,7 +186,8 @@ def _is_valid(entry: Any) -> bool:
 
 
 def _is_deleted(key: str) -> bool:
-    """Whether the file was deleted. False if its folder is missing too: that may be unmounted or on another node."""
+    """Whether the file was deleted. False if its folder is missing too, because the folder may be unmounted, or exist
+    only on another node."""
     path = Path(key.partition(":")[2])
     return path.parent.is_dir() and not os.path.lexists(path)
 
@@ -197,8 +202,8 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _compared(state: tuple[int, ...]) -> list[int]:
-    """Size, modification time and inode. The device is left out because its number differs between nodes, and ctime
-    because a new hard link or a change of permissions changes it."""
+    """Size, modification time and inode. The device is left out because its number differs between nodes. ctime is left
+    out because new hard links and changed permissions change it."""
     _, inode, size, mtime_ns, _ = state
     return [size, mtime_ns, inode]
 

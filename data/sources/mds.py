@@ -1,4 +1,5 @@
-"""MDS folders with samples that are not tokenized yet, local or remote, written by this project or by LLM Foundry.
+"""The source for MDS folders whose samples are not tokenized yet, local or remote, written by this project or by LLM
+Foundry.
 
 LLM Foundry's finetuning converter writes `prompt` and `response` (str; older versions bytes), `messages` (json) or
 `turns` (json: a list of {input_ids, labels}). Its text converter writes `text` (str).
@@ -22,7 +23,7 @@ from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
 
 _AS_JSON = ("messages", "turns")
-"""Columns that contain a list, or a list as JSON text."""
+"""Columns that contain a list, or the JSON text of a list."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MdsChunk:
 
 
 def open_mds(config: DatasetConfig) -> MdsFolder:
-    """Open the folder of `local`, `remote` and `split`. Raises the errors of MdsFolder.open."""
+    """Open the folder that is given by `local`, `remote` and `split`. Raises the errors of MdsFolder.open."""
     return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
 
 
@@ -44,7 +45,8 @@ class MdsSource:
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` comes from open_mds. Raises ConfigError if the remote is too large or its columns form no examples."""
+        """`mds` is the result of open_mds. Raises ConfigError if the remote is too large, or if its columns are not
+        those of examples."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
@@ -65,7 +67,8 @@ class MdsSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the shard hashes in the index. Shards without a recorded hash are downloaded and hashed."""
+        """Hash of the hashes of all shards in the index. Shards for which the index has no hash are downloaded and
+        hashed."""
         return self._fingerprint
 
     @cached_property
@@ -85,7 +88,8 @@ class MdsSource:
         return [{"path": self.mds.name, **about, "fingerprint": self.fingerprint}]
 
     def chunks(self) -> Iterator[MdsChunk]:
-        """Chunks of about a megabyte on average. Their sizes follow from the index, so no shard is downloaded."""
+        """Chunks of about a megabyte on average. Their sizes are computed from the index, so no shard is downloaded
+        here."""
         self.mds.check()
         for shard, end in zip(self.mds.shards, self.mds.ends.tolist(), strict=True):
             size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
@@ -103,8 +107,8 @@ class MdsSource:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value as it would be in a JSONL row. Other values are returned unchanged; data/examples/examples.py reports
-    them."""
+    """The value as it would be in a JSONL row. A value of an unsupported type is returned unchanged, and
+    data/examples/examples.py reports it."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

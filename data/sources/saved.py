@@ -1,4 +1,5 @@
-"""Folders that the `datasets` library wrote with save_to_disk: Arrow streams, and JSON files that list them."""
+"""Folders that save_to_disk of the `datasets` library has written. They contain Arrow streams, and JSON files that list
+the streams."""
 
 import json
 from pathlib import Path, PurePath
@@ -16,22 +17,23 @@ def is_saved(folder: Path) -> bool:
 
 
 def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
-    """Raises ConfigError if a file belongs to a folder written by save_to_disk, which must be named itself."""
+    """Raises ConfigError if a file belongs to a folder written by save_to_disk, because the config must name that
+    folder itself."""
     for path in files:
         if path.name == _STATE and _is_dataset(path.parent):
             where = path.parent.parent if (path.parent.parent / _DICT).is_file() else path.parent
             raise ConfigError(
                 f"is {str(folder)!r}, but {str(where)!r} was written by save_to_disk of the `datasets` library: "
-                f"name that folder itself ({setting('hf_name', str(where))})",
+                f"name that folder instead ({setting('hf_name', str(where))})",
                 key=key,
             )
 
 
 def saved_files(key: str, folder: Path, split: str) -> list[Path]:
-    """The Arrow files of the split in order; the list may be empty.
+    """The Arrow files of the split, in order.
 
-    The split of a single dataset is `train`, or the name in its state file. Raises ConfigError for a split that does
-    not exist, and DataError for an incomplete folder or one whose rows are selected by an index file.
+    The list may be empty. The split of a single dataset is `train`, or the name in its state file. Raises ConfigError
+    for a split that does not exist, and DataError if the folder is incomplete or an index file selects its rows.
     """
     if not _is_dataset(folder):
         splits = _read(folder / _DICT).get("splits")

@@ -12,50 +12,54 @@ from data.sources.input_files import InputFiles
 
 
 class Chunk(Protocol):
-    """A part of a source of about a megabyte. It is made in the parent, sent to a worker, and can be pickled."""
+    """A part of a source, about a megabyte in size. It is made in the parent process and sent to a worker, so it can be
+    pickled."""
 
     @property
     def size(self) -> int:
-        """Size in the source's unit of progress."""
+        """Size in the unit of the source."""
         ...
 
 
 class Source(Protocol):
-    """One open source. Opening only checks that the data exists; the fingerprint reads the files that are new."""
+    """One open source. Opening it only checks that the data exists. New files are read when the fingerprint is
+    computed."""
 
     unit: str
-    """Unit of progress: `B` or `rows`."""
+    """The unit in which progress is counted: `B` or `rows`."""
 
     @property
     def total(self) -> int:
-        """Units in the whole source; 0 if unknown."""
+        """Size of the whole source in this unit; 0 if unknown."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content and its order. It does not depend on the location."""
+        """Hash of the content and its order, which does not depend on the location of the data."""
         ...
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """The manifest's entries for the files: path or name, bytes or rows, hash or revision. Plain JSON values."""
+        """The manifest's entries about the files, as plain JSON values: path or name, bytes or rows, hash or
+        revision."""
         ...
 
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks, always the same. Raises DataError if the content has changed since the fingerprint."""
+        """The chunks, which are the same in each call. Raises DataError if the content has changed since the
+        fingerprint was computed."""
         ...
 
     def rows(self, chunk: Any) -> Iterator[tuple[str, Any]]:
-        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Runs in forked workers."""
+        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in forked workers."""
         ...
 
 
 def open_source(config: DatasetConfig, *, rehash: bool = False) -> Source:
-    """Open the config's single source: find its files and check that their formats are supported.
+    """Open the config's single source: find its files, and check that their formats are supported.
 
-    With rehash, unchanged files are read again for the fingerprint. Raises ConfigError for data that does not exist,
-    and DataError for a file that cannot be read, is empty, is not UTF-8 or has an invalid header. For a hub dataset
-    only the list of its files and its card are requested.
+    With `rehash`, files are read again for the fingerprint even if they seem unchanged. Raises ConfigError for data
+    that does not exist, and DataError for a file that cannot be read, is empty, is not UTF-8 or has an invalid header.
+    For a hub dataset, only the list of its files and its card are requested.
     """
     record = InputFiles(config.cache_dir, rehash=rehash)
     if config.text is not None:
@@ -87,7 +91,7 @@ def _open_hub(config: DatasetConfig, name: str, record: InputFiles) -> Source:
 
     if name == "text":
         raise ConfigError(
-            f"is 'text', but plain text files are named in `{setting('text')}` instead of {setting('hf_name')}",
+            f"is 'text', but plain text files are set in `{setting('text')}` instead of {setting('hf_name')}",
             key="hf_name",
         )
     for format, suffixes in FORMATS.items():

@@ -1,4 +1,4 @@
 """Object stores (s3://, gs://) for reading and writing files: addresses, clients, retries, errors.
 
-The packages that use the objects define their content.
+The content of the objects is defined in the packages that use them.
 """

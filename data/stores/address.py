@@ -1,4 +1,4 @@
-"""URLs of folders in object stores, s3://bucket/prefix: validation, and the local folder for a URL."""
+"""URLs of folders in object stores, such as s3://bucket/prefix: their validation, and the local folder for a URL."""
 
 import hashlib
 import re
@@ -8,20 +8,22 @@ from urllib.parse import urlsplit
 from data.base.paths import shown
 
 SCHEMES = ("s3", "gs")
-"""The stores that checkpoints and exports can be written to."""
+"""The schemes of the stores to which checkpoints and exports can be written."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _KEPT = 700
-"""Maximum size of a prefix in bytes, so that names can be appended."""
+"""Maximum size of a prefix in bytes. Keys may be longer, so that names can be appended."""
 
 
 def url_defect(text: str) -> str | None:
-    """Why a URL is not a folder in a store, in words that follow the key; None if it is."""
+    """An error text, written to follow the key, if a URL is not that of a folder in a store; otherwise None."""
     url = urlsplit(text)
     known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
     if url.scheme not in SCHEMES:
         return f"is {shown(text)}, but the supported object stores are {known}: use one of these, or a path"
     if "@" in url.netloc:
-        return f"is {shown(text)}, but credentials are not allowed in it: remove them, and set them in the environment"
+        return (
+            f"is {shown(text)}, but credentials are not allowed in a URL: remove them, and set them in the environment"
+        )
     if url.query or url.fragment or _BUCKET.fullmatch(url.netloc) is None:
         return f"is {shown(text)}, but it must be {url.scheme}://BUCKET/PREFIX"
     parts = url.path.strip("/").split("/")
@@ -39,7 +41,7 @@ def split_url(url: str) -> tuple[str, str, str]:
 
 
 def folder_for(url: str, root: str | Path) -> Path:
-    """The local folder below root for a URL: a readable name with a hash that makes it unique."""
+    """The local folder for a URL. It is below `root`, and has a readable name with a hash that makes it unique."""
     url = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])[-60:].strip("-")
     return Path(root, f"{readable}-{hashlib.blake2b(url.encode(), digest_size=6).hexdigest()}")

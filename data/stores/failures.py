@@ -1,4 +1,4 @@
-"""Classify errors about files in a remote, from any library: the reason, and whether to retry."""
+"""Find the reason of an error about a file in a remote, raised by any library, and whether a retry is useful."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ class FetchError(Exception):
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
         self.absent, self.denied = absent, denied
-        """The answer of the remote: the file does not exist, or access to it is denied."""
+        """What the remote answered: the file does not exist, or access to it is denied."""
 
 
 def fetch_error(error: Exception) -> FetchError:
@@ -31,7 +31,7 @@ def is_worth_a_retry(error: Exception) -> bool:
 
 
 def raise_if_full(error: BaseException) -> None:
-    """Raises the OSError of a full disk, if the error is one or was raised from one."""
+    """Raises the OSError about a full disk, if the error is such an OSError or was raised from one."""
     if isinstance(error, OSError) and is_full(error):
         raise error
     if error.__cause__ is not None:
@@ -39,8 +39,8 @@ def raise_if_full(error: BaseException) -> None:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status code of the answer; each library stores it in another attribute."""
-    # Subclasses are excluded: one in huggingface_hub means that there is no network.
+    """The HTTP status code of the response. Each library stores it in a different attribute."""
+    # Subclasses are excluded, because huggingface_hub raises one if there is no network.
     if type(error) in (FileNotFoundError, NotADirectoryError):
         return 404
     if isinstance(error, PermissionError):

@@ -1,4 +1,4 @@
-"""Buckets of Google Cloud Storage, with Google's default credentials."""
+"""Buckets in Google Cloud Storage, accessed with Google's default credentials."""
 
 import os
 from collections.abc import Iterator
@@ -15,20 +15,21 @@ _MISSING = (
 _TIMEOUT = (20, 60)
 """Time limits for a connection and for a response, in seconds."""
 _CHUNK_BYTES = 64 * 2**20
-"""Size of the parts of a large file. A failed part is sent again."""
+"""Size of the parts in which a large file is sent. A part that fails is sent again."""
 
 
 class GCSBucket:
     """See store.Bucket. Google's library retries each call for up to two minutes."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
-        """Raises ConfigError without credentials if writable. Public buckets can be read without them."""
+        """Raises ConfigError if there are no credentials and the bucket must be writable. Public buckets can be read
+        without credentials."""
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
         from google.cloud.storage import Client
         from google.cloud.storage.retry import DEFAULT_RETRY
 
         try:
-            # With STORAGE_EMULATOR_HOST the client needs no credentials.
+            # If STORAGE_EMULATOR_HOST is set, the client needs no credentials.
             self._client: Any = Client()
         except DefaultCredentialsError:
             if writable:
@@ -54,7 +55,7 @@ class GCSBucket:
     def read(self, key: str) -> tuple[bytes, str]:
         blob = self._bucket.blob(key)
         blob.reload(**self._options)
-        version = blob.generation  # the download resets this attribute
+        version = blob.generation  # a download overwrites this attribute
         return blob.download_as_bytes(if_generation_match=version, **self._options), str(version)
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:

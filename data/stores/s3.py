@@ -1,4 +1,4 @@
-"""Buckets of S3 and of compatible stores (S3_ENDPOINT_URL), with boto3's default credentials."""
+"""Buckets in S3 and in compatible stores (S3_ENDPOINT_URL), accessed with boto3's default credentials."""
 
 import io
 import os
@@ -16,14 +16,15 @@ _MISSING = (
 _CONNECT_SECONDS, _READ_SECONDS = 20, 60
 _PART_BYTES = 64 * 2**20
 _PARALLEL_PARTS = 4
-"""Parts of one file that are sent in parallel. Several files are sent in parallel too."""
+"""Number of parts of a file that are sent in parallel. Several files are also sent in parallel."""
 
 
 class S3Bucket:
-    """See store.Bucket. Calls are retried according to AWS_MAX_ATTEMPTS; each part of a large file separately."""
+    """See store.Bucket. Calls are retried according to AWS_MAX_ATTEMPTS, for a large file separately for each part."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
-        """Raises ConfigError without credentials if writable. Public buckets can be read without them."""
+        """Raises ConfigError if there are no credentials and the bucket must be writable. Public buckets can be read
+        without credentials."""
         from boto3.s3.transfer import TransferConfig
         from boto3.session import Session
         from botocore import UNSIGNED
@@ -65,7 +66,7 @@ class S3Bucket:
         try:
             self._client.upload_file(str(path), self.name, key, Config=self._transfer)
         except S3UploadFailedError as error:
-            raise error.__context__ or error from None  # the answer of the store
+            raise error.__context__ or error from None  # the store's error response
 
     def fetch(self, key: str, path: Path) -> None:
         self._client.download_file(self.name, key, str(path), Config=self._transfer)
@@ -93,7 +94,8 @@ class S3Bucket:
         self._client.delete_object(Bucket=self.name, Key=key)
 
     def abandon_uploads(self, prefix: str) -> None:
-        """Abort incomplete uploads of killed processes: their parts cost money and do not show up in listings."""
+        """Abort incomplete uploads of killed processes, because their parts cost money and are not shown in
+        listings."""
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
         for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])

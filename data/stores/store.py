@@ -1,4 +1,4 @@
-"""A folder in an object store. Failed calls are retried; the final error names the object."""
+"""A folder in an object store. Failed calls are retried, and the final error names the object."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,20 +14,20 @@ from data.stores.gcs import GCSBucket
 from data.stores.s3 import S3Bucket
 
 WAITS = (1, 4)
-"""Seconds between retries, in addition to the retries of the clients."""
+"""Seconds between retries. The clients have their own retries in addition."""
 PARALLEL = 8
-"""Files that are sent or fetched in parallel."""
+"""Number of files that are sent or fetched in parallel."""
 
 T = TypeVar("T")
 
 
 class Bucket(Protocol):
-    """A bucket of one store's library. Its methods raise that library's errors."""
+    """A bucket that is accessed with the library of its store. Methods raise the library's errors."""
 
     name: str
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and bytes of each object whose key begins with the prefix."""
+        """The key and the size in bytes of each object whose key begins with the prefix."""
         ...
 
     def send(self, path: Path, key: str) -> None:
@@ -37,12 +37,13 @@ class Bucket(Protocol):
     def fetch(self, key: str, path: Path) -> None: ...
 
     def read(self, key: str) -> tuple[bytes, str]:
-        """The content of a small object, and its version."""
+        """The content and the version of a small object."""
         ...
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
-        """Write the object and return its new version, or None if its current version is not `replaces` (empty: if the
-        object exists). Without `replaces`, and in stores without conditional writes, the object is always written."""
+        """Write the object and return its new version. If `replaces` is given, the object is only written if this is
+        its current version (or, if `replaces` is empty, if the object does not exist); otherwise None is returned.
+        Without `replaces`, and in stores that do not support conditional writes, the object is always written."""
         ...
 
     def delete(self, key: str) -> None:
@@ -62,7 +63,7 @@ class StoreError(Exception):
 
 
 class Store:
-    """A folder in a store. Names are relative to its URL. Calls may raise StoreError, and OSError for local files."""
+    """A folder in a store. Names are relative to its URL. Methods may raise StoreError, and OSError for local files."""
 
     def __init__(self, url: str, bucket: Bucket) -> None:
         self.url, self._bucket = url.rstrip("/"), bucket
@@ -70,7 +71,7 @@ class Store:
         self._prefix = f"{prefix}/" if prefix else ""
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Name -> size in bytes of all objects whose names begin with `below`."""
+        """Name -> size in bytes, for all objects whose names begin with `below`."""
         keys = self._tried(below, "listed", lambda: list(self._bucket.sizes(self._prefix + below)))
         return {key.removeprefix(self._prefix): n_bytes for key, n_bytes in keys}
 
@@ -79,8 +80,8 @@ class Store:
         self._each(files, "written", lambda path, name: self._bucket.send(path, self._prefix + name))
 
     def send_folder(self, folder: Path, below: str, last: str) -> None:
-        """Upload all files of a folder. `last`, one of their names, is deleted first and sent last, so that a reader
-        who finds it also finds the others."""
+        """Upload all files of a folder. The file named `last` is deleted from the store first and sent last, so that a
+        reader who finds it also finds the other files."""
         self.delete([f"{below}/{last}".lstrip("/")])
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [(path, f"{below}/{path.relative_to(folder).as_posix()}".lstrip("/")) for path in paths]
@@ -110,7 +111,8 @@ class Store:
             self._tried(name, "deleted", lambda name=name: self._bucket.delete(self._prefix + name))
 
     def abandon_uploads(self) -> None:
-        """Delete incomplete uploads of killed processes. Errors are ignored: listing them needs its own permission."""
+        """Delete incomplete uploads of killed processes. Errors are ignored, because listing such uploads needs a
+        separate permission."""
         with suppress(StoreError):
             self._tried("", "listed", lambda: self._bucket.abandon_uploads(self._prefix))
 
@@ -148,7 +150,8 @@ _BUCKETS: dict[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GCSBucket}
 
 
 def open_store(url: str, *, writable: bool = True) -> Store:
-    """Open the folder of a valid URL. Raises ConfigError without credentials; sends no request to the store."""
+    """Open the folder with a valid URL. Raises ConfigError if credentials are needed and missing. Sends no request to
+    the store."""
     scheme, bucket, _ = split_url(url)
     try:
         return Store(url, _BUCKETS[scheme](bucket, writable=writable))

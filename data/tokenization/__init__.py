@@ -1,4 +1,5 @@
-"""Tokenizers, chat templates and loss masks: from an example to token ids, and which of them are trained on.
+"""Tokenizers, chat templates and loss masks: convert an example to token ids, and determine which of them are trained
+on.
 
-Packing of documents into rows is in data/preparation.
+Documents are packed into rows in data/preparation.
 """

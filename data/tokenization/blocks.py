@@ -1,7 +1,8 @@
-"""Encode a text of any size with tiktoken in blocks: the same ids as for the whole text, with the memory of a block.
+"""Encode a text of any size with tiktoken in blocks. The ids are the same as for the whole text, but only the memory
+for one block is needed.
 
 tiktoken splits a text into pieces by a pattern, and merges the bytes of each piece. This needs 35 bytes of memory per
-byte of the longest piece, and its regex engine fails on a million characters of whitespace.
+byte of the longest piece, and tiktoken's regex engine fails on a million characters of whitespace.
 """
 
 import re
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
     import tiktoken
 
 BLOCK = 400_000
-"""Characters of a text, or bytes of a piece, that tiktoken gets in one call. No token is longer."""
+"""Number of characters of a text, or bytes of a piece, that are passed to tiktoken in one call. No token is longer."""
 OVERLAP = 64
-"""Tokens at the end of a block of a long piece that are merged again together with the next block."""
+"""Number of tokens at the end of a block of a long piece that are merged again, together with the next block."""
 
-# In all patterns of tiktoken, a piece never continues from another character to a space, and no pattern looks further
-# ahead than that. (tiktoken and Python agree on what is whitespace.)
+# In all of tiktoken's patterns, a piece that has reached a non-whitespace character ends before the next space, and no
+# pattern looks further ahead than that. (tiktoken and Python have the same definition of whitespace.)
 _CUT = re.compile(r"\S(?= )")
 _LAST_CUT = re.compile(r".*\S(?= )", re.DOTALL)
 
 
 def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool) -> np.ndarray:
-    """The ids as int32. With `special`, special tokens written in the text are encoded as special tokens, otherwise as
-    text. Raises RowError, see check_known."""
-    ids = bytearray()  # it grows in place, so nothing is held twice
+    """The ids as int32. Special tokens written in the text are encoded as special tokens if `special` is set, and as
+    text otherwise. Raises RowError, see check_known."""
+    ids = bytearray()  # a bytearray grows in place, so no second copy is needed
     for part in _between_special(encoding, text) if special else _blocks(encoding, text, 0, len(text)):
         ids += np.asarray(part, dtype=np.int32).data
     return np.frombuffer(ids, dtype=np.int32)
@@ -64,7 +65,8 @@ def _encode(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
 
 
 def _pieces(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[list[int]]:
-    """The ids of a stretch in which no safe place to split was found. The pattern itself finds its pieces."""
+    """The ids of a part of the text in which no safe place to split was found. Its pieces are found with the
+    pattern."""
     check_known(text[start:end])
     ids: list[int] = []
     for found in _compile(encoding._pat_str).finditer(text, start, end):
@@ -89,7 +91,8 @@ def _compile(pattern: str) -> "regex.Pattern[str]":
 
 
 def check_known(stretch: str) -> None:
-    """Raises RowError for a character that is newer than Python: two regex engines may classify it differently."""
+    """Raises RowError for a character that is newer than Python's Unicode version, because the two regex engines may
+    classify it differently."""
     if stretch.isascii():
         return
     unknown = sorted(c for c in set(stretch) if unicodedata.category(c) == "Cn")
@@ -104,18 +107,18 @@ def check_known(stretch: str) -> None:
 def merge_long(
     merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes
 ) -> Iterator[list[int]]:
-    """The ids of `merge(piece)` for a piece that is longer than any token, merged in blocks.
+    """The ids of `merge(piece)` for a piece that is longer than any token, computed in blocks.
 
-    A sequence of tokens is the merge of its bytes if and only if every two neighbours are the merge of their own bytes:
-    the first merge across a border would also happen if only these two tokens existed. Neighbours in one block meet
-    this condition. So the next block may begin at any border between tokens at which its first token is the same as in
-    this block.
+    A sequence of tokens is the merge of its bytes if and only if every pair of adjacent tokens is the merge of its own
+    bytes, because the first merge across a border between two tokens would also happen if there were only these two
+    tokens. Adjacent tokens in one block meet this condition. The next block may therefore begin at any border between
+    tokens, if its first token is the same as the token at this place in the current block.
     """
     start, size = 0, BLOCK
     ids = merge(piece[:size])
     while start + size < len(piece):
         border = _border(merge, bytes_of, piece, start + size, ids)
-        if border is None:  # the merges depend on everything that follows
+        if border is None:  # the merges depend on all bytes that follow
             size *= 2
             ids = merge(piece[start : start + size])
             continue
@@ -128,7 +131,8 @@ def merge_long(
 def _border(
     merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes, end: int, ids: list[int]
 ) -> tuple[int, int, list[int]] | None:
-    """How many ids of a block that ends at `end` are kept, where the next block starts, and the next block's ids."""
+    """For a block that ends at `end`: how many of its ids are kept, where the next block starts, and the ids of the
+    next block."""
     overlap = OVERLAP
     while overlap < len(ids):
         start = end - sum(len(bytes_of(token)) for token in ids[-overlap:])

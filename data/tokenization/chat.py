@@ -1,6 +1,6 @@
-"""From an example to token ids, and which of them are trained on.
+"""Convert an example to token ids, and determine which of them are trained on.
 
-A trained response extends from the end of the generation prompt to the token that ends the turn, inclusive.
+A trained response extends from the end of the generation prompt to the token that ends the turn, including this token.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,9 +27,9 @@ class Document:
     """One example as tokens."""
 
     tokens: np.ndarray
-    """int32. For a text, the smallest unsigned type that fits the vocabulary."""
+    """int32; for a text, the smallest unsigned type that can represent all ids."""
     loss_mask: np.ndarray
-    """Same length as tokens: 1 for tokens that are trained on."""
+    """Has the same length as tokens: 1 for tokens that are trained on, 0 for others."""
     is_text: bool = False
     """Whether this is a text for pretraining, which may be split anywhere."""
 
@@ -40,11 +40,11 @@ class Document:
 
 
 def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
-    """The example's tokens, and a loss mask according to `target_prompts` and `target_responses`.
+    """The example's tokens, with a loss mask according to `target_prompts` and `target_responses`.
 
     A prompt and its response are concatenated unchanged, followed by the tokenizer's end token. A conversation is
-    rendered by the chat template. A text is followed by the end token and trained on completely. Returns a Problem for
-    defects that only show in the tokens, and for a text that is too large to be encoded.
+    rendered by the chat template. A text is followed by the end token, and all of its tokens are trained on. Returns a
+    Problem for defects that can only be found in the tokens, and for a text that is too large to be encoded.
 
     Raises TemplateError for a conversation if the tokenizer has no chat template, if its template does not end an
     answer with a special token, or if it leaves out something that `tokenizer.chat_template_drops` does not list.
@@ -58,7 +58,7 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
 def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     end = np.array([tokenizer.eos_token_id], dtype=np.int32)
     if isinstance(example, Text):
-        # A text may be the largest object in memory, so its ids are stored in the smallest type while eos is added.
+        # A text may be the largest object in memory, so its ids are converted to the smallest type when eos is added.
         smallest = np.min_scalar_type(tokenizer.vocab_size - 1)
         tokens = np.concatenate([tokenizer.encode(example.text), end], dtype=smallest, casting="unsafe")
         return Document(tokens, np.ones(len(tokens), dtype=DTYPES["loss_mask"]), is_text=True)
@@ -73,9 +73,9 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
 
 def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndarray:
     """The tokens before the assistant's next answer as int32, the same as in training. Special tokens written in the
-    messages stay text.
+    messages are encoded as text.
 
-    Raises ConfigError if the tokenizer has no chat template, DataError if the template rejects the conversation.
+    Raises ConfigError if the tokenizer has no chat template, and DataError if the template rejects the conversation.
     """
     hidden = hide_special_tokens(conversation, tokenizer)
     try:
@@ -88,9 +88,10 @@ def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndar
 
 
 def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
-    """The document with at most max_seq_len tokens; the reason if it is dropped; a Problem if its length is an error.
+    """The document with at most max_seq_len tokens, the reason if it is dropped, or a Problem if its length is an
+    error.
 
-    A text is returned at its full length: packing splits it, and it continues in the next row.
+    A text is returned unchanged, because packing splits it and continues it in the next row.
     """
     length, longest = len(document.tokens), config.max_seq_len
     if not document.is_text and not document.trained_tokens:
@@ -110,7 +111,8 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
 
 
 def _document(parts: Iterable[tuple[str, np.ndarray, bool | None]], config: DatasetConfig) -> Document:
-    """Join the `(kind, ids, train)` parts in their order. If train is None, the config decides."""
+    """Join the `(kind, ids, train)` parts in order. If `train` is None, the config determines whether the part is
+    trained on."""
     parts = list(parts)
     last = max(index for index, (kind, _, _) in enumerate(parts) if kind == "response")
     masks = []
@@ -145,7 +147,8 @@ def _not_in_vocabulary(example: TokenTurns, tokenizer: Tokenizer) -> Problem | N
 
 
 def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, None]]:
-    """The parts as in LLM Foundry's collator: eos follows the last response, unless that ends with a stop token."""
+    """The parts in the same form as LLM Foundry's collator makes them: eos follows the last response, unless this
+    response ends with a stop token."""
     for index, (prompt, response) in enumerate(example.turns):
         is_last = index == len(example.turns) - 1
         ends = not is_last or response[-1] in tokenizer.stop_token_ids
@@ -198,10 +201,12 @@ def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
 
 
 def _encode(text: str, tokenizer: Tokenizer, hidden: Hidden) -> np.ndarray:
-    """The ids of rendered text. The template's special tokens are special; hidden ones are encoded as text.
+    """The ids of rendered text. Special tokens that the template wrote are encoded as special tokens, and hidden ones
+    as text.
 
-    If any are hidden, the text between special tokens is encoded piece by piece. Vocabularies that treat the beginning
-    of a text differently (SentencePiece's leading space) may then produce other ids there.
+    If there are hidden ones, the text between special tokens is encoded piece by piece. With vocabularies that treat
+    the beginning of a text differently (SentencePiece's leading space), the ids at the beginning of a piece may then be
+    different.
     """
     if not hidden.tokens:
         return tokenizer.encode_rendered(text)

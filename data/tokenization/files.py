@@ -1,4 +1,4 @@
-"""The files of a Hugging Face tokenizer, in a form that transformers 4.53 to 5 read identically.
+"""Write the files of a Hugging Face tokenizer in a form that transformers 4.53 to 5 read identically.
 
 transformers 5 saves a class (`TokenizersBackend`) and a list (`extra_special_tokens`) that transformers 4 cannot load.
 """
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 TRANSFORMERS_VERSION = "4.53.0"
-"""The oldest version that can read these files; it is written into them. With a newer version, 4.57 would falsely warn
-about the regex of the GPT-4 tokenizer."""
+"""The oldest version of transformers that can read these files. It is written into them as the version that saved them.
+If it were newer, transformers 4.57 would warn about the regex of the GPT-4 tokenizer without reason."""
 _CLASS = "PreTrainedTokenizerFast"
-"""The class of a tokenizer with only a tokenizer.json in transformers 4, which 5 also accepts."""
+"""The class that transformers 4 uses for a tokenizer with only a tokenizer.json. transformers 5 accepts it too."""
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -47,7 +47,7 @@ def write_tokenizer(
         **named,
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
-        # DBRX takes no token_type_ids. Without them, model.generate(**tokenizer(text)) works.
+        # DBRX accepts no token_type_ids. Because they are left out, model.generate(**tokenizer(text)) works.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_seq_len,
         "tokenizer_class": _CLASS,
@@ -60,7 +60,8 @@ def write_tokenizer(
 
 
 def save_for_transformers_4(tokenizer: Any, folder: Path) -> None:
-    """Call tokenizer.save_pretrained, and convert what only transformers 5 reads to the format of 4."""
+    """Call tokenizer.save_pretrained, and convert entries that only transformers 5 can read to the format of
+    transformers 4."""
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from data.base.redaction import redacted
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
 
 _REASON_LENGTH = 300
-"""Maximum number of characters shown of a message from transformers."""
+"""Messages from transformers are truncated to this number of characters."""
 
 
 def load_hf(name: str) -> Any:
@@ -24,7 +24,7 @@ def load_hf(name: str) -> Any:
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
-            # The files read here may be saved next to a checkpoint.
+            # The files that are read here may be saved with a checkpoint.
             refuse_links(path)
             check_json_files(path)
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -47,7 +47,8 @@ def load_hf(name: str) -> Any:
 
 
 def _check_on_hub(name: str, offline: str | None) -> str:
-    """Download and check a repository's JSON files. Returns their commit; the other files must have the same commit."""
+    """Download and check a repository's JSON files. Returns their commit, from which all other files must be read
+    too."""
     from huggingface_hub import snapshot_download
 
     from data.hub.client import quiet
@@ -59,12 +60,12 @@ def _check_on_hub(name: str, offline: str | None) -> str:
 
 
 def _why_not_loaded(folder: Path, error: Exception) -> str:
-    """The defect of the folder or repository that made transformers raise this error, and a fix."""
+    """The defect in the folder or repository that made transformers raise this error, and a fix."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
         return "it contains no tokenizer.json: save one there with transformers' tokenizer.save_pretrained"
-    # The rest of this message lists all architectures that transformers supports.
+    # Only this part of the message is used, because the rest lists all architectures that transformers supports.
     if reason.startswith("Unrecognized model") and folder.is_dir():
         return (
             "the class of its tokenizer is unknown: it has neither a config.json with a model_type nor a "

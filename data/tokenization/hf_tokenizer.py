@@ -1,4 +1,5 @@
-"""Tokenizers of the transformers library. Chat templates are rendered the same with every version of transformers."""
+"""Tokenizers of the transformers library. Chat templates are rendered in the same way with all versions of
+transformers."""
 
 import hashlib
 import re
@@ -15,12 +16,12 @@ from data.tokenization.templates.sandbox import render_chat
 from data.tokenization.tokenizer import fingerprint_of
 
 MOST_BYTES = 2 << 20
-"""Maximum size of a text for the tokenizers library. The library needs up to 270 bytes of memory per byte, and no
-place to split a text is safe for every vocabulary."""
+"""Maximum size in bytes of a text for the tokenizers library. The library needs up to 270 bytes of memory per byte of
+text, and there is no place at which a text can be split safely for all vocabularies."""
 
 
 class HFTokenizer:
-    """Any tokenizer of the transformers library that needs no custom code."""
+    """A tokenizer of the transformers library. It can be any one that needs no custom code."""
 
     def __init__(
         self, name: str, tokenizer: Any, *, chat_template_drops: Sequence[str] = (), chat_date: str | None = None
@@ -78,14 +79,14 @@ class HFTokenizer:
             )
         except TemplateError:
             raise
-        except Exception as error:  # an error in the template, or one that it raises itself
+        except Exception as error:  # an error in the template, or an error that the template itself raises
             raise DataError(str(error) or type(error).__name__) from error
 
     def _strftime(self, format: str) -> str:
         if self._date is None:
             raise TemplateError(
-                f"the chat template of tokenizer {self.name} writes today's date ({format}), so the rows would "
-                "depend on the day on which they are prepared: set the date, as in "
+                f"the chat template of tokenizer {self.name} writes today's date ({format}), so the rows would depend "
+                "on the day on which they are prepared: set the date, as in "
                 f"{setting('tokenizer.chat_date', '2026-11-29')}"
             )
         return self._date.strftime(format)
@@ -117,8 +118,9 @@ def _check_size(text: str) -> None:
     if n_bytes > MOST_BYTES:
         raise RowError(
             "too large for its tokenizer",
-            f"has a text of {n_bytes:,} bytes, but a Hugging Face tokenizer, which needs up to 270 times that in "
-            f"memory, gets at most {MOST_BYTES:,}: split the row, remove it, or use tiktoken, which takes any size",
+            f"has a text of {n_bytes:,} bytes, but the maximum for a Hugging Face tokenizer, which needs up to 270 "
+            f"times as much memory, is {MOST_BYTES:,}: split the row, remove it, or use tiktoken, which accepts any "
+            "size",
         )
 
 
@@ -139,7 +141,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = render_chat(tokenizer, messages, subject="its chat template", strftime=datetime.now().strftime)
     except TemplateError:
         raise
-    except Exception:  # the template may need more than two plain messages; then only eos stops generation
+    except Exception:  # the template may not support two plain messages; then only eos ends generation
         return None
     rest = text.rpartition(words)[2].lstrip()
     found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
@@ -147,7 +149,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 def _special_tokens(tokenizer: Any) -> dict[str, int]:
-    """The special tokens that split_special_tokens splits, in the order of their ids."""
+    """The special tokens that are encoded as text if split_special_tokens is set, in the order of their ids."""
     added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     return dict(sorted((named | added).items(), key=lambda item: item[1]))
@@ -161,6 +163,6 @@ def _contents(tokenizer: Any) -> object:
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
         contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    # Only settings that are not paths or file names (such as do_lower_case) count.
+    # Settings that are paths or file names are left out. Others, such as do_lower_case, are included.
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
     return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]

@@ -16,10 +16,10 @@ _KEY = "tokenizer.kwargs.vocab_file"
 
 
 def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
-    """token -> rank, from a file with a base64 token and its rank on each line.
+    """Token -> rank, read from a file with a token in base64 and its rank on each line.
 
-    Raises ConfigError for a file that does not exist or is malformed (with the line), that lacks a single byte, or that
-    contains one of the special tokens, which get their own ids.
+    Raises ConfigError if the file does not exist, if a line is malformed (the message names the line), if one of the
+    256 single bytes is missing, or if the file contains a special token, because special tokens get their own ids.
     """
     where = f"is {str(path)!r}, but"
     with os_errors_named(f"{where} it", key=_KEY):
@@ -75,12 +75,13 @@ def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int
 
     letters = byte_letters()
     written = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    # Special tokens are also in the model's vocabulary, so that their ids may have gaps (cl100k's 100256).
+    # Special tokens are also added to the model's vocabulary, so that there may be gaps between ids (100256 in cl100k).
     vocab = {written[token]: rank for token, rank in ranks.items()} | special_tokens
     merges = [(written[left], written[right]) for left, right in merges_of(ranks)]
-    # tiktoken does not merge a piece that is a token itself: ignore_merges.
+    # ignore_merges, because tiktoken does not merge a piece that is itself a token.
     fast = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True, byte_fallback=False))
-    # In the regex syntax of the tokenizers library, {1,3}+ is a repetition, not possessive. Other syntax is the same.
+    # In the regex syntax of the tokenizers library, {1,3}+ is a repetition and not a possessive quantifier. All other
+    # syntax in the pattern is the same.
     split = pre_tokenizers.Split(Regex(re.sub(r"(\{[\d,]+\})\+", r"\1", pattern)), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -98,8 +99,8 @@ def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int
 def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Every pair of tokens that merges into a token, in the order of tiktoken.
 
-    tiktoken merges the neighbours whose merged bytes have the lowest rank, while the tokenizers library ranks pairs. So
-    all splits of a token are listed one after another.
+    tiktoken merges the adjacent tokens whose merged bytes have the lowest rank, while the tokenizers library ranks
+    pairs. For each token, all pairs that merge into it are therefore listed one after another.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -110,7 +111,8 @@ def merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> list[str]:
-    """The printable character of each byte in GPT-2's byte-level BPE: itself, or one from U+0100 on."""
+    """The printable character for each byte in GPT-2's byte-level BPE: the character with the same code, or one from
+    U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, others = [], 0
     for byte in range(256):

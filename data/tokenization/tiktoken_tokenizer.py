@@ -1,4 +1,4 @@
-"""tiktoken's encodings and vocabulary files, with DBRX's special tokens and ChatML template."""
+"""Tokenizers from tiktoken's encodings and vocabulary files, with DBRX's special tokens and ChatML template."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-# The pattern of cl100k_base in syntax that the regex engines of tiktoken and of the tokenizers library read alike.
+# The pattern of cl100k_base, in syntax with the same meaning for the regex engines of tiktoken and of the tokenizers
+# library.
 CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,9 +30,10 @@ END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>",
 OURS = (END_OF_TEXT, PAD, IM_START, IM_END)
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant. Answer truthfully, and say so when you do not know."
-"""The system prompt of conversations without one if `use_default_system_prompt` is set."""
+"""The system prompt for conversations without a system message, if `use_default_system_prompt` is set."""
 
-# The newline comes before a turn, not after it, so that a rendered conversation begins with its rendered first turns.
+# The newline is written before a turn and not after it, so that the text of the first turns is the beginning of the
+# text of the whole conversation.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ ('' if loop.first else '\\n') + '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' }}"
@@ -96,8 +98,8 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
 class TiktokenTokenizer:
     """A tiktoken encoding with DBRX's special tokens and ChatML template.
 
-    Special tokens that the encoding lacks get the ids after its last one. With cl100k_base these are <|pad|> 100277,
-    <|im_start|> 100278 and <|im_end|> 100279, next to its own <|endoftext|> 100257, the same as in DBRX.
+    Special tokens that are not in the encoding get the ids after its last id. With cl100k_base these are <|pad|>
+    100277, <|im_start|> 100278 and <|im_end|> 100279, in addition to its own <|endoftext|> 100257, the same as in DBRX.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class TiktokenTokenizer:
         by_rank = sorted((rank, token.hex()) for token, rank in ranks.items())
         contents = ["tiktoken", by_rank, pattern, sorted(special.items()), self._template]
         self.fingerprint = fingerprint_of(contents, self.chat_template_drops)
-        # tiktoken's documentation asks for different names if the special tokens differ.
+        # According to tiktoken's documentation, encodings with different special tokens must have different names.
         self._encoding = tiktoken.Encoding(
             f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
@@ -149,7 +151,7 @@ class TiktokenTokenizer:
     ) -> str:
         try:
             return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except TypeError as error:  # the template concatenates strings, but a content is not a string
+        except TypeError as error:  # a content is not a string, but the template concatenates strings
             raise DataError(str(error)) from error
 
     def encode_rendered(self, text: str) -> np.ndarray:
@@ -159,7 +161,7 @@ class TiktokenTokenizer:
 
     @cached_property
     def _fast(self) -> "tokenizers.Tokenizer":
-        """The same vocabulary for the tokenizers library, as in exports."""
+        """A tokenizer of the tokenizers library with the same vocabulary, which is used in exports."""
         encoding = self._encoding
         return to_fast(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
@@ -186,12 +188,12 @@ class TiktokenTokenizer:
 
 @lru_cache
 def _compile(template: str) -> "jinja2.Template":
-    """Compile the template like transformers does, so that an exported template renders the same text."""
+    """Compile the template in the same way as transformers, so that an exported template renders the same text."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
 def _int32(ids: np.ndarray) -> np.ndarray:
-    """tiktoken's uint32 without a copy."""
+    """tiktoken's uint32 ids, without a copy."""
     return ids.view(np.int32)

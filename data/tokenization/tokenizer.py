@@ -10,7 +10,8 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """The interface of all tokenizers. Instances can be pickled for loader workers."""
+    """The interface of all tokenizers. Instances can be pickled, so that they can be sent to the workers of a
+    loader."""
 
     name: str
     vocab_size: int
@@ -29,7 +30,7 @@ class Tokenizer(Protocol):
     """Hash of everything that determines the ids and the rendered text."""
 
     def encode(self, text: str) -> np.ndarray:
-        """The ids as int32. Nothing is added; special tokens written in the text are encoded as text.
+        """The ids as int32. No tokens are added, and special tokens written in the text are encoded as text.
 
         Raises RowError for a text that would need too much memory.
         """
@@ -42,19 +43,22 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
         tools: list[dict[str, Any]] | None = None,
     ) -> str:
-        """The conversation as rendered by the chat template; with the generation prompt, up to the start of an answer.
+        """The conversation as rendered by the chat template. With `add_generation_prompt`, it includes the text up to
+        the start of an answer.
 
-        Raises ConfigError if there is no template, TemplateError if it needs the date and none is configured, and
-        DataError with the template's message if it rejects the conversation.
+        Raises ConfigError if there is no template, TemplateError if the template needs the date and no date is
+        configured, and DataError with the template's message if the template rejects the conversation.
         """
         ...
 
     def encode_rendered(self, text: str) -> np.ndarray:
-        """The ids of rendered text as int32. Special tokens in it are special. Raises the errors of encode."""
+        """The ids of rendered text as int32. Special tokens in it are encoded as special tokens. Raises the errors of
+        encode."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids. Invalid UTF-8 becomes U+FFFD. Unused ids, which a model may have, become empty."""
+        """The text of the ids. Invalid UTF-8 is replaced with U+FFFD. Ids that the tokenizer does not use, which a
+        model's larger vocabulary may contain, are decoded to empty text."""
         ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:

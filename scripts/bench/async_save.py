@@ -1,18 +1,18 @@
-"""Compares saving in the background with blocking saves: the stall of training, and step times during the write.
+"""Compares saving in the background with blocking saves: how long training stalls, and step times during the write.
 
-One rank trains a small DBRX with one thread. The rest of the checkpoint (ballast, to reach each size) is not touched by
-the steps, so that a step is short compared with a write. In each round every variant saves once, and the order of the
-variants changes from round to round. The stall is the duration of the save call after a step. Steps inside begin and
-end while the thread writes; as many steps outside run before, when nothing is written. The results are medians; ratios
-are taken within a round. A plain write of the same number of bytes with fsync is also timed, because the speed of the
-disk varies.
+One rank trains a small DBRX with one thread. Most of the checkpoint is filler tensors, which bring it to the requested
+size and which the steps do not use, so that a step is short compared with a write. In each round every variant saves
+once, and the order of the variants changes from round to round. The stall is the duration of the save call after a
+step. Steps "inside" begin and end while the thread writes. The same number of steps "outside" run before the save,
+while nothing is written. The results are medians, and ratios are computed per round. A plain write of the same number
+of bytes, followed by fsync, is also timed, because the speed of the disk varies.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -28,8 +28,8 @@ from typing import Any
 from scripts.bench import common
 
 VARIANTS = ("background", "waiting", "bare write")
-_BALLAST = 16 * 10**6
-"""The approximate size in bytes of one tensor of the ballast."""
+_FILLER_BYTES = 16 * 10**6
+"""The approximate size of one filler tensor in bytes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=64, n_layers=2, rows=1, max_seq_len=64, rounds=7, threads=1)
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000], help="sizes (default: 200 1000)")
     parser.add_argument(
-        "--folder", type=Path, help="folder of the checkpoints (default: the system's temporary folder)"
+        "--megabytes", type=int, nargs="+", default=[200, 1000], help="checkpoint sizes (default: 200 1000)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the checkpoints (default: the system's temporary folder)"
     )
     return parser.parse_args(argv)
 
@@ -78,8 +80,8 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
             if variant == "background":
-                inside = inside[:-1]  # the thread ended during the last step
-                count = max(len(inside), 20)  # the number of steps outside in the next round
+                inside = inside[:-1]  # the write ended during the last step
+                count = max(len(inside), 20)  # the number of outside steps in the next round
             found[variant].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
     return found
 
@@ -115,9 +117,9 @@ def build(n_bytes: int, args: argparse.Namespace) -> tuple[Callable[[], None], d
     step()
     tensors = saved_tensors(model, optimizer)
     left = n_bytes - sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    count = max(left // _BALLAST, 1)
+    count = max(left // _FILLER_BYTES, 1)
     for number in range(count if left > 0 else 0):
-        tensors[f"ballast.{number}"] = torch.rand(left // count // 4)
+        tensors[f"filler.{number}"] = torch.rand(left // count // 4)
     return step, tensors
 
 
@@ -149,7 +151,7 @@ def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, backg
 
 
 def timed(step: Callable[[], None]) -> tuple[float, float]:
-    """Wall-clock seconds, and CPU seconds of this thread, which other programs do not affect."""
+    """Return wall-clock seconds, and CPU seconds of this thread, which other programs do not affect."""
     began, cpu = time.perf_counter(), time.thread_time()
     step()
     return time.perf_counter() - began, time.thread_time() - cpu
@@ -180,7 +182,7 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     outside = [median_of(each["outside"], 0) for each in background]
     print(
         f"{megabytes} MB: {min(counts)} to {max(counts)} steps inside a write of "
-        f"{common.median([each['seconds'] for each in background])} s, a step outside takes "
+        f"{common.median([each['seconds'] for each in background])} s; a step outside takes "
         f"{common.median(outside, 1, 1000)} ms"
     )
     print(

@@ -1,16 +1,16 @@
-"""Injects faults into small real runs and compares the outcomes with the expected ones.
+"""Injects faults into small real runs and compares the outcomes with the expected outcomes.
 
-Each fault gets its own copy of a run, which is then started as a user would start it. The trained weights are compared
-bitwise, by the hash of the export, with a run without a fault. With --flips N, a random bit of a random file of a run's
-checkpoints is flipped, N times. The exit code is nonzero if an outcome is not as expected. Full disks are small tmpfs
-mounts, which require root; without root these faults are reported as not injected.
+Each fault gets its own copy of a run, which is then started as a user would start it. The trained weights must be
+bitwise equal to those of a run without a fault; the hashes of the exports are compared. --flips N also flips a random
+bit in a random checkpoint file, N times. The exit code is nonzero if an outcome is not as expected. Full disks are
+simulated with small tmpfs mounts, which require root. Without root, these faults are reported as not injected.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -61,8 +61,8 @@ def wanted(name: str, only: Sequence[str]) -> bool:
 
 
 def measure(lab: Lab, cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Return a row for each fault with the observed outcomes and their counts. `ok` is None if it cannot be injected
-    here."""
+    """Return a row for each fault, with the observed outcomes and their counts. `ok` is None if this machine cannot
+    inject the fault."""
     rows = []
     for number, case in enumerate(cases, 1):
         began, seen = time.perf_counter(), Counter[str]()
@@ -75,7 +75,7 @@ def measure(lab: Lab, cases: Sequence[Case]) -> list[dict[str, Any]]:
     if rows:
         common.show_table([cells(row) for row in rows])
         right, unknown = (sum(row["ok"] is value for row in rows) for value in (True, None))
-        print(f"{right} of {len(rows)} faults end as expected" + (f", {unknown} not injected" if unknown else ""))
+        print(f"{right} of {len(rows)} faults ended as expected" + (f", {unknown} not injected" if unknown else ""))
     return rows
 
 
@@ -92,7 +92,7 @@ def flip(lab: Lab, count: int) -> list[dict[str, Any]]:
         progress(f"bit {number} of {count}: {kind}: {seen}")
     common.show_table(table(outcomes))
     right = sum(number for (_, seen), number in outcomes.items() if seen in GOOD)
-    print(f"{right} of {count} flipped bits end with an error that names the file, or with the same model")
+    print(f"{right} of {count} flipped bits led to an error that names the file, or to the same model")
     return [
         {"file": kind, "seen": seen, "count": number, "ok": seen in GOOD} for (kind, seen), number in outcomes.items()
     ]

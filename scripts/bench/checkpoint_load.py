@@ -1,18 +1,19 @@
-"""Times loading a sharded checkpoint (weights and Adam's moments) into model and optimizer, and saving one.
+"""Times loading a sharded checkpoint (weights and Adam's moments) into a model and its optimizer, and saving one.
 
 All variants run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
 verification, and torch's own reader, which fills the same tensors. In each round every variant loads once with the
-files in the page cache, and once after the checkpoint's pages were dropped from it; the order of the variants changes
-from round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds; ratios
-are taken within a round. Bytes come from /proc/self/io: those that a rank requested, and those that came from the disk.
-For saving, the writer that computes hashes is compared with torch's own; both call fsync.
+files in the page cache, and once after they were dropped from the page cache. The order of the variants changes from
+round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds, and ratios
+are computed per round. The byte counts come from /proc/self/io: the bytes that a rank requested, and the bytes that
+were read from the disk. For saving, the writer that computes hashes is compared with torch's own writer; both call
+fsync.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -135,7 +136,7 @@ def save(checkpoint: Path, model: Any, optimizer: Any) -> None:
 
 
 def measure_loads(checkpoint: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Return figures of each round by variant and state of the page cache."""
+    """Return the figures of each round, by variant and by state of the page cache."""
     found: dict[str, Any] = {variant: {state: [] for state in STATES} for variant in LOADS}
     variants = {variant: loader(variant, checkpoint, model, optimizer) for variant in LOADS}
     for order in turns(variants, rounds):
@@ -168,7 +169,7 @@ def loader(variant: str, checkpoint: Path, model: Any, optimizer: Any) -> Callab
 
 
 def keep(checkpoint: Path, state: str) -> None:
-    """Put the checkpoint's pages into the page cache or drop them, on both ranks before either continues."""
+    """Read the checkpoint's files into the page cache, or drop them from it. Both ranks wait until this is done."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -210,7 +211,7 @@ def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict
 
 
 def turns(variants: Any, rounds: int) -> Any:
-    """Yield the order of the variants in each round; rank 0 shows the progress."""
+    """Return the order of the variants for each round. Rank 0 also shows the progress."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -220,8 +221,8 @@ def turns(variants: Any, rounds: int) -> Any:
 
 
 def timed(function: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds of the slowest rank, CPU seconds of all ranks, and per rank the bytes read, in total and from the
-    disk."""
+    """Return the seconds of the slowest rank, the CPU seconds of all ranks, and the bytes that each rank read, in total
+    and from the disk."""
     import torch.distributed as dist
 
     before, began, cpu = io_counters(), time.perf_counter(), time.process_time()
@@ -280,8 +281,8 @@ def times(figures: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def ratios(figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """Ratios of the seconds, of the CPU seconds, and of the shortest rounds. On a virtual machine, single loads can be
-    many times slower because the host must provide memory again."""
+    """The ratios of the seconds, of the CPU seconds, and of the shortest rounds. The shortest rounds are included
+    because on a virtual machine single loads can be many times slower, when the host must provide memory again."""
     clock, cpu = (
         common.ratio([each[key] for each in figures], [each[key] for each in base])
         for key in ("seconds", "cpu_seconds")

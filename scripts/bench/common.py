@@ -1,4 +1,4 @@
-"""Shared code of the benches: flags, order of the variants, clocks, ratios, tables and reports. torch is imported
+"""Shared code of the benchmarks: flags, order of the variants, clocks, ratios, tables and reports. torch is imported
 lazily."""
 
 import argparse
@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """A parser with --json and a flag for each integer with its default. Also enables the console output of the
-    measured code."""
+    """Return a parser with --json and one flag per integer, with the given defaults. Also enable the console output of
+    the measured code."""
     from data.base.console import show_on_console
 
     show_on_console()
@@ -34,7 +34,7 @@ def make_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
 
 
 def step_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """A parser for a training step of a small DBRX, with additional integer flags."""
+    """Return a parser for benchmarks of a training step of a small DBRX, with additional integer flags."""
     sizes = {"n_layers": 8, "d_model": 512, "n_heads": 8, "kv_n_heads": 2, "ffn_hidden_size": 896}
     sizes |= {"moe_num_experts": 16, "moe_top_k": 4, "vocab_size": 8192, "rows": 4, "max_seq_len": 512}
     parser = make_parser(description, **sizes, documents=3, rounds=7, threads=1, **integers)
@@ -44,7 +44,7 @@ def step_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
 
 
 def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "ModelConfig":
-    """Build the model config from the flags that have the names of its keys."""
+    """Build the model config from the flags, which have the same names as its keys."""
     from train.models.config import AttnConfig, FFNConfig, ModelConfig
 
     ffn_sizes = {name: getattr(args, name) for name in ("ffn_hidden_size", "moe_num_experts", "moe_top_k")}
@@ -57,8 +57,8 @@ def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "Mode
 
 
 def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[str]:
-    """The implementations that are available on this device in this dtype. Reasons for the others are appended to
-    notes."""
+    """Yield the implementations that are available on this device for this dtype. For each of the others, append the
+    reason to notes."""
     from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
     for moe_impl in MOE_IMPLS:
@@ -71,8 +71,7 @@ def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[s
 
 
 def prepare_process(threads: int) -> None:
-    """Set torch's number of threads, and the allocator as in train/run/trainer.py; the settings apply to all
-    variants."""
+    """Set torch's number of threads, and configure the allocator as train/run/trainer.py does, for all variants."""
     import torch
 
     from train.hardware.allocator import keep_freed_memory
@@ -82,8 +81,8 @@ def prepare_process(threads: int) -> None:
 
 
 def rounds(variants: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
-    """Yield the order of the variants in each round. It rotates, so that a variant does not always follow the same
-    other variant."""
+    """Yield the order of the variants for each round. The order rotates, so that a variant does not always run after
+    the same other variant."""
     names = list(variants)
     for number in range(n_rounds):
         print(f"round {number + 1} of {n_rounds}", file=sys.stderr, flush=True)
@@ -94,8 +93,8 @@ def rounds(variants: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
 def alternated(
     variants: Sequence[str], n_rounds: int, step: Callable[[str], float], settled: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Call `step` for each variant in each round and return its results, such as seconds. Each variant first runs two
-    warm-up steps, then `settled` is called."""
+    """Call `step` for each variant in each round and return its results, such as seconds, by variant. Before the first
+    round, each variant runs two warm-up steps, and then `settled` is called."""
     for variant in (*variants, *variants):
         step(variant)
     settled()
@@ -107,7 +106,7 @@ def alternated(
 
 
 def now(device: str) -> float:
-    """A clock in seconds: on a GPU the wall clock after synchronization, on a CPU the CPU time of this process."""
+    """A clock in seconds. On a GPU, the wall clock after synchronization; on a CPU, the CPU time of this process."""
     if device == "cpu":
         return time.process_time()
     import torch
@@ -129,18 +128,18 @@ def tokens_per_second(batches: Iterable[Any]) -> float:
 
 
 def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
-    """The peak resident memory of this process, or of its largest child; Linux reports KiB, macOS bytes."""
+    """The peak resident memory of this process, or of its largest child, in bytes."""
     peak = resource.getrusage(who).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux reports KiB, macOS bytes
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of the ratios of the rounds."""
+    """The median over all rounds of the ratio `above / below`."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
-    """For each prefix, the time of the fastest variant with this prefix in each round."""
+    """For each prefix, the time in each round of the fastest variant whose name starts with it."""
     return {
         floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
         for floor, prefix in prefixes.items()
@@ -152,7 +151,7 @@ def median(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
-    """The minimum and maximum."""
+    """The minimum and the maximum, as text."""
     return f"{min(values) * scale:.{digits}f}-{max(values) * scale:.{digits}f}"
 
 
@@ -180,10 +179,10 @@ def _cpu_name() -> str:
 
 
 def description(args: argparse.Namespace) -> dict[str, Any]:
-    """The head of a report: flags, machine and version of torch."""
+    """The header of a report: flags, hardware, and the version of torch."""
     flags = {name: value for name, value in vars(args).items() if name != "json"}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
-    # The package metadata lacks the build, such as +cu130.
+    # The version in the package metadata has no build tag, such as +cu130.
     torch = sys.modules["torch"].__version__ if "torch" in sys.modules else version("torch")
     return {"settings": settings, "hardware": hardware(getattr(args, "device", "cpu")), "torch": torch}
 

@@ -1,15 +1,16 @@
 """Times the data plane: preparing rows, loading them, and resuming at a row in the middle.
 
-The text is Python's standard library, shuffled and repeated. Preparation is compared with tiktoken alone on the same
-text, in CPU seconds of all processes, which other programs hardly affect, and with `datasets.map` and `MDSWriter` in
-one process, in wall-clock seconds. All variants run in every round; ratios are taken within a round.
+The text is the source code of Python's standard library, shuffled and repeated. Preparation is compared with two
+baselines: only tokenizing the same text with tiktoken, in CPU seconds of all processes, which other programs hardly
+affect; and `datasets.map` with `MDSWriter` in one process, in wall-clock seconds. All variants run in every round, and
+ratios are computed per round.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.vocab_file is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
-        if args.gigabyte:  # first, so that later imports do not count as its memory
+        if args.gigabyte:  # first, so that memory used by later imports is not counted
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
@@ -58,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
-    what = "a tiktoken vocabulary; the quickstart's has one token per letter (default: learned from the text)"
+    what = "a tiktoken vocabulary; that of the quickstart has one token per letter (default: learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
     parser.add_argument("--workers", type=int, help="default: one per core")
-    what = "number of rows of the dataset for resuming; 0 skips this part; default: %(default)s"
+    what = "number of rows of the dataset on which resuming is timed; 0 skips this part; default: %(default)s"
     parser.add_argument("--rows", type=int, default=RESUME_AT[-1] + 1024, help=what)
     parser.add_argument("--gigabyte", action="store_true", help="also prepare 1 GB and measure the peak memory")
     parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
@@ -116,7 +117,8 @@ def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """Return the variants by name, and a list whose item is set to the number of tokens once rows are prepared."""
+    """Return a list of one item, which is set to the number of tokens once rows are prepared, and the variants by
+    name."""
     import datasets
     import streaming  # noqa: F401 - imported here, so that the import is not measured
 
@@ -163,7 +165,7 @@ def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
 
 
 def timed(variant: Callable[[Path], None], out: Path) -> tuple[float, float]:
-    """Wall-clock seconds, and CPU seconds of all cores."""
+    """Return wall-clock seconds, and CPU seconds of all cores."""
     cpu_began = cpu_seconds()
     return common.wall_seconds(variant, out), cpu_seconds() - cpu_began
 
@@ -174,7 +176,7 @@ def cpu_seconds() -> float:
 
 
 def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Tokens per second of one worker through a DataLoader, including padding."""
+    """Measure the tokens per second, including padding, of a DataLoader with one worker."""
     config = make_config(folder / "text.jsonl", max_seq_len=args.max_seq_len, cache_dir=str(folder / "cache"))
     loader, n_batches = make_loader(args, config, num_workers=1)
     rates = []
@@ -186,7 +188,8 @@ def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from opened rows to the first batch of a run that resumes at these batches."""
+    """Measure the seconds to prepare the rows, to open them, and to read the first batch after resuming at each row of
+    RESUME_AT."""
     file = folder / "short.jsonl"
     write_text(file, args.rows * SHORT_ROW * 1.1)
     config = make_config(file, max_seq_len=SHORT_ROW, cache_dir=str(folder / "cache"))

@@ -1,17 +1,17 @@
-"""Measures the cost of expert health: a training step without it, between two measurements, and with a measurement.
+"""Measures the cost of expert health: times a training step without it, one between measurements, and a measured one.
 
-The variants run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On
-a CPU one thread computes and its CPU time is measured. `without` omits the sums of squared logits, the metrics, the
-probe and the detection of experts to report. `default` is the average of the other two, weighted as by
-`experts.interval`. For both variants, `inside` is the time within the functions themselves, which is exact even if the
-difference of two steps is below their noise.
+The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
+a CPU, CPU time is measured, with one thread by default. `without` omits the sums of squared logits, the metrics, the
+probe and the detection of experts to report. `default` is the average of the other two variants, weighted by how often
+each occurs with the default of `experts.interval`. For these two, `inside` is the share of a step that is spent in the
+functions of expert health. It is exact even if the difference between two steps is smaller than their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -41,7 +41,7 @@ from train.supervision.events import Events
 
 VARIANTS = ("without", "between measurements", "measured")
 INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
-"""One step in this number is measured."""
+"""One in this many steps is measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inside": weighed(inside[VARIANTS[1]], inside[VARIANTS[2]]),
     }
     common.show_table([cells(variant, row, inside.get(variant)) for variant, row in rows.items()])
-    print(f"  one step in {INTERVAL} measured: {default['of without']:.4f} of without, {default['inside']:.3%} inside")
+    shares = f"{default['of without']:.4f} of without, {default['inside']:.3%} inside"
+    print(f"  average if one in {INTERVAL} steps is measured: {shares}")
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
     return 0
@@ -102,7 +103,7 @@ class Turn(Callback):
         self.measurement.begin(state.batch["input_ids"].shape[0])
 
     def _timed(self, logits_TE: Tensor) -> Tensor:
-        began = common.now("cpu")  # on a GPU, waiting would count
+        began = common.now("cpu")  # CPU time on a GPU too, because wall-clock time would include waiting
         squares = self._squares(logits_TE)
         self.inside[self.variant][-1] += common.now("cpu") - began
         return squares
@@ -111,7 +112,7 @@ class Turn(Callback):
         self.measurement.add(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        # All variants perform the reduction, which also takes place without expert health.
+        # All variants do this reduction, because a step needs it even without expert health.
         values = self.measurement.reduce([param for _, param in self.named], self.top_k)
         if self.variant == "without":
             return

@@ -1,16 +1,16 @@
 """Compares exporting a checkpoint with copying the bytes that the export writes, and measures the export's peak memory.
 
-The checkpoint is a random DBRX in as many files as the given number of ranks would write. In every round both variants
-run in turn, after all data was flushed to disk. The results are medians over the rounds. Ratios are taken within a
-round, of wall-clock and CPU seconds: if a virtual machine's memory is new, the pages of a file cost up to eight times
-as much for both variants. The source is in the page cache for both. Verification of the export is not included.
+The checkpoint contains a random DBRX, in as many files as --ranks ranks would write. In every round both variants run
+in turn, each after all data was flushed to disk. The results are medians over the rounds. Ratios of wall-clock seconds
+and of CPU seconds are computed per round, because on a virtual machine the first use of memory can make writing a file
+up to eight times slower, for both variants. Both read the source from the page cache. The export is not verified.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) -> dict[str, Any]:
-    """Create a save folder as a run on this number of ranks would, and return its figures."""
+    """Create a save folder as a run on this number of ranks would, and return the sizes and number of its tensors."""
     import warnings
 
     import torch
@@ -95,8 +95,8 @@ def write_config_and_tokenizer(folder: Path, config: Any) -> None:
 
 
 def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
-    """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export relative to
-    its start. The order of the variants changes from round to round."""
+    """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export minus the
+    memory at its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
     in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed
@@ -136,8 +136,8 @@ print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") 
 
 
 def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -> list[float]:
-    """Return wall-clock seconds, CPU seconds, and bytes. Both variants run in the same kind of process: the memory of a
-    virtual machine is several times slower on first use."""
+    """Return wall-clock seconds, CPU seconds, and the peak memory in bytes. Both variants run in a fresh process,
+    because the memory of a virtual machine is several times slower on first use."""
     command = [sys.executable, "-c", _VARIANT, variant, str(source), str(output), precision]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()[-3:]]
@@ -145,7 +145,7 @@ def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -
 
 def show(report: dict[str, Any]) -> None:
     largest = report["largest_tensor_bytes"]
-    print(f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest of {largest / 1e6:.0f} MB")
+    print(f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest has {largest / 1e6:.0f} MB")
     common.show_table([cells(precision, found) for precision, found in report["precisions"].items()])
 
 

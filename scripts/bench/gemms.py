@@ -1,4 +1,4 @@
-"""The available GEMM implementations, so that benches can compare with the fastest."""
+"""The available GEMM implementations, so that benchmarks can compare with the fastest."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 _ops: Any = torch.ops
 
 GEMM = Callable[[Tensor, Tensor, Tensor], Any]
-"""(a, b, out): writes a b to out; oneDNN allocates a new tensor instead."""
+"""(a, b, out): writes the product a @ b to out. oneDNN ignores out and allocates a new tensor."""
 
 
 def gemm_kinds(like: Tensor) -> dict[str, GEMM]:

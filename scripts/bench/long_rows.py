@@ -1,14 +1,15 @@
 """Memory and time of training a tiny DBRX on one long row that contains one document or many.
 
-Every measurement runs in a separate process. Memory is its peak resident memory minus the memory after building the
-model and one step on a short row. Memory is linear if it doubles with the row length.
+Every measurement runs in a separate process. The reported memory is the peak resident memory of this process minus its
+peak after building the model and one step on a short row. The memory is linear in the row length if it doubles when the
+length doubles.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 from scripts.bench import common
 
-SHORTEST, LONGEST = 32, 480  # tokens per document, if there are many
+SHORTEST, LONGEST = 32, 480  # tokens per document, if a row contains many
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,12 +69,12 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) -> dict[str, Any]:
-    """Train on one row of this many tokens. The process must not have reached a higher peak memory before."""
+    """Train on one row of this many tokens. The process must not have used more memory than this before."""
     import torch
 
     torch.set_num_threads(threads)
     step = make_step(length, attn_impl)
-    # Excludes the weights, and memory that libraries allocate on first use.
+    # A first step, so that the weights and the memory that libraries allocate on first use are not counted.
     step([min(64, length)])
     before = common.peak_bytes()
     lengths = [length] if kind == "one" else many(length)
@@ -93,7 +94,8 @@ def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) ->
 
 
 def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
-    """Return a function that trains on a row of documents of these lengths and returns the loss before the update."""
+    """Return a function that trains on one row, with documents of the lengths passed to it, and returns the loss before
+    the update."""
     import torch
 
     from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
@@ -110,12 +112,12 @@ def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
 
     def step(lengths: list[int]) -> float:
         documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-        # Counts up from a random token: learnable, so that a falling loss shows that training works.
+        # The ids count up from a random one. This can be learned, so a falling loss shows that training works.
         first = torch.randint(config.vocab_size, (1,), generator=generator)
         ids = (first + torch.arange(documents.shape[1])[None]) % config.vocab_size
         losses = model(ids, (ids + 1) % config.vocab_size, documents).losses_BS
         losses.mean().backward()
-        # SGD by hand: torch.optim imports torch's compiler, which takes seconds in each process.
+        # SGD without torch.optim, which imports torch's compiler. That takes seconds in each process.
         with torch.no_grad():
             for param in model.parameters():
                 assert param.grad is not None

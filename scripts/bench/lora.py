@@ -1,17 +1,18 @@
-"""Compares LoRA with full fine-tuning: adapters on attention, on experts and on both, over a base in fp32, bf16 and 4
-bits. Measures the time of a training step, the memory kept between steps, the peak memory added by a step, and the
-loss.
+"""Compares LoRA with full fine-tuning. Adapters are on attention, on experts, or on both, and the base weights are in
+fp32, bf16 or 4 bits. Measures the time of a training step, the memory kept between steps, the peak memory added by a
+step, and the loss.
 
-All variants start from one model that was trained on a chain of tokens, and train on another chain. They run in turn in
-every round, in one process as one rank of FSDP2; ratios are taken within a round. Bytes are those of the allocated
-tensors. On a CPU one thread computes and its CPU time is measured.
+All variants start from the same model, which was trained on random sequences that follow one permutation of the tokens,
+and they train on sequences that follow another. They run in turn in every round, in one process, which is the only rank
+of FSDP2. Ratios are computed per round. Bytes are those of the allocated tensors. On a CPU, CPU time is measured, with
+one thread by default.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -95,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def first_weights(args: argparse.Namespace) -> "Kept":
-    """The weights of a model that has learned the first chain."""
+    """Return the weights of a model that was trained on the first permutation."""
     variant = Variant(args, None, None, chain_seed=1)
     for _ in range(args.first_steps):
         variant.step()
@@ -103,7 +104,7 @@ def first_weights(args: argparse.Namespace) -> "Kept":
 
 
 class Kept:
-    """Weights in memory that implement train.distributed.build_model.Weights."""
+    """Weights in memory. Implements train.distributed.build_model.Weights."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
@@ -116,7 +117,7 @@ class Kept:
 
 
 class Variant:
-    """A model, its optimizer and its batches, which depend only on chain_seed."""
+    """A model, its optimizer and its batches. The batches depend only on chain_seed."""
 
     def __init__(
         self, args: argparse.Namespace, lora: LoraConfig | None, base: Kept | None, chain_seed: int = 2
@@ -151,7 +152,7 @@ class Variant:
 
 
 def chain(args: argparse.Namespace, seed: int) -> Callable[[], Tensor]:
-    """Return batches of rows in which a permutation determines most next tokens."""
+    """Return a function that returns batches of rows in which a permutation determines most next tokens."""
     draw = torch.Generator().manual_seed(seed)
     follows = torch.randperm(args.vocab_size, generator=draw)
 

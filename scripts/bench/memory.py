@@ -1,15 +1,16 @@
-"""For each policy of activation checkpointing, with and without ffn_config.moe_recompute: the memory kept between
-forward and backward, and the time of a step. Also the peak memory of the loss, with and without chunks.
+"""Measures the memory kept between forward and backward, and the time of a step, for each policy of activation
+checkpointing, with and without ffn_config.moe_recompute. Also measures the peak memory of the loss, with and without
+chunks.
 
-Bytes are those of the allocated tensors, which are exact and the same on every machine. On a CPU one thread computes
-and its CPU time is measured; all policies run in turn in every round.
+Bytes are those of the allocated tensors, so they are exact and the same on every machine. On a CPU, CPU time is
+measured, with one thread by default. All policies run in turn in every round.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -56,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults |= {"rows": 4, "max_seq_len": 512, "rounds": 7, "threads": 1}
     parser = common.make_parser(__doc__, **defaults, loss_tokens=8192, loss_vocab=100352, loss_d_model=64)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--skip_loss", action="store_true", help="skip the loss; without chunks it needs 10 GB")
+    parser.add_argument("--skip_loss", action="store_true", help="skip the loss, which needs 10 GB without chunks")
     return parser.parse_args(argv)
 
 

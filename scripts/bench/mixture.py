@@ -1,14 +1,14 @@
 """The time and memory cost of planning rows, and the throughput of a loader with one stream and with several.
 
-One global batch is planned at the beginning of the run, in its middle (within a ramp) and at its end. For each, a new
-plan is cold, because it builds tables of the shards; the batches after it are warm.
+A global batch is planned at the beginning of the run, in its middle (within a ramp) and at its end. The first batch of
+a new plan is "cold", because the plan then builds its tables of the shards. The batches after it are "warm".
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -32,7 +32,7 @@ SHARD_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A stream with this number of rows, which are never read."""
+    """A stream with n_rows rows, which are never read."""
 
     n_rows: int
     tokens: int
@@ -106,7 +106,7 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
     warm = []
     for place in places:
         plan.rows(place, 0, args.batch)
-        # Later batches: a batch that was already planned would be looked up.
+        # Later batches are timed, because a batch that was already planned would only be looked up.
         later = range(place + 1, place + 1 + args.rounds)
         warm += [1e3 * common.wall_seconds(plan.rows, number, 0, args.batch) for number in later]
     return {
@@ -120,8 +120,8 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
 
 
 def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Shape]]:
-    """A ramp between two mixes of streams of very different sizes, which together have half of the rows that the run
-    needs. The number of tokens per row differs between streams by up to a factor of 100."""
+    """A mixture of streams of very different sizes, with a ramp between two sets of proportions. Together, the streams
+    have half of the rows that the run needs. Tokens per row differ between streams by up to a factor of 100."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(n_streams)]
     sizes = rng.dirichlet(np.full(n_streams, 0.5)) * n_rows / 2
@@ -145,7 +145,8 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
 
 
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens per second of a loader without workers, over the same number of rows in 1 and in 10 streams, in turn."""
+    """Measure the tokens per second of a loader without workers. The same number of rows is split into 1 stream and
+    into 10 streams, which are timed in turn."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

@@ -1,17 +1,17 @@
-"""A training step of one model on one device without Composer: forward, backward and torch's fused AdamW. Compares
-Dropless with each available moe_impl, transformers' DBRX, and the step's GEMMs alone.
+"""Times a training step of one model on one device without Composer: forward, backward and torch's fused AdamW.
+Compares Dropless with each available moe_impl, transformers' DBRX, and only the GEMMs of the step.
 
-The variants run in turn in every round, on the same rows of packed documents; ratios are taken within a round. They
-share one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore fits on a
-GPU with 80 GB (8 bytes per parameter), and every step has the loss of the first one. The lower bound of the experts'
-time is one GEMM over all assignments.
+The variants run in turn in every round, on the same rows of packed documents. Ratios are computed per round. All
+variants share one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore
+fits on a GPU with 80 GB (8 bytes per parameter), and the loss is the same in every step. The lower bound for the
+experts' time is one GEMM over all assignments.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -79,8 +79,8 @@ def build_variants(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.P
 
 
 def draw_weights(config: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, nn.Parameter]:
-    """Draw weights on the device, which is fast even for a layer of DBRX's width; train.models.init draws on the
-    CPU."""
+    """Draw the weights on the device, which is fast even for a layer of DBRX's width. train.models.init would draw them
+    on the CPU."""
     with torch.device("meta"):
         model = DbrxForCausalLM(config).to(dtype)
     model.to_empty(device=device)
@@ -103,11 +103,11 @@ def dropless_loss(config: ModelConfig, moe_impl: Any, state: dict[str, nn.Parame
 
 
 def transformers_loss(config: ModelConfig, state: dict[str, nn.Parameter], batch: Batch) -> Loss:
-    """transformers' own model and loss, with SDPA."""
+    """The loss function of transformers' own model, with SDPA."""
     import transformers
 
     param = next(iter(state.values()))
-    # Not on meta: the buffers are computed, and must stay in fp32.
+    # Not built on meta, because its buffers must be computed, and must stay in fp32.
     with param.device:
         model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(state, assign=True)
@@ -133,7 +133,7 @@ class Steps:
         return seconds, float(loss.detach())
 
     def peak_bytes(self, name: str) -> int | None:
-        """The peak memory of a step, including weights and moments; None on a CPU."""
+        """The peak memory of a step in bytes, including weights and moments. None on a CPU."""
         if self.device == "cpu":
             return None
         torch.cuda.reset_peak_memory_stats()
@@ -142,7 +142,7 @@ class Steps:
 
 
 def measure(args: argparse.Namespace, steps: Steps) -> dict[str, list[float]]:
-    """Seconds of each variant and each lower bound in each measured round."""
+    """Return the seconds of each variant and of each lower bound in each measured round."""
     on_gpu = args.device == "cuda"
     as_trained = {"device": "gpu" if on_gpu else "cpu", "precision": "amp_bf16" if args.dtype == "bfloat16" else "fp32"}
     sizes = argparse.Namespace(**vars(args) | as_trained)
@@ -162,7 +162,7 @@ def summarise(
     losses: dict[str, float],
     peaks: dict[str, int | None],
 ) -> dict[str, dict[str, Any]]:
-    """For each variant, the median over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the median of the seconds over the rounds, and the medians of the ratios."""
     best = common.floors_of(times, {"best": "GEMMs"})["best"]
     rows: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():

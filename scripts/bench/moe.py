@@ -1,15 +1,16 @@
-"""Times one MoE layer, forward and backward: our backends, transformers' DBRX layer, a dense layer, and the GEMMs
-alone.
+"""Times forward and backward of one MoE layer: our backends, transformers' DBRX layer, a dense layer, and only the
+GEMMs.
 
-All variants run in turn in every round, on the same new tokens; ratios are taken within a round. On a CPU one thread
-computes and its CPU time is measured, which other programs hardly affect; on a GPU, CUDA events are used.
+All variants run in turn in every round, on the same tokens, which are drawn anew for each round. Ratios are computed
+per round. On a CPU, the CPU time of a single thread is measured, which other programs hardly affect. On a GPU, CUDA
+events are used.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, variants: dict[str, Variant]) -> dict[str, list[float]]:
-    """Seconds of each variant in each measured round."""
+    """Return the seconds of each variant in each measured round."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number, order in enumerate(common.rounds(variants, args.warmup + args.rounds)):
         x, dy = tokens(args), tokens(args)
@@ -98,7 +99,7 @@ def tokens(args: argparse.Namespace) -> Tensor:
 
 
 def saved_bytes(args: argparse.Namespace, variant: Variant) -> int:
-    """Bytes kept between forward and backward, without the weights; each storage is counted once."""
+    """Return the bytes kept between forward and backward, without the weights. Each storage is counted once."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def saved_bytes(args: argparse.Namespace, variant: Variant) -> int:
 def summarise(
     args: argparse.Namespace, times: dict[str, list[float]], saved: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """For each variant, the medians over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the medians over the rounds, of times and of ratios."""
     flops = 18 * args.tokens * args.moe_top_k * args.d_model * args.ffn_hidden_size
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}

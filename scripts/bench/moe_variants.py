@@ -1,4 +1,5 @@
-"""The variants of the MoE layer bench: our backends, transformers' and MegaBlocks' layers, a dense layer, and GEMMs."""
+"""The variants of scripts/bench/moe.py: our backends, the layers of transformers and MegaBlocks, a dense layer, and
+GEMMs."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Variant = Callable[[Tensor, Tensor], Any]
 
 
 def build_variants(args: argparse.Namespace) -> tuple[dict[str, Variant], list[str]]:
-    """Return all variants, with the same weights, and notes on variants that are not available."""
+    """Return all available variants, which share their weights, and notes on variants that are not available."""
     variants: dict[str, Variant] = {}
     notes: list[str] = []
     dtype = getattr(torch, args.dtype)
@@ -35,7 +36,7 @@ def build_variants(args: argparse.Namespace) -> tuple[dict[str, Variant], list[s
         variants[f"ours, torch, {experts}"] = skewed_variant(args, reference, part)
     add_transformers(args, variants, notes, weights)
     add_megablocks(args, variants, notes, weights)
-    variants["dense layer of equal active FLOPs"] = dense_variant(args)
+    variants["dense layer with equal active FLOPs"] = dense_variant(args)
     add_gemms(args, variants)
     return variants, notes
 
@@ -58,14 +59,14 @@ def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) 
 
 
 def layer_variant(layer: Any, batched: bool = False) -> Variant:
-    """Forward and backward of a module whose first result is [T, D] (batched: [1, T, D])."""
+    """Run forward and backward of a module. Its first result is [T, D], or [1, T, D] if batched."""
 
     def variant(x: Tensor, dy: Tensor) -> Any:
         x = x.detach().requires_grad_()
         y = layer(x.unsqueeze(0) if batched else x)
         y = y if hasattr(y, "backward") else y[0]
         y.reshape(dy.shape).backward(dy)
-        # Freed before the next variant runs: at DBRX's width the gradients of a layer take 6 GB.
+        # Free the gradients before the next variant runs: at DBRX's width, those of a layer need 6 GB.
         for param in layer.parameters():
             param.grad = None
         return y
@@ -74,10 +75,10 @@ def layer_variant(layer: Any, batched: bool = False) -> Variant:
 
 
 def skewed_variant(args: argparse.Namespace, layer: Any, part: float) -> Variant:
-    """Route a part of the tokens to the first expert; their other choices stay random.
+    """Route a part of the tokens to the first expert. The other experts of these tokens remain random.
 
-    The logits are chosen so that the other weights are small but normal numbers: Intel CPUs are 100 times slower with
-    denormals, which no router produces.
+    With the chosen logits, the weights of the other experts are small but not denormal: Intel CPUs are 100 times slower
+    with denormals, which no real router produces.
     """
     tokens = torch.arange(args.tokens, device=args.device) < part * args.tokens
 
@@ -166,14 +167,15 @@ class DenseGLU(torch.nn.Module):
 
 
 def dense_variant(args: argparse.Namespace) -> Variant:
-    """A GLU as wide as the active experts of a token together."""
+    """A GLU as wide as all active experts of a token combined."""
     with torch.device(args.device):
         layer = DenseGLU(args.d_model, args.moe_top_k * args.ffn_hidden_size)
     return layer_variant(layer.to(getattr(torch, args.dtype)))
 
 
 def add_gemms(args: argparse.Namespace, variants: dict[str, Variant]) -> None:
-    """The nine GEMMs of a layer alone: as if there were one expert, and with equal shares for all experts."""
+    """Add variants that run only the nine GEMMs of a layer: once as for a single expert, and once split equally over
+    all experts."""
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)

@@ -1,4 +1,5 @@
-"""Text to prepare: Python's standard library, shuffled and repeated; and a vocabulary learned from it."""
+"""Text for benchmarks: the source code of Python's standard library, shuffled and repeated, and a vocabulary that is
+learned from it."""
 
 import base64
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 
 
 def write_text(file: Path, n_bytes: float) -> list[str]:
-    """Write documents as JSONL, and return the texts of one pass through the library, with which the file begins."""
+    """Write the texts of the library repeatedly, as JSONL. Return the texts in the order of the file."""
     texts = library()
     written = 0
     with file.open("w", encoding="utf-8") as out:
@@ -31,7 +32,7 @@ def library() -> list[str]:
 
 
 def make_vocabulary(file: Path, size: int) -> None:
-    """Learn merges of byte pairs from the library, so that tokens have a realistic length."""
+    """Learn byte-pair merges from the library, so that tokens have a realistic length."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     from data.tokenization.tiktoken_bpe import byte_letters

@@ -1,18 +1,18 @@
-"""A full training step under Composer with torch's fused AdamW. Compares Dropless, transformers' DBRX with the same
-weights, a dense model of equal active FLOPs, and the step's GEMMs alone.
+"""Times a full training step with Composer and torch's fused AdamW. Compares Dropless, transformers' DBRX with the same
+weights, a dense model with the same active FLOPs, and only the GEMMs of the step.
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
-training: in one process, the variants would fragment each other's memory. Ratios are taken within a round. On a CPU one
-thread computes and its CPU time is measured, which other programs hardly affect. The lower bound is the forward GEMM
-and both backward GEMMs of every matrix; the experts are computed as one GEMM over all assignments and as one GEMM per
-expert. GEMMs are those of torch.mm, or the faster of torch.mm and oneDNN.
+training, because in one process they would fragment each other's memory. Ratios are computed per round. On a CPU, CPU
+time is measured, which other programs hardly affect, with one thread by default. The lower bound is the forward GEMM
+and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all assignments and with
+one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm and oneDNN.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-# train.py sets the same variable; it benefits all variants.
+# train.py sets the same variable. All variants benefit.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import transformers
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    # train/main.py does the same; it benefits all variants.
+    # train/main.py does the same. All variants benefit.
     gc.freeze()
     common.prepare_process(args.threads)
     with contextlib.ExitStack() as stack:
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], dict[str, float]]]]:
-    """The function that builds each variant; the lower bounds come last."""
+    """Return the function that builds each variant, by name. The lower bounds come last."""
     config, batch = common.model_config(args), make_batch(args)
 
     def by_row(count: bool) -> Callable[[], dict[str, float]]:
@@ -89,10 +89,10 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
 
 
 class Variant:
-    """Runs the step that `build` returns in its own process, which waits between its turns."""
+    """Runs the step that `build` returns, in a separate process, which waits while other variants run."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        # Forked, because importing takes longer than most steps. No GPU is initialized yet.
+        # Forked, because imports take longer than most steps. No GPU is initialized yet.
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=self._serve, args=(build, other), daemon=True)
@@ -114,14 +114,14 @@ class Variant:
         self.connection.send(what)
         while not self.connection.poll(1):
             if not self.process.is_alive():
-                sys.exit("error: the process of a variant has ended, see its error above")
+                sys.exit("error: the process of a variant has ended; its error is shown above")
         return self.connection.recv()
 
 
 def measure(variants: dict[str, Variant], n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant and each lower bound in each round."""
-    # The first step also checks that both variants compute the same loss. The first five are warm-up: later steps reuse
-    # the memory that they allocate.
+    """Return the seconds of each variant and of each lower bound in each round."""
+    # The first steps are a warm-up, which allocates the memory that later steps reuse. The losses of the first step are
+    # also compared.
     firsts = {name: variant.run("step") for name, variant in variants.items()}
     for name, variant in variants.items():
         for _ in range(3 if name != FLOORS else 1):
@@ -139,7 +139,7 @@ def measure(variants: dict[str, Variant], n_rounds: int) -> dict[str, list[float
 
 
 def summarise(times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """For each variant, the median over rounds, and the medians of the ratios of the rounds."""
+    """For each variant, the median of the seconds over the rounds, and the medians of the ratios."""
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}
     for name, seconds in times.items():

@@ -1,16 +1,16 @@
-"""Measures the cost of the check of every step: a full training step with it, with torch's clip_grad_norm_ instead
+"""Measures the cost of the step check: times a full training step with the check, with torch's clip_grad_norm_ instead
 (which Composer's GradientClipping calls), and with neither.
 
-The variants run in turn in every round, in one process on the same model and rows; ratios are taken within a round. On
-a CPU one thread computes and its CPU time is measured. `inside` is the time within the check's own functions, which is
-exact even if the difference of two steps is below their noise.
+The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
+a CPU, CPU time is measured, with one thread by default. `inside` is the share of a step that is spent in the check's
+own functions. It is exact even if the difference between two steps is smaller than their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -89,7 +89,7 @@ def clock(args: argparse.Namespace) -> Clock:
 
 
 def plan() -> Any:
-    """A stand-in for the parts of RowPlan that the check reads before each batch."""
+    """A mock of the parts of RowPlan that the check reads before each batch."""
     return SimpleNamespace(segments=(), stage=lambda batch: "")
 
 

@@ -1,4 +1,4 @@
-"""The batch and the models of the training step benches. Imports neither Composer nor transformers."""
+"""The batch and the models of the benchmarks of a training step. Imports neither Composer nor transformers."""
 
 import argparse
 
@@ -14,7 +14,7 @@ Batch = dict[str, Tensor]
 
 
 def make_batch(args: argparse.Namespace) -> Batch:
-    """Rows of documents of different lengths; every token is trained on except the first of each document."""
+    """Rows of documents of different lengths. Every token except the first of each document is trained on."""
     draw = torch.Generator().manual_seed(0)
     shape = (args.rows, args.max_seq_len)
     ids = torch.randint(0, args.vocab_size, shape, generator=draw)
@@ -41,7 +41,8 @@ def initial_model(config: ModelConfig) -> DbrxForCausalLM:
 
 
 def transformers_batch(batch: Batch) -> Batch:
-    """The same rows in the format of transformers: a block mask separates documents, and positions restart."""
+    """The same rows in the format of transformers: a block-diagonal mask separates documents, and positions restart
+    with each document."""
     ids, documents = batch["input_ids"], batch["document_ids"]
     index = torch.arange(ids.shape[1])
     starts = torch.ones_like(documents, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The GEMMs of a training step alone, and the time of a step by group of operations."""
+"""Times only the GEMMs of a training step, and the groups of operations of a full step."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -17,10 +17,10 @@ from train.models.precision import FORMATS, computed
 def gemm_floors(
     config: ModelConfig, batch: Batch, args: argparse.Namespace, experts: Collection[str] = ("dense", "per expert")
 ) -> dict[str, Callable[[], float]]:
-    """Functions that run the GEMMs of one layer and of the head, and return the seconds extrapolated to a full step.
+    """Return functions that run the GEMMs of one layer and of the head, and return seconds extrapolated to a full step.
 
-    experts: "dense" is one GEMM over all assignments, "per expert" is one GEMM for each expert, with all matrices in
-    memory.
+    experts: "dense" is one GEMM over all assignments; "per expert" is one GEMM for each expert, each with its own
+    matrices.
     """
     device = "cuda" if args.device == "gpu" else "cpu"
     dtype = FORMATS[computed(args.precision)].torch_dtype
@@ -41,7 +41,7 @@ def gemm_floors(
 
 
 def linear(shape: tuple[int, int, int], device: str, dtype: torch.dtype, mm: GEMM) -> Callable[[], None]:
-    """The three GEMMs of one matrix: its product and both gradients."""
+    """The three GEMMs of one weight matrix: the product with the input, and both gradients."""
     n, k, m = shape
     x, w, y = (torch.randn(s, device=device, dtype=dtype) for s in ((n, k), (m, k), (n, m)))
     out_y, out_x, out_w = torch.empty_like(y), torch.empty_like(x), torch.empty_like(w)
@@ -80,7 +80,8 @@ GROUPS = {
 
 
 def profile(step: Callable[[], Any]) -> dict[str, float]:
-    """Seconds by group of operations (self time, including the profiler's overhead); the fastest of three steps."""
+    """Return the seconds of the fastest of three steps by group of operations. They are self times, including the
+    profiler's overhead."""
     tables = []
     for _ in range(3):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

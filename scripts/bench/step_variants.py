@@ -1,4 +1,4 @@
-"""The variants of the training step bench: models under Composer, on the same batch."""
+"""The variants of scripts/bench/step.py: models trained by Composer on the same batch."""
 
 import argparse
 import warnings
@@ -22,7 +22,7 @@ from train.models.config import ModelConfig
 
 
 class Clock(Callback):
-    """Measures from the batch on the device to the end of the optimizer's step."""
+    """Measures the time from when the batch is on the device to the end of the optimizer's step."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -75,7 +75,7 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
 
 
 def prepared_model(args: argparse.Namespace) -> DbrxForComposer:
-    """The model, after preparing the process as args specify."""
+    """Prepare the process as args specify, and return the model."""
     warnings.filterwarnings("ignore")
     common.prepare_process(args.threads)
     config = common.model_config(args)
@@ -100,7 +100,7 @@ class TransformersForComposer(ComposerModel):
 
 
 def transformers_variant(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
-    """transformers' own model and loss with SDPA, with the same weights."""
+    """transformers' own model and loss, with SDPA and the same weights."""
     model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
     return trainer_step(TransformersForComposer(model), transformers_batch(batch), [], args)

@@ -1,15 +1,15 @@
-"""Measures the cost of measuring throughput: a full training step with and without train/throughput's callback.
+"""Measures the cost of measuring throughput: times a full training step with and without the Throughput callback.
 
-The variants run in turn in every round, in one process on the same model and rows; the ratio is taken within a round.
-On a CPU one thread computes and its CPU time is measured. `inside` is the time within the callback, including the
-section marks that it reads, which is exact even if the difference of two steps is below their noise.
+The variants run in turn in every round, in one process, with the same model and rows. The ratio is computed per round.
+On a CPU, CPU time is measured, with one thread by default. `inside` is the time spent in the callback and in recording
+the sections that it reads. It is exact even if the difference between two steps is smaller than their noise.
 """
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Keep only the repository's root: in these folders, evaluate.py would hide the package of the same name.
+# Keep scripts/ off sys.path, because scripts/evaluate.py would shadow the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import os
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def seconds(variant: str) -> float:
         turn.variant = variant
         step()
-        return turn.seconds  # includes the callback, which runs after Composer's own
+        return turn.seconds  # includes the callback, which runs after the clock of trainer_step stops
 
     with watched_sections(sections):
         times = common.alternated(VARIANTS, args.rounds, seconds, turn.inside.clear)
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Turn(Callback):
-    """Runs the callback in the steps of its variant, with the section marks of a real step, and records its seconds."""
+    """In steps of the variant "with", enters the sections of a real step, runs the callback, and records the seconds of
+    both."""
 
     def __init__(self, monitor: Throughput, sections: Sections, device: str) -> None:
         self.monitor, self.sections, self.device, self.variant = monitor, sections, device, VARIANTS[0]

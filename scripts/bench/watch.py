@@ -1,4 +1,4 @@
-"""Counts the allocations and multiplications of a computation, on any device; used by benches and tests."""
+"""Counts the allocations and multiplications of a computation, on any device. Used by benchmarks and tests."""
 
 import weakref
 from typing import Any
@@ -23,7 +23,7 @@ class Watch(TorchDispatchMode):
         name = str(func.overloadpacket).replace(".", "::")
         if name in _GEMMS:
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            a, b = tensors[-2:]  # addmm has its summand first
+            a, b = tensors[-2:]  # the first argument of addmm is the summand
             self.gemms += 1
             self.flops += 2 * a.numel() * b.shape[-1]
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

@@ -66,8 +66,8 @@ def _reads(file: Path) -> bool:
 
 
 def split(source: str) -> dict[str, str]:
-    """Split a module into code, docstrings and comments, each in the original order. The code does not contain the
-    other two."""
+    """Split a module into code, docstrings and comments, each in the original order. The code contains no docstrings
+    and comments."""
     lines = source.split("\n")  # as in ast, a form feed does not end a line
     docstrings = []
     for node in ast.walk(ast.parse(source)):

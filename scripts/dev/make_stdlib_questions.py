@@ -1,8 +1,8 @@
 """Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-kinds.jsonl asks whether a name is that of a class, a function or a constant. heldout-*.jsonl ask about functions of the
-modules that make_stdlib_data.py --heldout leaves out, and only about names that no training question has.
+kinds.jsonl asks whether a name is that of a class, a function or a constant. The questions in heldout-*.jsonl are about
+the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in training questions.
 """
 
 import sys

@@ -41,7 +41,7 @@ SHIPPED = {
     "finetune/dbrx_tiny.yaml": 2,
     "finetune/dbrx_tiny_lora.yaml": 2,
 }
-"""The number of ranks that each configuration in yamls/pretrain/ and yamls/finetune/ is written for."""
+"""The number of ranks for which each configuration in yamls/pretrain/ and yamls/finetune/ is designed."""
 METHODS = {
     "full fine-tuning": "finetune/dbrx.yaml",
     "LoRA": "finetune/dbrx_lora.yaml",
@@ -121,7 +121,8 @@ def preset_table() -> str:
 
 @cache
 def configuration_table() -> str:
-    """One row per configuration in yamls/: the GPUs it is written for, their memory, and the predicted time."""
+    """Return the table with a row per configuration in yamls/: the GPUs for which it is designed, their memory, and the
+    predicted time."""
     columns = ["configuration", "designed for", "memory per rank", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, ranks in SHIPPED.items():

@@ -1,7 +1,7 @@
 """Runs the worked example and writes its page: docs/examples/python-stdlib.md, with its figures.
 
-Every command on the page is run, and the page shows what it printed. Outputs are kept in runs/stdlib-example: a second
-call runs only what is missing. To run everything again, remove runs/stdlib-*. This takes about half an hour on 2 busy
+Every command on the page is run, and the page shows its output. Outputs are stored in runs/stdlib-example, so a second
+call runs only the missing steps. To run everything again, remove runs/stdlib-*. This takes about half an hour on 2 busy
 cores.
 """
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.short and not picture_report(
         settings.run("pretrain") / "checkpoints/report.html", pictures / "report.png"
     ):
-        print("images/report.png was not written again: Chromium is not installed")
+        print("images/report.png was not updated, because Chromium is not installed")
     page = args.out / "python-stdlib.md"
     page.write_text(render(results, settings), encoding="utf-8")
     print(f"wrote {page}")

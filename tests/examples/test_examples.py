@@ -69,7 +69,7 @@ def test_turns_of_token_ids_are_an_example(ids):
         ({"response": ["4"]}, "response is ['4'] (list), but it must be text"),
         ({"response": ""}, "response is empty: fill it in"),
         ({"response": " \n"}, "response is only whitespace (' \\n'): fill it in"),
-        ({"response": "a\ud800"}, "half of a \\ud800-style pair"),
+        ({"response": "a\ud800"}, "it contains a lone surrogate"),
         ({"completion": "5"}, "has both response and completion"),
         ({"prompt": True}, "prompt is True (bool)"),
         ({"prompt": "x" * 99 + "\ud800"}, "prompt is 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..., but"),
@@ -124,7 +124,7 @@ def test_text_next_to_a_known_datasets_columns_is_refused():
         ([turn(content=["a"]), ANSWER], "messages[0] (user).content is ['a'] (list)"),
         ([USER, turn("assistant", content="")], "messages[1] (assistant).content is empty"),
         ([turn(content=" \t"), ANSWER], "messages[0] (user).content is only whitespace (' \\t')"),
-        ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but half of a"),
+        ([turn(content="a\ud800"), ANSWER], "messages[0] (user).content is 'a\\ud800', but it contains a lone"),
         ([{"role": "user"}, ANSWER], "messages[0] has no content (it has role)"),
         (
             [{"from": "human", "value": "a"}, ANSWER],

@@ -155,7 +155,7 @@ def test_a_conversation_keeps_its_context_until_a_new_one_begins(opened):
 
 def test_a_turn_that_leaves_no_room_is_removed(opened):
     written, read = converse(opened, "y" * 80, "z")
-    assert "the model supports only 64; /new begins another conversation\n" in written
+    assert "the model supports only 64; /new starts a new conversation\n" in written
     assert len(read) == 1
     assert "y" not in read[0]
 

@@ -139,7 +139,7 @@ def test_missing_tasks_are_reported(exported, tasks, tmp_path):
     for name, message in (
         ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
         (str(exported), "but it defines no task"),
-        ("hellaswagg", r"'hellaswagg', which the lm-evaluation-harness does not have; did you mean hellaswag"),
+        ("hellaswagg", r"'hellaswagg', which is not a task of the lm-evaluation-harness; did you mean hellaswag"),
     ):
         with pytest.raises(ConfigError, match=message):
             tasks_here(exported, [name])
@@ -268,7 +268,7 @@ def test_invalid_arguments_are_reported(run, script, capsys, arguments, message)
 def test_results_that_cannot_be_saved_are_rejected_before_evaluation(exported, script, capsys):
     (exported / "evaluation.json").write_text("[]")
     assert script.main([str(exported), "--tasks", "x"]) == 2
-    assert "evaluation.json has no results of an evaluation" in capsys.readouterr().err
+    assert "evaluation.json does not contain evaluation results" in capsys.readouterr().err
 
 
 def test_a_checkpoint_answers_exactly_too(run, script, tmp_path, capsys):

@@ -71,11 +71,11 @@ DEFECTS = {
     ),
     "more ranks than GPUs": (
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "2"}),
-        "runs 2 ranks, but torch finds 1 GPU: composer -n 1, or choose the CPU: device=cpu",
+        "runs 2 ranks, but torch finds 1 GPU: use composer -n 1, or choose the CPU: device=cpu",
     ),
     "one GPU bound to each of Slurm's tasks": (
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "8", "CUDA_VISIBLE_DEVICES": "3"}),
-        "finds 1 GPU: composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
+        "finds 1 GPU: use composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
     ),
 }
 

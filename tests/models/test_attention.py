@@ -507,10 +507,10 @@ def test_unavailable_attention_backends_give_the_reason(monkeypatch: pytest.Monk
         return str(error.value)
 
     assert "expected one of auto, sdpa, blocks, flex, flash, got 'eager'" in message("eager")
-    assert message("blocks").endswith("blocks runs on a CPU only, and this run is on cuda: use auto or sdpa")
+    assert message("blocks").endswith("blocks runs only on a CPU, and this run is on cuda: use auto or sdpa")
     assert "blocks does not support dropout, and attn_pdrop is not 0" in message("blocks", CPU, attn_pdrop=0.1)
     assert "only fp32 and fp64, and attention is in bfloat16" in message("blocks", CPU, dtype=torch.bfloat16)
-    assert message("flash", CPU).endswith("runs on a CUDA GPU only, and this run is on cpu: use auto or sdpa")
+    assert message("flash", CPU).endswith("runs only on a CUDA GPU, and this run is on cpu: use auto or sdpa")
     assert "does not support dropout, and attn_pdrop is not 0" in message("flex", attn_pdrop=0.1)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     monkeypatch.delitem(sys.modules, "flash_attn")

@@ -185,7 +185,7 @@ def test_help_is_printed_by_local_rank_0_alone(monkeypatch, capsys):
 
 def test_config_comes_first(capsys):
     assert main(["optimizer.lr=3", "x.yaml"]) == 2
-    assert "error: the config comes first, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
+    assert "error: the first argument must be the config, but 'optimizer.lr=3' is not a file" in capsys.readouterr().err
 
 
 def test_a_summary_is_printed_before_training(config, monkeypatch, capsys):

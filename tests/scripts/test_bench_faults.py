@@ -44,7 +44,7 @@ def test_one_different_outcome_is_unexpected(tmp_path: Path, capsys: pytest.Capt
     cases = [Case(name, REFUSED, lambda lab, seen=seen: iter(seen)) for name, seen in outcomes.items()]
     rows = load_script("bench/bench_faults").measure(Lab(tmp_path), cases)
     assert [row["ok"] for row in rows] == [True, False, None, False]
-    assert "1 of 4 faults end as expected, 1 not injected" in capsys.readouterr().out
+    assert "1 of 4 faults ended as expected, 1 not injected" in capsys.readouterr().out
 
 
 def test_flips_are_counted_by_file_and_outcome() -> None:

@@ -50,7 +50,7 @@ def test_parquet_files_without_rows_are_skipped(tmp_path, capsys):
 def test_a_set_without_any_rows_is_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.jsonl").write_text("\n" * number)
-    with pytest.raises(DataError, match=r"none of the 2 files has any rows \(.*0.jsonl, .*1.jsonl\): name other"):
+    with pytest.raises(DataError, match=r"none of the 2 files has any rows \(.*0.jsonl, .*1.jsonl\): choose other"):
         read(open_source(of_folder(tmp_path)))
 
 
@@ -175,7 +175,7 @@ def test_a_file_of_nul_bytes_is_reported_as_such(tmp_path, suffix):
     path.write_bytes(bytes(5000))
     config = DatasetConfig(text=str(path), max_seq_len=8) if suffix == "txt" else of_file(path)
     with pytest.raises(
-        DataError, match=r"a\.\w+ contains NUL bytes \(\\0\), as after an interrupted copy or in a sparse"
+        DataError, match=r"a\.\w+ contains NUL bytes \(\\0\), perhaps because a copy was interrupted or"
     ):
         open_source(config)
 

@@ -148,7 +148,8 @@ def test_a_pattern_may_be_of_folders(tmp_path):
         write_jsonl(tmp_path / f"run {number} [x]" / "deep" / "a.jsonl", rows(number))
     assert prompts(of_file(tmp_path / "run [01]*" / "**" / "*.jsonl", "json")) == [0, 1]
     with pytest.raises(
-        ConfigError, match=r"no such file exists \(in a pattern, \[...\] matches one of the characters; write"
+        ConfigError,
+        match=r"no such file exists \(in a pattern, \[...\] matches one of the characters in the brackets; write",
     ):
         open_source(of_file(tmp_path / "none[1].jsonl", "json"))
 

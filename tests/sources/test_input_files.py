@@ -79,7 +79,7 @@ def test_rehash_finds_a_change_that_kept_size_time_and_inode(path: Path) -> None
     path.write_bytes(OTHER)
     os.utime(path, ns=(then.st_atime_ns, then.st_mtime_ns))
     assert start(path) == (first, 0)
-    with pytest.raises(DataError, match=r"rows\.jsonl changed .*: start again .*with --rehash"):
+    with pytest.raises(DataError, match=r"rows\.jsonl changed .*: start again .*use --rehash"):
         read(open_source(of_file(path)))  # rows are only made from content that was hashed
     second, n_opened = start(path, rehash=True)
     assert second != first

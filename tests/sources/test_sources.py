@@ -236,7 +236,9 @@ def test_a_truncated_array_names_its_incomplete_row(tmp_path):
     pairs = rows_of(tmp_path / "a.json", b'[{"a": 1},\n {"a": ')
     assert pairs[0][1] == {"a": 1}
     assert "is not JSON (Expecting value, line 2, column 8)" in pairs[1][1].text
-    assert pairs[2][1].text.startswith("the array is not closed at its end (line 2, column 8): the file is truncated")
+    assert pairs[2][1].text.startswith(
+        "the array is not closed at the end of the file (line 2, column 8): the file is truncated"
+    )
 
 
 @pytest.mark.parametrize(
@@ -438,7 +440,7 @@ def short_names(monkeypatch):
     ("changes", "text"),
     [
         ({"text": "no.txt"}, "text has 'no.txt', but no such file exists"),
-        ({"text": "x" * 300}, "x', which cannot be accessed (File name too long): name another path"),
+        ({"text": "x" * 300}, "x', which cannot be accessed (File name too long): use another path"),
         ({"text": "."}, "text has '.', but there is no .txt file in this folder"),
         ({"text": []}, "text is empty: name at least one file"),
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
@@ -506,7 +508,7 @@ def test_test_files_are_never_taken_for_training(tmp_path):
         ({"data_dir": "."}, "it contains no .jsonl, .json or .ndjson file (it contains a.csv, a.txt)"),
         ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
         ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but no such file exists"),
-        ({"data_files": "x" * 300}, "x', which cannot be accessed (File name too long): name another path"),
+        ({"data_files": "x" * 300}, "x', which cannot be accessed (File name too long): use another path"),
         ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but no such file exists"),
         ({"data_files": "."}, "it is a folder: name it in hf_kwargs.data_dir"),
         ({"data_files": []}, "hf_kwargs.data_files is empty"),
@@ -566,7 +568,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name)
     ("name", "text"),
     [
         ("jsonl", "hf_name is 'jsonl', but the hf_name for these files is `hf_name: json`"),
-        ("text", "hf_name is 'text', but plain text files are named in `text`"),
+        ("text", "hf_name is 'text', but plain text files are set in `text`"),
     ],
 )
 def test_other_names_of_local_formats_suggest_the_right_key(name, text):

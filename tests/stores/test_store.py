@@ -143,7 +143,7 @@ def test_gs_without_credentials(monkeypatch, tmp_path: Path) -> None:
         ("oci://bucket/x", "the supported object stores are s3:// and gs://"),
         ("s3:///x", "it must be s3://BUCKET/PREFIX"),
         ("s3://bucket/x?y=1", "it must be s3://BUCKET/PREFIX"),
-        ("s3://key:word@bucket/x", "credentials are not allowed in it"),
+        ("s3://key:word@bucket/x", "credentials are not allowed in a URL"),
         ("s3://bucket/a//b", "names in a bucket have no empty"),
         ("s3://bucket/../b", "names in a bucket have no empty"),
         (f"s3://bucket/{'x' * 701}", "702 bytes, but the maximum is 700"),

@@ -201,7 +201,7 @@ def test_a_template_that_changes_earlier_turns_names_the_turn(template):
     example = talk("a", "x", "c", "d", "e", "f")
     problem = tokenize(example, tokenizer, config(target_responses="all"))
     assert isinstance(problem, Problem)
-    assert problem.text.startswith("messages[1] (assistant): with more turns the chat template changes")
+    assert problem.text.startswith("messages[1] (assistant): the chat template changes earlier text when")
     assert "('<|im_end|><|im_start|>assistant\\n' became '!<|im_end|>" in problem.text
     assert problem.text.endswith("or train on the last answers only (target_prompts: none, target_responses: last)")
 

@@ -235,7 +235,7 @@ def test_thinking_opened_by_the_generation_prompt_is_named(template):
     problem = tokenize(conversation(*TALK), template(shape), config)
     assert isinstance(problem, Problem)
     assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but before")
-    assert "remove that from it" in problem.text
+    assert "remove it there" in problem.text
 
 
 def test_private_use_characters_are_never_shown(template):

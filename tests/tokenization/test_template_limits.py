@@ -27,8 +27,8 @@ DOUBLE = "{% set ns = namespace(x='xxxx') %}\n{% for a in range(40) %}\n{% set n
 TIME, MEMORY = "takes more than 0.3 seconds for a conversation", "needs more than 128 MiB of memory for a conversation"
 INTEGERS = "computes with integers of more than 4,096 bits"
 ATTACKS = {
-    LOOP: f"{TIME} (in its line 1)",
-    "\n\n{% for a in range(99999) %}{{ range(99999) | map('string') | join | length }}{% endfor %}": "(in its line 3)",
+    LOOP: f"{TIME} (in line 1 of the template)",
+    "\n\n{% for a in range(99999) %}{{ range(99999) | map('string') | join | length }}{% endfor %}": "(in line 3 of",
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}": TIME,
     "{{ lipsum(n=10**9) }}": TIME,
     DOUBLE.replace("OP", "~"): MEMORY,

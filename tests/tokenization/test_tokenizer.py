@@ -262,7 +262,9 @@ def test_a_text_too_large_for_the_tokenizers_library_is_refused(saved, monkeypat
     monkeypatch.setattr("data.tokenization.hf_tokenizer.MOST_BYTES", 10)
     assert len(loaded.encode("é" * 5)) <= 10
     for encode in (loaded.encode, loaded.encode_rendered):
-        with pytest.raises(RowError, match=r"has a text of 11 bytes, but a Hugging Face tokenizer, .* at most 10:"):
+        with pytest.raises(
+            RowError, match=r"has a text of 11 bytes, but the maximum for a Hugging Face tokenizer, .* is 10:"
+        ):
             encode("é" * 5 + "a")
 
 

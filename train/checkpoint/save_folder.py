@@ -93,7 +93,7 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"belongs to batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
-        defect = f"belongs to another run ({manifest.run_name}) than {RUN} next to it"
+        defect = f"belongs to a different run ({manifest.run_name}) than {RUN} next to it"
         raise CorruptCheckpointError(checkpoint, MANIFEST, defect)
 
 

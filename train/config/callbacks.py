@@ -18,12 +18,12 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """Sets the averaging window for throughput, which is always logged, and adds the metrics of Composer's
-    SpeedMonitor."""
+    """Sets the number of batches over which throughput is averaged, and logs the metrics of Composer's SpeedMonitor.
+    Throughput is logged even without this callback."""
 
     window_size: Count = 100
-    """Number of batches over which throughput is averaged. Until that many batches have run since the warm-up, all
-    batches since the warm-up are used."""
+    """Number of batches over which throughput is averaged. Until the run has completed this many batches, all batches
+    since the warm-up are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the remaining time as Composer does (time/remaining_estimate, in hours), in addition to
-    time/remaining_seconds."""
+    """Logs the remaining time under Composer's name, time/remaining_estimate, in hours. The metric
+    time/remaining_seconds is logged even without this callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,10 @@ class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
     save_folder: PathOfRun
-    """Exports are written to huggingface/baN in this folder. {run_name} is filled in."""
+    """Exports are written to the subfolders huggingface/baN of this folder, where N is the batch. {run_name} is
+    replaced by the name of the run."""
     save_interval: PositiveDuration
-    """Time between exports. Must be a multiple of the run's save_interval. The last checkpoint is also exported."""
+    """Time between exports; must be a multiple of the run's save_interval. The last checkpoint is always exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 
@@ -64,7 +65,7 @@ class GenerateConfig(Sampling):
     RULES = (*Sampling.RULES, _prompts)
 
     prompts: list[str]
-    """Prompts that the model continues, the same each time."""
+    """The prompts. The same prompts are used each time."""
     interval: PositiveDuration = "1ep"
     """Time between generations. Text is also generated at the end of the run."""
     chat: bool = False
@@ -75,7 +76,7 @@ class GenerateConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig(Section):
-    """Callbacks that run during training."""
+    """Optional actions during training."""
 
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
@@ -90,7 +91,8 @@ class FileLoggerConfig(Section):
     """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """Path of the log file, which contains the console output. {run_name} and {rank} are filled in."""
+    """Path of the file with the console output. {run_name} and {rank} are replaced by the name of the run and the
+    number of the rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ class TensorboardLoggerConfig(Section):
     """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Folder of the event files. {run_name} is filled in. Without {run_name}, the files are in a subfolder named after
-    the run. null uses tensorboard_logs."""
+    """Folder of the event files. {run_name} is replaced by the name of the run. Without {run_name}, the files are
+    written to a subfolder with the name of the run. null uses the folder tensorboard_logs."""
 
     def folder(self, run_name: str) -> Path:
         """The folder of a run's event files."""
@@ -129,10 +131,11 @@ class MLflowLoggerConfig(Section):
     """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, file:PATH, or the address of a server, http://HOST:PORT. null uses $MLFLOW_TRACKING_URI, or the folder
-    mlruns if that is not set."""
+    """A folder, file:PATH, or the address http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI. If this
+    variable is not set, null uses the folder mlruns."""
     experiment_name: Label | None = None
-    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's Default if that is not set."""
+    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME. If this variable is not set, null uses MLflow's
+    default experiment."""
     run_name: Label | None = None
     """Name of the run in MLflow; null uses run_name."""
     tags: dict[str, str] = field(default_factory=dict)

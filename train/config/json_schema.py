@@ -23,15 +23,15 @@ from train.config.schema import TrainConfig
 _KEYS_PAGE = """\
 # Configuration keys
 
-Every key that a YAML may contain, with its type, default and meaning. This page is generated from the configuration
-dataclasses: `python train.py --keys > docs/keys.md`. The same text is available for one key with
-`python train.py --explain KEY`, and for editors as a JSON schema with `python train.py --schema`.
+This page lists every key that a YAML file may contain, with its type, default and meaning. The page is generated from
+the configuration dataclasses: `python train.py --keys > docs/keys.md`. `python train.py --explain KEY` shows the same
+text for one key. `python train.py --schema` prints all keys as a JSON schema, which editors can use.
 
-- `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` marks the items of a list.
+- `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` means that the key is a list.
 - A key without a default is **required**. A section that has a default may be omitted.
-- On the command line, write a key with its full path: `optimizer.lr=1e-4`.
+- On the command line, write the full path of a key: `optimizer.lr=1e-4`.
 - Durations have a unit: `10ba` (batches), `500tok` (tokens), `2ep` (epochs), `0.1dur` (a fraction of `max_duration`).
-- LLM Foundry's keys that have no effect here are listed in [Coming from LLM Foundry](llm-foundry.md).
+- LLM Foundry's keys that have no effect in Dropless are listed in [Coming from LLM Foundry](llm-foundry.md).
 """
 
 _VARIABLES = "Values that other keys can refer to as ${variables.NAME}."

@@ -1,4 +1,5 @@
-"""Distribution of the model over ranks (FSDP2, HSDP, experts), rank setup, work of one rank for all, torch patches.
+"""Distribution of the model over ranks (FSDP2, HSDP, experts), setup of ranks, work that one rank does for all ranks,
+and patches of torch.
 
 The model itself does not depend on ranks.
 """

@@ -1,7 +1,8 @@
-"""Checks that config, source code, packages and rows are the same on all ranks. Ranks compare them through the store,
-before the process group is created: ranks that differ may be unable to create one.
+"""Checks that config, source code, packages and rows are the same on all ranks. Otherwise, a rank could train a
+different model, or wait in a collective that the other ranks do not call.
 
-A rank that differs would train a different model, or wait in a collective that the others do not call.
+Ranks exchange their values through the store before the process group is created, because ranks that differ may be
+unable to create one.
 """
 
 import hashlib
@@ -23,14 +24,14 @@ from train.config.schema import TrainConfig
 
 _WHERE_DATA_LIES = ("hf_name", "hf_kwargs.data_dir", "hf_kwargs.data_files*", "local", "text")
 MAY_DIFFER = (
-    # The node's own disks: neither rows nor checkpoints depend on them.
+    # These depend on the node's disks. They affect neither rows nor checkpoints.
     "*_loader.dataset.cache_dir",
     "*_loader.dataset.cache_limit",
     "*_loader.dataset.max_prepare_bytes",
-    # The location of data on a node: the rows themselves are compared.
+    # Where data is on a node. The rows are compared instead.
     *(f"*_loader.dataset.{place}{key}" for place in ("", "streams.*.") for key in _WHERE_DATA_LIES),
     "tokenizer.kwargs.vocab_file",
-    # The node's processors: the order of rows does not depend on them.
+    # These depend on the node's processors. They do not affect the order of rows.
     "*_loader.dataset.prepare_workers",
     "*_loader.num_workers",
     "*_loader.prefetch_factor",
@@ -41,14 +42,16 @@ MAY_DIFFER = (
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
-"""Limits: groups of ranks that are compared, differences that are listed, characters of a value that are shown."""
+"""Limits: the number of groups of ranks that are compared, the number of differences that are listed, and the number of
+characters of a value that are shown."""
 _POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
-"""Time for the other ranks to read the differences before rank 0 ends and its store with it."""
+"""The interval at which rank 0 checks whether the other ranks have read the differences, and the maximum time for this.
+When rank 0 ends, its store ends too."""
 
 
 def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """The facts that must be the same on all ranks: the keys of the config without secrets, the fingerprint of each
-    stream's rows, the kind of device, versions of packages, and a hash of each source file."""
+    """The facts that must be the same on all ranks: the config with secrets masked, the fingerprint of each stream's
+    rows, the kind of device, package versions, and a hash of each source file."""
     values = yaml.safe_load(masked_yaml(config))
     facts = {key: yaml_of(value) for key, value in leaves(values) if not _may_differ(key)}
     facts |= {f"rows of {name}": fingerprint for name, fingerprint in fingerprints.items()}
@@ -61,15 +64,15 @@ def _may_differ(key: str) -> bool:
 
 
 def announce(store: Store, facts: Mapping[str, str], rank: int) -> None:
-    """Publish a digest of this rank's facts. Must precede check_agreement."""
+    """Publish a digest of this rank's facts. Must be called before check_agreement."""
     store.set(f"facts of rank {rank}", f"{_digest(facts)} {platform.node()}")
 
 
 def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_size: int) -> None:
-    """Raise the same ConfigError on every rank, for rank 0 to show, unless all ranks have announced the same facts.
-    Every rank must call this, after all ranks have announced theirs.
+    """Raise the same ConfigError on every rank, unless all ranks have announced the same facts. Only rank 0 shows it.
+    Every rank must call this, after all ranks have called announce.
 
-    The facts themselves, about 30 kB, are only exchanged if digests differ, by the first rank of each digest.
+    The facts, about 30 kB, are exchanged only if digests differ, by the first rank of each digest.
     """
     announced = store.multi_get([f"facts of rank {each}" for each in range(world_size)])  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
     digests, nodes = zip(*(text.decode().split(" ", 1) for text in announced), strict=True)
@@ -93,7 +96,7 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
 
 
 def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
-    """On rank 0, wait until all ranks have read what they need from its store."""
+    """On rank 0, wait until all ranks have read the facts that they need from its store."""
     compared, end = store.add("compared", 1), time.monotonic() + _COMPARED_SECONDS
     while rank == 0 and compared < world_size and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

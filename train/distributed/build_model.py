@@ -1,7 +1,7 @@
 """Distributes the model over ranks: FSDP2 units, precision, activation checkpointing, and sharded initialization.
 
-Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank holds the full
-model.
+Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank ever has the
+full model.
 """
 
 from typing import Protocol
@@ -38,12 +38,12 @@ from train.models.shapes import parameter_shapes
 
 
 class Weights(Protocol):
-    """The source of a model's weights."""
+    """A source of weights for a model."""
 
     def __contains__(self, name: str) -> bool: ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Read rows [start, stop) of a parameter into `out`, in its dtype."""
+        """Read rows [start, stop) of a parameter into `out`, converted to the dtype of `out`."""
         ...
 
 
@@ -53,7 +53,7 @@ class NotFinite(ValueError):
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"not finite: {', '.join(names)}")
         self.names = names
-        """The names found on all ranks, in the model's order."""
+        """The parameters with NaN or infinite values on any rank, in the model's order."""
 
 
 def build_model(
@@ -67,10 +67,11 @@ def build_model(
     pretrained: Weights | None = None,
     lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """Build a DBRX with the pretrained or else initial weights, sharded as in fsdp_config (null: not sharded).
+    """Build a DBRX, sharded as in fsdp_config (None: not sharded), with pretrained weights or, if pretrained is None,
+    initial weights.
 
-    With lora, the model is frozen and stored in lora.base_dtype, and has adapters in dtype. Raises NotFinite on every
-    rank.
+    With lora, the model is frozen and stored in lora.base_dtype, and gets adapters in dtype. If any rank reads weights
+    that are not finite, NotFinite is raised on every rank.
     """
     model = meta_model(config, fsdp_config, precision=precision, device=device, dtype=dtype, lora=lora)
     model.to_empty(device=device)
@@ -118,7 +119,7 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
         for module in model.transformer.blocks:
             assert isinstance(module, DbrxBlock)
             module.norm_attn_norm.selective = True
-            # Only the innermost of nested saved-tensor hooks applies: offloaded tensors are not recomputed.
+            # Of nested saved-tensor hooks, only the innermost applies, so offloading excludes selective recomputation.
             module.selective = not config.activation_cpu_offload
     if not block and not config.activation_cpu_offload:
         return
@@ -134,7 +135,7 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
 
 
 def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """A mesh with one dimension to shard over; with HYBRID_SHARD, preceded by one for the replicas of the shards."""
+    """The mesh to shard over. It has a dimension "shard" and, with HYBRID_SHARD, a dimension "replicate" before it."""
     world_size = dist.get_world_size()
     if config.sharding_strategy == "FULL_SHARD":
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
@@ -144,8 +145,9 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 
 def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """The mesh of the experts. The ranks of the shard dimension are split into groups of neighbors (`expert`), which
-    share the experts. The ranks of `expert_shard` have the same experts and shard them."""
+    """The mesh of the experts. The ranks of the shard dimension are split into groups of consecutive ranks, and the
+    experts are divided over each group (dimension `expert`). Ranks along `expert_shard` have the same experts, and
+    shard them."""
     replicas, degree = config.data_parallel_replicate_degree, config.expert_parallel_degree
     sizes = (dist.get_world_size() // ((replicas or 1) * degree), degree)
     names = ("expert_shard", "expert")
@@ -155,8 +157,8 @@ def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 
 def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPolicy, device_type: str) -> None:
-    """Create the units: each adapter, the embedding, each block, and a root unit of the last norm and the head. With
-    expert parallelism, each block's experts are a unit too."""
+    """Create the FSDP2 units: each adapter, the embedding, each block, and a root unit with the last norm and the head.
+    With expert parallelism, the experts of each block are also a unit."""
     mesh = make_mesh(config, device_type)
     units = [(adapter, mesh) for adapter in adapters(model)]
     if config.expert_parallel_degree > 1:
@@ -167,7 +169,7 @@ def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPol
 
 
 def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.Module, DeviceMesh]]:
-    """Keep only the rows of the rank's own experts. Returns the units of the experts, each with the mesh to shard it
+    """Keep only the rows of this rank's experts. Returns the units of the experts, each with the mesh to shard it
     over."""
     shards = mesh["replicate", "expert_shard"] if mesh.ndim > 2 else mesh["expert_shard"]
     units: list[tuple[nn.Module, DeviceMesh]] = []
@@ -178,14 +180,14 @@ def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.M
                 trained = trained or param.requires_grad
                 divided = distribute_tensor(param.data, mesh["expert"], [Shard(0)], src_data_rank=None)
                 setattr(module, name, nn.Parameter(divided, requires_grad=param.requires_grad))
-            # Adapters are on every rank, and averaged over all ranks.
+            # True if the experts' own weights are trained. Adapters are on every rank, and are averaged over all ranks.
             module.parallel = ExpertParallel(mesh.get_group("expert"), averaged=trained)
             units.append((module, shards))
     return units
 
 
 def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:
-    """computed: the compute dtype of the weights, if it is neither their own nor determined by precision."""
+    """computed: the compute dtype of the weights, if it differs from their own dtype and precision does not set it."""
     if gathered is None:
         return MixedPrecisionPolicy(param_dtype=computed)
     reduced = precisions.reduced(config.mixed_precision)
@@ -194,7 +196,7 @@ def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtyp
 
 @torch.no_grad()
 def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> set[str]:
-    """Fill this rank's rows of every parameter: pretrained weights are read, all others are drawn.
+    """Fill this rank's rows of every parameter: read those that are in pretrained, and draw all others.
 
     Returns the names of the weights in which this rank has read NaN or infinite values.
     """
@@ -230,8 +232,8 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
 
 
 def _refuse(mine: set[str] | ConfigError, model: nn.Module) -> None:
-    """Raise on all ranks what any rank has found or could not read, because each rank has only read its own rows.
-    Otherwise the other ranks would wait for it."""
+    """Raise on all ranks if any rank could not read its rows, or found values that are not finite. Otherwise the other
+    ranks would wait for that rank."""
     found = [mine]
     if dist.is_initialized():
         found = [mine] * dist.get_world_size()

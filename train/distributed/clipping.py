@@ -1,7 +1,7 @@
-"""The norm of all gradients, and scaling by it: bitwise equal to torch's clip_grad_norm_, but split into parts, so that
-the caller can combine the reduction over ranks with its own.
+"""Computes the norm of all gradients and scales by it. The result is bitwise equal to that of torch's clip_grad_norm_.
+It is computed in separate steps, so that the caller can combine the reduction over ranks with its own reductions.
 
-Works only on each rank's shards, so parameters can be on different meshes.
+Only the shards of each rank are used, so parameters can be on different meshes.
 """
 
 import functools
@@ -18,8 +18,8 @@ Copies = Callable[[Tensor], int]
 
 
 def copies_over_ranks(gradient: Tensor) -> int:
-    """The number of ranks that hold a copy of each element of the gradient: the product of the mesh dimensions over
-    which it is replicated, times the ranks outside its mesh. Without a mesh, all ranks."""
+    """The number of ranks that have a copy of each element of the gradient: the world size divided by the sizes of the
+    mesh dimensions over which it is sharded. Without a mesh, the world size."""
     if not isinstance(gradient, DTensor):
         return dist.get_world_size()
     mesh = gradient.device_mesh
@@ -32,11 +32,11 @@ def copies_over_ranks(gradient: Tensor) -> int:
 
 @torch.no_grad()
 def squared_norms(params: Sequence[nn.Parameter], copies: Copies = copies_over_ranks) -> Tensor:
-    """[P] this rank's part of the squared L2 norm of each parameter's gradient in fp64; 0 without a gradient. Summed
-    over ranks, each element counts once.
+    """[P] in fp64: this rank's part of the squared L2 norm of each parameter's gradient, or 0 if there is no gradient.
+    The sum over all ranks counts each element once.
 
-    copies: overrides the number of copies derived from the mesh, for gradients such as those of experts that are
-    divided over ranks without a DTensor.
+    copies: overrides the number of copies that is derived from the mesh, for gradients that are divided over ranks
+    without a DTensor, such as those of experts.
     """
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, param in enumerate(params):
@@ -49,15 +49,15 @@ def squared_norms(params: Sequence[nn.Parameter], copies: Copies = copies_over_r
         gradients = [param.grad for param in map(params.__getitem__, of_kind) if param.grad is not None]
         norms = torch._foreach_norm([_local(gradient) for gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
         n_copies = torch.tensor([copies(gradient) for gradient in gradients], dtype=torch.float64).to(device)
-        # In the gradients' own dtype, as torch reduces the norm of a DTensor. The root of a square is the number
-        # itself.
+        # Squared in the dtype of the gradients, in which torch reduces the norm of a DTensor. For a single part, the
+        # root of the square is the norm again.
         squares_P[of_kind] = torch.stack(norms).square().to(device, torch.float64) / n_copies
     return squares_P
 
 
 def total_norm(squares_P: Sequence[float], params: Sequence[nn.Parameter]) -> float:
-    """The L2 norm of all gradients from the squared norms of all ranks. As in torch, it is the norm of the individual
-    norms in the dtype of the gradients."""
+    """The L2 norm of all gradients, from the squared norms summed over ranks. As in torch, it is computed as the norm
+    of the individual norms, in the dtype of the gradients."""
     dtypes = [param.grad.dtype for param in params if param.grad is not None]
     dtype = functools.reduce(torch.promote_types, dtypes, torch.bfloat16)
     return torch.linalg.vector_norm(torch.tensor(squares_P, dtype=torch.float64).to(dtype).sqrt()).item()
@@ -70,14 +70,14 @@ def scale_to_norm(params: Iterable[nn.Parameter], norm: float, max_norm: float) 
     for gradient in _gradients(params):
         groups.setdefault(gradient.dtype, []).append(_local(gradient))
     for dtype, gradients in groups.items():
-        # Rounded as in torch, where the norm has the dtype of the gradients.
+        # Rounded as in torch, where the norm has the same dtype as the gradients.
         factor = (max_norm / (torch.tensor(norm, dtype=dtype) + 1e-6)).item()
         if factor < 1:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def clip_gradients(params: Sequence[nn.Parameter], norm: float, clipping: GradientClippingConfig) -> None:
-    """norm: the norm of all gradients."""
+    """Clip the gradients by norm or by value, as configured. norm: the norm of all gradients."""
     if clipping.clipping_type == "norm":
         scale_to_norm(params, norm, clipping.clipping_threshold)
     else:
@@ -92,7 +92,7 @@ def drop_gradients(params: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def not_finite_gradients(named: Sequence[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of parameters whose gradient on this rank has NaN or infinite values, or values so large that the
+    """The names of parameters whose gradient on this rank contains NaN, infinite values, or values so large that the
     squared norm is infinite."""
     return [
         name

@@ -1,6 +1,7 @@
-"""The failure that ends a run, which one rank shares with the others through the store. The first failure counts.
+"""The failure that ends a run, which a rank shares with the other ranks through the store. If several ranks fail, the
+first failure is used.
 
-Imports neither Composer nor a process group, so that ranks can share failures before there is a process group.
+Needs neither Composer nor a process group, so that ranks can share failures before the process group exists.
 """
 
 import json
@@ -22,11 +23,11 @@ class Failure:
     code: int
     """The exit code of all ranks."""
     text: str
-    """The message for the user; the traceback if it is a bug."""
+    """The message for the user, or the traceback if the error is a bug."""
     kind: str = "failed"
-    """`failed`: the rank raised an error with this text. `hung` or `lost`: the text names the ranks."""
+    """`failed`: the rank raised an error with this text. `hung` or `lost`: the text names the ranks concerned."""
     lost: tuple[int, ...] = ()
-    """Ranks that cannot end by themselves, or have ended."""
+    """Ranks that have ended already, or that cannot end themselves."""
     shown_by: int = 0
     """The rank that shows the failure to the user."""
 
@@ -39,14 +40,14 @@ class Failure:
 
 
 def failure_of(error: BaseException, rank: int) -> Failure:
-    """The failure for an error, with the exit code of the command line."""
+    """Convert an error to a Failure, with the exit code that train.py returns for it."""
     if isinstance(error, ConfigError | DataError):
         return Failure(rank=rank, code=2, text=str(error) or type(error).__name__)
     return Failure(rank=rank, code=1, text=redacted("".join(traceback.format_exception(error)).rstrip()))
 
 
 def share(store: Store, failure: Failure) -> Failure:
-    """Share a failure, and return the first one that was shared, which may be another rank's."""
+    """Share a failure. Returns the failure that was shared first, which may be from another rank."""
     return _parsed(store.compare_set(_FAILURE, "", json.dumps(asdict(failure))))
 
 
@@ -55,7 +56,7 @@ def shared(store: Store) -> Failure | None:
 
 
 def note_shown(store: Store) -> None:
-    """Note that the shared failure is shown to the user, or will be in a moment."""
+    """Record that the shared failure is shown to the user, or is about to be shown."""
     store.set(_SHOWN, "")
 
 

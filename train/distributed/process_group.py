@@ -1,6 +1,6 @@
-"""The default process group, initialized when every rank is ready to join it, however long that takes.
+"""Initializes the default process group when every rank is ready to join it, however long that takes.
 
-Composer is imported late, because `sharing_failures` must be entered before anything slow.
+Composer is imported inside functions, because `sharing_failures` must be entered before anything slow happens.
 """
 
 import os
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
 _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
-"""Seconds after which each node logs what it waits for, and after which it repeats this."""
+"""Seconds after which each node logs what it waits for, and seconds until it repeats the message."""
 _REPORT_SECONDS = 5.0
 """Seconds for which a rank that fails tries to reach the store."""
 _SHOWN_SECONDS = 10.0
-"""Seconds in which a rank that waits for this one must show its error. The launcher then ends the others."""
+"""Seconds for which a failed rank waits until rank 0 shows its error, because the launcher ends all other ranks when
+the failed rank ends."""
 _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 
 
 @contextmanager
 def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
-    """A context for everything up to and including initialize_dist. Within it rank 0 serves the store, and if a rank
-    fails, the ranks that wait for it raise its error. Errors in the launcher's variables are raised, or added to the
-    problems."""
+    """A context for everything up to and including initialize_dist. Within it, rank 0 serves the store. If a rank
+    fails, the ranks that wait for it raise its error. Errors in the launcher's environment variables are added to
+    `problems`, or raised if it is None."""
     held = None
     if _must_join():
         with problems.collect() if problems is not None else nullcontext():
@@ -51,7 +52,7 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
 
 
 def _share(error: Exception) -> None:
-    """Share an error. Rank 0 shows its own error; the error of another rank is shown by rank 0 while it waits."""
+    """Share an error. Rank 0 shows its own error. Errors of other ranks are shown by rank 0 while it waits for them."""
     rank, store = int(os.environ["RANK"]), connect(_REPORT_SECONDS)
     share(store, failure_of(error, rank))
     if rank == 0:
@@ -62,11 +63,11 @@ def _share(error: Exception) -> None:
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
     """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here, the timeout starts
-    when the last rank has called this function. Ranks may first prepare or download data, which may take any time if
-    rank 0 does so within sharing_failures: a rank waits for rank 0's server no longer than the timeout.
+    when the last rank has called this function, so ranks may first prepare or download data, however long that takes.
+    Rank 0 must do this within sharing_failures, because the other ranks wait for its server no longer than the timeout.
 
-    facts: returns what must be the same on all ranks (facts_of_start). If it differs, ConfigError is raised on all
-    ranks.
+    facts: returns the values that must be the same on all ranks (facts_of_start). If they differ, ConfigError is raised
+    on all ranks.
     """
     from composer.utils import dist
 
@@ -81,7 +82,7 @@ def _must_join() -> bool:
 
 
 def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
-    """Return when every rank has called this with the same facts."""
+    """Return once every rank has called this with the same facts."""
     host, port = address()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not serves():
@@ -128,8 +129,8 @@ def _wait_for_server(place: str, timeout: float) -> None:
 
 
 def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float = float("inf")) -> bool:
-    """Whether the condition holds within the timeout. Waits in Python: signals are not handled while torch waits for a
-    store."""
+    """Wait until the condition holds, and return whether it did so within the timeout. This waits in Python, because
+    signals are not handled while torch waits for a store."""
     start = time.monotonic()
     notice_at, seconds = start + _NOTICE_SECONDS, _POLL_SECONDS
     while not is_so():
@@ -140,5 +141,5 @@ def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float 
             node_logger.info(waiting())
             notice_at = now + _NEXT_NOTICE_SECONDS
         time.sleep(min(seconds, start + timeout - now))
-        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # a tenth of the time waited so far
+        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # about a tenth of the time waited so far
     return True

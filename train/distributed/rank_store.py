@@ -1,4 +1,5 @@
-"""The store through which ranks find each other. torch creates it from the launcher's variables; errors are explained.
+"""The store through which ranks find each other. torch creates it from the launcher's environment variables. Errors are
+explained.
 
 Does not import Composer.
 """
@@ -14,18 +15,18 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from data.base.errors import ConfigError, reason
 
 _CONNECT_SECONDS = 30.0
-"""Timeout for the connection to a running server."""
+"""Timeout for connecting to a running server."""
 
 
 def serves() -> bool:
-    """Whether this process serves the store, by torch's rule: rank 0 does, unless a launcher such as torchrun does."""
+    """Whether this process serves the store. As in torch, rank 0 does, unless a launcher such as torchrun does."""
     return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
     """Connect to the store in a thread, because torch waits indefinitely, without handling signals, for a server that
-    accepts connections but does not answer. The stores of a process for the same address share one server, which lives
-    as long as any of them."""
+    accepts connections but does not answer. All stores of a process for the same address share one server, which runs
+    as long as any of these stores exists."""
     (host, port), is_master, future = address(), serves(), Future[TCPStore]()
     timeout = timedelta(seconds=seconds)
 
@@ -48,8 +49,8 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
 
 
 def why_not_served(seconds: float = _CONNECT_SECONDS) -> str | None:
-    """The reason why rank 0's server cannot be reached, or None if it can. The reason may be temporary: if nodes start
-    one by one, the name of rank 0's node may be unknown before it starts."""
+    """The reason why rank 0's server cannot be reached, or None if it can be reached. The reason may be temporary: for
+    example, the host name of rank 0's node may be unknown until that node has started."""
     host, port = address()
     try:
         socket.create_connection((host, port), timeout=seconds).close()

@@ -1,4 +1,5 @@
-"""Ranks that are started by `srun`: converts Slurm's variables to those of torch and Composer. Imports no torch.
+"""Ranks that are started by `srun`: converts Slurm's environment variables to those of torch and Composer. Does not
+import torch.
 
 Slurm's variables: https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES.
 """
@@ -9,15 +10,15 @@ from collections.abc import Mapping
 from data.base.errors import ConfigError
 
 _FIRST_PORT, _N_PORTS = 12000, 16000
-"""Below the ports that Linux assigns to connections (from 32768)."""
+"""These ports are below those that Linux assigns to connections (from 32768)."""
 
 
 def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE and the related variables of a task in a Slurm step with several tasks. Empty if a launcher has
-    set them, or if Slurm has started a single process.
+    """RANK, WORLD_SIZE and related variables for a task of a Slurm step with several tasks. Empty if a launcher has set
+    them, or if Slurm has started a single process.
 
-    Raises ConfigError if a job has several tasks but srun did not start this process: independent runs would overwrite
-    each other's checkpoints.
+    Raises ConfigError if a job has several tasks but srun did not start this process, because independent runs would
+    overwrite each other's checkpoints.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return {}
@@ -63,7 +64,7 @@ def _tasks_of_node(environment: Mapping[str, str], node: int, n_tasks: int) -> i
 
 
 def _counted(name: str, counts: str, node: int) -> int:
-    """The count of a node: `4(x2),3` stands for 4, 4, 3."""
+    """The number of tasks on a node. In Slurm's notation, `4(x2),3` means 4, 4, 3."""
     expanded: list[int] = []
     for part in counts.split(","):
         if (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is None:
@@ -88,7 +89,7 @@ def _first_node(environment: Mapping[str, str]) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """A port that is the same for all tasks of a step, and different for other steps on the node."""
+    """A port that is the same for all tasks of a step, and differs from the ports of other steps on the node."""
     job = _number(environment, "SLURM_JOB_ID") or 0
     step = _number(environment, "SLURM_STEP_ID") or 0
     return _FIRST_PORT + (7 * job + step) % _N_PORTS

@@ -49,8 +49,8 @@ def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
     needed = _SHM_GPU if gpu else _SHM_CPU
     too_small = usage.free < needed
     fix = (
-        f"give the container at least {format_bytes(needed)} (docker run --shm-size, or --ipc=host; in Kubernetes an "
-        "emptyDir with medium: Memory on /dev/shm)"
+        f"give the container at least {format_bytes(needed)} of shared memory (docker run --shm-size, or "
+        "--ipc=host; in Kubernetes an emptyDir with medium: Memory on /dev/shm)"
     )
     yield Check(
         name="/dev/shm",

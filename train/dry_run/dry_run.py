@@ -1,4 +1,4 @@
-"""A run up to its first step: ranks connect, the model is built on meta, the plan and the first batch are shown."""
+"""A run up to its first step: ranks connect, the model is built on meta, and the plan and first batch are shown."""
 
 import sys
 
@@ -30,8 +30,8 @@ _WIDTH = 160
 
 
 def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> None:
-    """Show the start of the run. inputs are the result of `opened`, and device that of choose_device. Every rank must
-    call this, within sharing_failures.
+    """Show the start of the run. inputs: the result of `opened`. device: the result of choose_device, or None. Every
+    rank must call this within sharing_failures.
 
     Raises the ConfigError or DataError that the run would raise before its first step, except for errors in the tensors
     of a checkpoint, which are not read, and errors when taking ownership of the save folder, which is not changed.
@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> No
 
 
 def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
-    """Build and discard everything that depends on the config and the data, to raise the errors of building."""
+    """Build everything that depends on the config and the data, so that all errors are raised, and discard it."""
     clock, where = inputs.data.clock, torch.device("cuda" if device == "gpu" else "cpu")
     build_scheduler(config.scheduler, clock)
     build_callbacks(config.callbacks)

@@ -30,7 +30,7 @@ class FirstBatch:
     trained_tokens: int
     """Labels for which the loss is computed."""
     rows: list[tuple[str, int, Row]]
-    """The first rows of this rank, each with its stream and its id in the stream."""
+    """The first rows of this rank, each with the name of its stream and its id in that stream."""
 
     def __str__(self) -> str:
         positions = self.n_rows * self.rank_shape[1]
@@ -42,7 +42,8 @@ class FirstBatch:
 
 
 def read_first_batch(config: TrainConfig, inputs: Inputs) -> FirstBatch:
-    """Every rank must call this. If a rank cannot read its rows, its DataError is raised on every rank."""
+    """Read the first batch. Every rank must call this. If a rank cannot read its rows, its error is raised on every
+    rank."""
     counts: tuple[int, int, int] | ConfigError | DataError
     rows, shape = [], (0, config.max_seq_len)
     try:
@@ -79,7 +80,8 @@ def _rows_of_rank(inputs: Inputs) -> list[tuple[str, int, Row]]:
 
 
 def texts_of(batch: FirstBatch, inputs: Inputs, *, marks: bool) -> Iterator[Text]:
-    """Rows in the format of scripts/inspect_data.py: trained tokens are green, and with marks also in ⟦ ⟧."""
+    """Rows in the format of scripts/inspect_data.py: trained tokens are green. If marks is set, they are also enclosed
+    in ⟦ ⟧."""
     for stream, row_id, row in batch.rows:
         text = show_row(row_id, row, inputs.tokenizer, marks=marks)
         if (more := len(text) - _SHOWN_CHARACTERS) > 0:

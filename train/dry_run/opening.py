@@ -13,8 +13,8 @@ from train.run.inputs import Inputs, open_inputs
 
 @contextmanager
 def opened(config: TrainConfig, problems: Problems, *, rehash: bool) -> Iterator[Inputs]:
-    """Open the inputs. A real run fetches the checkpoint that it resumes from into the staging folder, which it may
-    have to clear first. Here, the checkpoint without its tensors is fetched into a temporary folder, which is deleted
+    """Open the inputs. A real run downloads the checkpoint that it resumes from to the staging folder, which it may
+    have to clear first. Here, the checkpoint is downloaded without its tensors to a temporary folder, which is deleted
     at the end. Raises the exceptions of open_inputs."""
     here = config
     with ExitStack() as stack:

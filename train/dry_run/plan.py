@@ -1,4 +1,4 @@
-"""The plan of a run with opened data, for the console."""
+"""The plan of a run whose data has been opened, for the console."""
 
 import os
 from functools import partial
@@ -16,7 +16,7 @@ from train.run.inputs import Inputs
 
 
 def plan_of(config: TrainConfig, inputs: Inputs, world_size: int) -> list[RenderableType]:
-    """The output of scripts/plan.py for these ranks and this data, as lines and rich tables in order."""
+    """The output of scripts/plan.py for these ranks and this data, as a list of lines and rich tables."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cluster = Cluster(nodes=max(world_size // local_ranks, 1), gpus=local_ranks)
     shown: list[RenderableType] = [*plan_tables(config, cluster, inputs.max_batches)]
@@ -28,7 +28,7 @@ def plan_of(config: TrainConfig, inputs: Inputs, world_size: int) -> list[Render
 
 
 def check_room(config: TrainConfig, inputs: Inputs, world_size: int) -> None:
-    """Raise ConfigError on every rank if no checkpoint fits into the save folder. Every rank must call this."""
+    """Raise ConfigError on every rank if the save folder has no space for a checkpoint. Every rank must call this."""
     if inputs.folder is not None:
         n_saves = count_saves(config, inputs.data.clock)
         on_first_rank(partial(check_space, config, inputs.folder, n_saves, world_size=world_size))

@@ -1,4 +1,4 @@
-"""Measures the experts at an interval, and reports those that have no tokens, or nearly all, for many steps."""
+"""Measures the experts at an interval, and reports experts that get no tokens, or nearly all, for many steps."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -69,9 +69,9 @@ class ExpertHealth:
 
     def _has_too_many(self, sums: RoutingSums) -> np.ndarray:
         n_experts = sums.counts_LE.shape[1]
-        # If most experts are selected for every token, it is normal that an expert has nearly all tokens.
-        means_something = n_experts >= 2 * sums.top_k
-        return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & means_something
+        # If most experts are selected for each token, it is normal for an expert to get nearly all tokens.
+        is_meaningful = n_experts >= 2 * sums.top_k
+        return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & is_meaningful
 
     def _report(self, kind: str, batch: int, what: str, places: list[Place], logger: Logger) -> None:
         if places:
@@ -86,7 +86,7 @@ class ExpertHealth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """States that a checkpoint of an earlier version does not have are left unchanged."""
+        """Restore the state. Parts that are missing in checkpoints of earlier versions are left unchanged."""
         for name, streaks in (("dead", self._dead), ("overloaded", self._overloaded)):
             if name in state:
                 streaks.load_state_dict(state[name])

@@ -20,11 +20,11 @@ from train.models.moe import Router, Routing
 
 
 class Probe:
-    """Tokens of the run's first rows, the same on every rank, and the experts selected for them in the last
-    measurement. Its state is JSON-serializable."""
+    """A probe: tokens of the run's first rows, the same on every rank, and the experts that were selected for them in
+    the last measurement. Its state is JSON-serializable."""
 
     def __init__(self, n_tokens: int) -> None:
-        """n_tokens: maximum number of tokens; there are at most as many as in a microbatch."""
+        """n_tokens: maximum number of tokens. The probe never has more tokens than a microbatch."""
         self._n_tokens = n_tokens
         self._rows: list[tuple[list[int], list[int]]] = []
         """Token ids and document ids of each row, without padding."""
@@ -36,16 +36,16 @@ class Probe:
         return not self._rows
 
     def measure(self, state: State, model: nn.Module) -> np.ndarray | None:
-        """[L] the share of selected experts that are the same as in the last call; None in the first call. Every rank
-        must call this, between the backward pass of a step and the next forward.
+        """[L] the share of selected experts that are the same as in the last call. None in the first call. Every rank
+        must call this between the backward pass of a step and the next forward pass.
 
-        Does not change weights, gradients, random state or mode of the model.
+        Does not change the model's weights, gradients or mode, or the random state.
         """
         batch, size = state.batch, state.device_train_microbatch_size
         assert isinstance(size, int)
         if self.is_empty:
             self._take(batch, size)
-        # In the shape of a microbatch, for which FlexAttention is compiled.
+        # FlexAttention is already compiled for the shape of a microbatch.
         shape = (max(size, len(self._rows)), batch["input_ids"].shape[1])
         before, self._chosen = self._chosen, self._route(state, model, shape)
         if before is None or before.shape != self._chosen.shape:
@@ -88,7 +88,8 @@ class Probe:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A state with a different number of tokens is ignored, and a new probe is taken."""
+        """Restore the state. If it has a different n_tokens, it is ignored, and the next measurement takes a new
+        probe."""
         if state["n_tokens"] != self._n_tokens:
             return
         self._rows = [(ids, documents) for ids, documents in state["rows"]]
@@ -99,7 +100,7 @@ class Probe:
 
 
 def _reshard(model: nn.Module) -> None:
-    """Free the gathered weights that FSDP2 keeps after a forward. Otherwise the next step would use the values from
+    """Free the gathered weights that FSDP2 keeps after a forward pass. Otherwise, the next step would use weights from
     before the optimizer's update."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -108,7 +109,8 @@ def _reshard(model: nn.Module) -> None:
 
 @contextmanager
 def _choices(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect [T, E], whether the expert was selected for the token, of each layer computed within this context."""
+    """Within this context, collect a bool tensor [T, E] for each layer that is computed: whether the expert was
+    selected for the token."""
     chosen: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, routing: Routing) -> None:

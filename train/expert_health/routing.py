@@ -1,4 +1,4 @@
-"""Statistics of the routers over a step: metrics of each layer.
+"""Metrics of each layer's router, computed from the sums of a step.
 
 Shapes: L layers, E experts.
 """
@@ -14,7 +14,7 @@ _TRAINED = re.compile(r"transformer\.blocks\.(\d+)\.ffn\.(router|experts)\.")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RoutingSums:
-    """Sums over the tokens of a step, of all ranks and microbatches."""
+    """Sums over the tokens of a step, from all ranks and microbatches."""
 
     counts_LE: np.ndarray
     """Number of tokens assigned to each expert."""
@@ -31,7 +31,7 @@ class RoutingSums:
 
 
 def load_imbalance(counts_LE: np.ndarray) -> np.ndarray:
-    """[L] maximum over mean of the tokens per expert; 1 where there are no tokens."""
+    """[L] the maximum divided by the mean of the tokens per expert; 1 if there are no tokens."""
     mean_L = counts_LE.mean(1)
     return np.divide(counts_LE.max(1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0)
 
@@ -42,7 +42,7 @@ def load_shares(counts_LE: np.ndarray) -> np.ndarray:
 
 
 def effective_experts(shares_LE: np.ndarray) -> np.ndarray:
-    """[L] exp(entropy of the shares) / E: 1 for an even load, 1/E if one expert has all tokens."""
+    """[L] exp(entropy of the shares) / E. It is 1 for an even load, and 1/E if one expert has all tokens."""
     logs_LE = np.log(shares_LE, out=np.zeros_like(shares_LE), where=shares_LE > 0)
     return np.exp(-(shares_LE * logs_LE).sum(1)) / shares_LE.shape[1]
 

@@ -8,14 +8,14 @@ import numpy as np
 Place = tuple[int, int]
 """Layer and expert."""
 _MOST_NAMED = 4
-"""Up to this number of experts, a message names each; otherwise it lists their number per layer."""
+"""A message names up to this number of experts. If there are more, it lists their number per layer."""
 _MOST_LAYERS = 6
 
 
 class Streaks:
     """Tracks for which experts a condition has held, step after step. Its state is JSON-serializable.
 
-    The beginning of a streak is reported at most once in `steps` steps, and so is its end; changes in between are
+    Beginnings of streaks are reported at most once in `steps` steps, and so are their ends. Changes in between are
     included in the next report. This limits the number of reports if many experts change often.
     """
 
@@ -26,7 +26,7 @@ class Streaks:
         self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
         self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
-        """Number of steps for which beginnings, and ends, are not reported."""
+        """For beginnings and for ends of streaks, the number of steps until they may be reported again."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
         """The experts to report in this step: those whose streak is long enough, and those whose streak has ended."""

@@ -20,8 +20,9 @@ def ask(
     batch_size: int,
     on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
-    """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its text, one
-    prompt after the other: the output of later prompts of a batch is held back until their turn."""
+    """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its text. It is
+    called for one prompt after the other: the text of later prompts of a batch is kept until the earlier prompts are
+    complete."""
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         events = stream_answers(
@@ -35,7 +36,7 @@ def ask(
 
 
 def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
-    """Reorder events so that those of a row come after the rows before it have their answers."""
+    """Reorder events so that those of a row come after the answers of all rows before it."""
     held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
     turn = 0
     for event in events:

@@ -23,11 +23,11 @@ def chat(
     read: Callable[[], str],
     write: Callable[[str], None],
 ) -> None:
-    """Run a conversation until `read` raises EOFError or returns "/exit"; "/new" starts a new one. ^C ends an answer,
-    not the chat."""
+    """Run a conversation until `read` raises EOFError or returns "/exit". If it returns "/new", a new conversation
+    starts. ^C ends an answer, not the chat."""
     beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = list(beginning)
-    # Fails early, before the user has typed anything, if there is no chat template.
+    # If there is no chat template, fail before the user has typed anything.
     encode_one(as_question("?", chat=True, system_prompt=system_prompt), opened.tokenizer)
     turn = 0
     while True:
@@ -45,10 +45,10 @@ def chat(
         try:
             (prompt,) = encode([Conversation([*messages, {"role": "assistant", "content": ""}])], opened, sampling)
         except DataError as error:
-            write(f"{error}; {NEW} begins another conversation\n")
+            write(f"{error}; {NEW} starts a new conversation\n")
             messages.pop()
             continue
-        # The same seed, but a different draw in each turn.
+        # All turns derive from the same seed, but each turn draws different numbers.
         text = _answer(opened, prompt, replace(sampling, seed=(sampling.seed + turn) % 2**32), write)
         turn += 1
         # A template may reject an empty turn.
@@ -56,7 +56,7 @@ def chat(
 
 
 def _answer(opened: "Opened", prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> str:
-    """The answer, or the part that was written until ^C."""
+    """Write the answer and return it, or the part of it that was written before ^C."""
     text = ""
     try:
         for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], sampling, opened.stop_token_ids):

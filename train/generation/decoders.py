@@ -1,6 +1,6 @@
-"""Models that decode step by step with a KV cache: ours, and those of transformers.
+"""Models that decode step by step with a KV cache: our own model, and models of transformers.
 
-Shapes: B prompts, S length of the longest, V vocab_size.
+Shapes: B prompts, S length of the longest prompt, V vocab_size.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ class Decoder(Protocol):
     max_seq_len: int
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Clear the cache and read the prompts, none of them empty. Returns the logits [B, V] of the next token of
-        each."""
+        """Clear the cache and read the prompts, which must not be empty. Returns the logits [B, V] of the token after
+        each prompt."""
         ...
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """Add one token to each document, None for documents that have ended. Returns logits [B, V]."""
+        """Add one token to each document (None for documents that have ended). Returns the next logits [B, V]."""
         ...
 
 
 class DbrxDecoder:
-    """Our own model with its KV cache. The model must be in eval mode; if it is sharded, every rank must run the same
+    """Our own model with its KV cache. The model must be in eval mode. If it is sharded, every rank must run the same
     steps."""
 
     def __init__(self, model: DbrxForCausalLM) -> None:

@@ -23,12 +23,12 @@ class Checked:
 
 
 def exact_match(opened: Opened, questions: Sequence[Question], batch_size: int) -> list[Checked]:
-    """Return the greedy answers, each until its end token, in order. An answer is exact if it equals the expected text.
+    """Return the greedy answers in order, each up to its end token. An answer is exact if it equals the expected text.
 
     Raises DataError if a prompt leaves no room for an answer.
     """
     expected = [len(opened.tokenizer.encode(expected_answer(question))) for question in questions]
-    # Room for the end token and one more token, to notice an answer that continues.
+    # Allows the end token and one more token, to detect an answer that is longer than expected.
     sampling = Sampling(max_new_tokens=max(expected) + 2)
     answers = ask(opened, encode(questions, opened, sampling), sampling, batch_size)
     return [Checked(question, answer.text) for question, answer in zip(questions, answers, strict=True)]

@@ -27,16 +27,15 @@ def generate(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[list[int | None]]:
-    """Yield the new token of each prompt, step by step, or None after the prompt has ended. Stop tokens end a prompt
-    and are not returned.
+    """Step by step, yield the new token of each prompt, or None for prompts whose answer has ended. A stop token ends
+    an answer and is not returned. An answer also ends after max_new_tokens, or at the model's max_seq_len (see room).
 
-    A prompt also ends after max_new_tokens, or at the model's max_seq_len (see room). first_number is the number of the
-    first prompt among all prompts (see Sampling.seed). `agree` overwrites the chosen ids [B] with those that all ranks
-    use.
+    first_number: the number of the first prompt among all prompts (see Sampling.seed). agree: overwrites the chosen ids
+    [B] in place, so that they are the same on all ranks.
     """
     stop = frozenset(stop_token_ids)
     left = [room(len(prompt), sampling, decoder.max_seq_len) for prompt in prompts]
-    assert min(left) > 0, "a prompt leaves no room"
+    assert min(left) > 0, "a prompt leaves no room for new tokens"
     draws = [torch.Generator().manual_seed(_key(sampling.seed, first_number + row)) for row in range(len(prompts))]
     logits_BV = decoder.start(prompts)
     while True:
@@ -52,29 +51,31 @@ def generate(
             yield tokens
         if not any(left):
             return
-        # The last token of a document was yielded, but need not be read by the model.
+        # The model need not read the last token of a document, which was already yielded.
         logits_BV = decoder.step([token if rest else None for token, rest in zip(tokens, left, strict=True)])
 
 
 def _key(seed: int, number: int) -> int:
-    # Hashed: torch uses only the lower 32 bits of a generator's seed, and similar seeds first draw similar numbers.
+    # Hashed, because torch uses only the lower 32 bits of a generator's seed, and the first numbers drawn with similar
+    # seeds are similar.
     digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generator]) -> Tensor:
-    """The next ids [B]: the highest logits, or a sample from the distribution after temperature, top_k and top_p."""
+    """The next ids [B]: those with the highest logits, or samples from the distribution after temperature, top_k and
+    top_p."""
     if sampling.temperature == 0:
         return logits_BV.argmax(1)
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-    # Relative to the maximum, so that no temperature is too low: exp(-inf) is 0.
+    # The maximum is subtracted, so that even a very low temperature causes no NaN: exp(-inf) is 0.
     scaled_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / sampling.temperature
     probs_BV, ids_BV = scaled_BV.softmax(1).sort(dim=1, descending=True, stable=True)
     sums_BV = probs_BV.cumsum(1)
     # The token that reaches top_p is still included: the sum before it is less than top_p.
     kept_B = ((sums_BV - probs_BV) < sampling.top_p).sum(1).clamp(1, sampling.top_k)
     total_B1 = sums_BV.gather(1, kept_B.unsqueeze(1) - 1)
-    # Drawn on the CPU, so that every device draws the same numbers.
+    # Drawn on the CPU, so that the numbers are the same for every device.
     drawn_B = torch.stack([torch.rand((), generator=draw, dtype=torch.float64) for draw in draws])
     at_B1 = drawn_B.to(sums_BV).unsqueeze(1) * total_B1
     rank_B = torch.minimum((sums_BV <= at_B1).sum(1), kept_B - 1)
@@ -84,23 +85,23 @@ def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generato
 class TextStream:
     """Decodes a stream of tokens into pieces of text. The joined pieces equal the text of all tokens.
 
-    A character whose bytes are split over several tokens is held back until it is complete.
+    A character whose bytes are split over several tokens is returned only when it is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._start = self._read = 0
-        """Ids before _start are no longer needed. The text of those before _read was emitted; they are decoded again,
-        because text may depend on what precedes it (such as a leading space)."""
+        """Ids before _start are no longer needed. The text of ids before _read was already returned. They are decoded
+        again, because the text of an id may depend on the ids before it (such as a leading space)."""
         self._n_emitted = 0
-        """Number of emitted characters of the text after _read."""
+        """Number of characters after _read that were already returned."""
 
     def add(self, token: int) -> str:
         """Add a token and return the text that can no longer change."""
         self._ids.append(token)
         text = self._new_text()
-        # A character has at most 4 bytes, so at most the last 3 may still become a character.
+        # A character has at most 4 bytes, so at most the last 3 may belong to an incomplete character.
         certain = text[:-3] + text[-3:].rstrip(_REPLACEMENT)
         piece, self._n_emitted = certain[self._n_emitted :], max(self._n_emitted, len(certain))
         if certain == text:
@@ -108,7 +109,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """Return the remaining text: bytes that are not a character."""
+        """Return the remaining text, from bytes that do not form a complete character."""
         return self._new_text()[self._n_emitted :]
 
     def _new_text(self) -> str:
@@ -123,7 +124,7 @@ class Answer:
     tokens: list[int]
     text: str
     ended: bool
-    """Whether a stop token ended the answer; otherwise max_new_tokens or max_seq_len did."""
+    """Whether a stop token ended the answer, and not max_new_tokens or max_seq_len."""
 
 
 def stream_answers(
@@ -136,7 +137,8 @@ def stream_answers(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[tuple[int, str, Answer | None]]:
-    """Yield (prompt, next piece of its text, complete answer or None) as text is generated. See generate."""
+    """While text is generated, yield tuples (index of the prompt, next piece of its text, complete answer or None).
+    See generate."""
     streams = [TextStream(tokenizer) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     texts = ["" for _ in prompts]

@@ -8,11 +8,12 @@ from types import ModuleType
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within this context, both libraries only use the local cache; otherwise they would query the hub for half a
-    minute.
+    """Within this context, huggingface_hub and datasets use only the local cache. Otherwise, they would try to reach
+    the hub for half a minute.
 
-    They read HF_HUB_OFFLINE once, at import. Later it can only be changed by assignment, as huggingface_hub's
-    documentation of the variable states. lm-eval, which calls them, has no `local_files_only` argument.
+    They read HF_HUB_OFFLINE once, at import. According to the documentation of huggingface_hub, it can later only be
+    changed by assigning to the module's variable. lm-eval, which calls both libraries, has no `local_files_only`
+    argument.
     """
     patched = online_modules()
     try:
@@ -25,7 +26,7 @@ def offline() -> Iterator[None]:
 
 
 def online_modules() -> list[ModuleType]:
-    """The probe: the modules of libraries that would query the hub, because the variable was not set at their
-    import."""
+    """The probe: the modules of the libraries that would query the hub, because the variable was not set when they were
+    imported."""
     modules = [importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config")]
     return [module for module in modules if not module.HF_HUB_OFFLINE]

@@ -1,5 +1,4 @@
-"""Opens a model for generation: an exported Hugging Face folder with stock transformers, or a checkpoint of our
-model."""
+"""Opens a model for generation: an exported folder with Hugging Face's transformers, or a checkpoint with our model."""
 
 import dataclasses
 import json
@@ -34,7 +33,7 @@ from train.weights.pretrained import PretrainedFolder
 
 @dataclass(frozen=True)
 class Opened:
-    """A model that generates, with its tokenizer."""
+    """A model that was opened for generation, with its tokenizer."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -46,13 +45,13 @@ class Opened:
 def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
     """Open the model of an exported folder, of a checkpoint, or of the newest checkpoint in a save folder.
 
-    folder: see resolve_model; precision: see default_precision. Raises ConfigError for any other folder.
+    folder: see resolve_model. precision: see default_precision. Raises ConfigError if the folder is none of these.
     """
     folder = resolve_model(folder)
     precision = precision or default_precision(device)
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
-            f"{folder} is a PEFT adapter, not a complete model: give the run's checkpoint, or an export of it "
+            f"{folder} is a PEFT adapter, not a complete model: use the run's checkpoint, or an export of it "
             "with --adapter merge"
         )
     if is_exported(folder):
@@ -61,7 +60,7 @@ def open_model(folder: Path, device: Device, precision: Precision | None = None)
 
 
 def default_precision(device: Device) -> Precision:
-    """fp32 on a CPU, because CPUs compute bf16 several times slower."""
+    """bf16 on a GPU. fp32 on a CPU, because bf16 is several times slower there."""
     return "bf16" if device == "gpu" else "fp32"
 
 
@@ -70,12 +69,12 @@ def torch_device(device: Device) -> torch.device:
 
 
 def resolve_model(folder: Path) -> Path:
-    """Find the save folder or exported model in a run's folder. Raises ConfigError if it contains several."""
+    """Find the save folder or exported model in a run's folder. Raises ConfigError if there are several."""
     return resolve_folder(folder, lambda each: is_exported(each) or is_save_folder(each))
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether the folder is meant as a Hugging Face folder; check_exported checks whether it is complete."""
+    """Whether the folder looks like a Hugging Face folder. Whether it is complete is checked by check_exported."""
     return (folder / "config.json").is_file()
 
 
@@ -98,7 +97,8 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
 
 
 def check_exported(folder: Path) -> PretrainedFolder:
-    """Raise ConfigError if the folder is not a complete stock DBRX, or if it would make transformers run code.
+    """Raise ConfigError if the folder is not a complete DBRX in Hugging Face's format, or if transformers would run
+    code from it.
 
     Reads no tensors.
     """
@@ -143,8 +143,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
 
 
 def _for_generation(model: ModelConfig) -> ModelConfig:
-    """The model config with moe_impl and attn_impl set to auto, because the run chose them for its own device and
-    precision, and without recomputation."""
+    """The model config for generation: without recomputation, and with moe_impl and attn_impl set to auto, because
+    those of the run were chosen for its device and precision."""
     return dataclasses.replace(
         model,
         attn_config=dataclasses.replace(model.attn_config, attn_impl="auto"),
@@ -157,7 +157,7 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise ConfigError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own tokenizer there"
         )
-    # The current date, as in transformers.
+    # Chat templates get the current date, as in transformers.
     tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
@@ -168,7 +168,7 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """The ids in generation_config.json if given, else those of the tokenizer."""
+    """The ids in generation_config.json, or those of the tokenizer if there is no such file."""
     file = folder / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from train.generation.open_model import Opened
 
 Question = PromptResponse | Conversation
-"""The question is the prompt, or all messages but the last. The rest is the expected answer, or empty if there is
-none."""
+"""The question is the prompt, or all messages except the last. The response or last message is the expected answer, and
+is empty if there is no expected answer."""
 
 
 def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:
-    """With chat, the prompt is a user message, after the system prompt if there is one."""
+    """Convert a prompt to a question without an answer. If chat is set, the prompt becomes a user message, after the
+    system prompt if there is one."""
     if not chat:
         return PromptResponse(prompt, "")
     before = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -33,7 +34,7 @@ def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = 
 
 
 def question_text(question: Question) -> str:
-    """The text of a question that is displayed."""
+    """The text by which a question is displayed."""
     return question.prompt if isinstance(question, PromptResponse) else question.messages[-2]["content"]
 
 
@@ -44,10 +45,11 @@ def expected_answer(question: Question) -> str:
 def read_questions(
     file: Path, *, with_answers: bool = False, preprocess: Callable[[Any], Any] | None = None
 ) -> list[Question]:
-    """Read the prompts of a .jsonl file of `{prompt}` or `{messages}`, or of a text file with one prompt per line.
+    """Read prompts from a .jsonl file with `{prompt}` or `{messages}`, or from a text file with one prompt per line.
 
-    with_answers: the file must be JSONL with `{prompt, response}`, with messages that end with the assistant, or with
-    rows that preprocess converts to such an example. Rows for which it returns None are counted and skipped.
+    with_answers: the file must be JSONL. Each row must have the form `{prompt, response}`, have messages that end with
+    the assistant, or be converted to one of these by preprocess. Rows for which preprocess returns None are counted and
+    skipped.
 
     Raises ConfigError if the file cannot be read or has no prompts, and DataError with the line of each invalid row.
     """
@@ -77,7 +79,7 @@ def _text(line: bytes, place: str) -> str:
 
 
 def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Add an empty answer to rows without one, so that the usual checks of examples can be used."""
+    """Add a placeholder answer to rows without an answer, so that the usual checks of examples can be used."""
     for place, row in rows:
         if isinstance(row, dict) and "prompt" in row:
             row = {"prompt": row["prompt"], "response": "any"}
@@ -100,7 +102,8 @@ def _only_questions(example: Example, file: Path) -> Question:
 
 
 def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
-    """Encode a question. Raises DataError for invalid text, as a terminal may produce, or an invalid conversation."""
+    """Encode a question. Raises DataError for invalid text, which may come from a terminal, and for invalid
+    conversations."""
     texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
     for text in texts:
         try:
@@ -113,7 +116,8 @@ def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) -> list[list[int]]:
-    """Encode questions as in training. Raises DataError with the number of the prompt if there is no room after it."""
+    """Encode questions as in training. Raises DataError with the number of a prompt if it is empty, or leaves no room
+    for an answer."""
     prompts = []
     for number, question in enumerate(questions, start=1):
         ids = encode_one(question, opened.tokenizer)
@@ -127,7 +131,7 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
 
 
 def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
-    """Raise ConfigError if max_new_tokens cannot follow the longest prompt."""
+    """Raise ConfigError if the longest prompt and max_new_tokens exceed max_seq_len."""
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Stores results of evaluations by name in a folder's evaluation.json.
+"""Stores evaluation results by name in evaluation.json in the model's folder.
 
-The table in its README.md, the model card, shows all results.
+A table in the folder's README.md, which is the model card, shows all results.
 """
 
 import json
@@ -17,15 +17,15 @@ from train.models.precision import Precision
 RESULTS = "evaluation.json"
 CARD = "README.md"
 MARKER = "<!-- evaluation -->"
-"""Marks the beginning and the end of the generated part of the card; the rest of the card is not changed."""
+"""Marks the beginning and the end of the generated part of the card. The rest of the card is not changed."""
 
 Result = dict[str, Any]
-"""`asked`: number of questions; `metrics`: name -> value (or null); `stderr`: the same for metrics with an error; and
-settings."""
+"""Keys: `asked`, the number of questions or None; `metrics`, values by metric; `stderr`, standard errors by metric, for
+metrics that have one; and settings."""
 
 
 def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
-    """(task, metric, value, asked) as text, one row per metric."""
+    """Return (task, metric, value, asked) as text, one row per metric."""
     rows = []
     for name, result in results.items():
         asked = "" if result["asked"] is None else f"{result['asked']:,}"
@@ -66,21 +66,21 @@ def read_kept(folder: Path) -> dict[str, Result]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         rows_of(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} has no results of an evaluation ({error!r}): remove it") from None
+        raise ConfigError(f"{file} does not contain evaluation results ({error!r}): remove it") from None
     return kept
 
 
 def section(results: Mapping[str, Result]) -> str:
-    """The card's section in Markdown."""
+    """The generated section of the card, in Markdown."""
     rows = [(*row, results[row[0]]["date"]) for row in rows_of(results)]
     header = ("task", "metric", "value", "asked", "date")
     lines = [header, ("---",) * len(header), *rows]
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return f"## Benchmarks\n\n{table}\n\nSettings and versions of each are in {RESULTS}.\n"
+    return f"## Benchmarks\n\n{table}\n\nThe settings and versions of each result are in {RESULTS}.\n"
 
 
 def with_section(card: str, text: str) -> str:
-    """The card with the text between its markers, or at its end if it has no markers."""
+    """Return the card with the text between its markers, or at its end if it has no markers."""
     part = f"{MARKER}\n{text}{MARKER}"
     pattern = re.compile(f"{re.escape(MARKER)}.*{re.escape(MARKER)}", re.DOTALL)
     if pattern.search(card):

@@ -29,7 +29,8 @@ def run_tasks(
     limit: int | None = None,
     apply_chat_template: bool = False,
 ) -> dict[str, Result]:
-    """Run the lm-evaluation-harness on an exported folder with stock transformers. Returns results by task and group.
+    """Run the lm-evaluation-harness on an exported folder with transformers' own DBRX. Returns results by task and
+    group.
 
     A task is the name of a harness task, a YAML file, or a folder, which stands for all of its tasks. Raises
     ConfigError if the harness is not installed, if the folder is not a complete DBRX, or if a task does not exist or
@@ -73,7 +74,8 @@ def _limit_template(tokenizer: Any) -> None:
 
 
 def results_of(out: Mapping[str, Any]) -> dict[str, Result]:
-    """The harness's results in our format, with its metric names: `acc,none` is acc under the filter none."""
+    """Convert the harness's results to our format. Metrics keep their names, except that the filter `none` is omitted:
+    `acc,none` becomes `acc`."""
     results: dict[str, Result] = {}
     for name, values in out["results"].items():
         metrics = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
@@ -99,7 +101,7 @@ def _harness() -> Any:
 
 
 def _load_tasks(tasks: Sequence[str]) -> list[Any]:
-    """The harness's tasks and groups, with their data loaded."""
+    """Load tasks and groups of the harness, including their data."""
     manager_of = importlib.import_module("lm_eval.tasks").TaskManager
     local = [Path(task) for task in tasks if _is_path(task)]
     folders = sorted({path if path.is_dir() else path.parent for path in local})
@@ -111,7 +113,7 @@ def _load_tasks(tasks: Sequence[str]) -> list[Any]:
     for name in dict.fromkeys(names):
         try:
             loaded = manager.load([name])
-        except Exception as error:  # from its YAML, its functions, or from datasets: almost any error
+        except Exception as error:  # the task's YAML, its functions and datasets can raise almost any error
             raise ConfigError(_cannot_load(name, error)) from error
         group = loaded.get("groups", {}).get(name)
         found |= {name: group} if group is not None else loaded["tasks"]
@@ -137,7 +139,7 @@ def _names_in(path: Path, manager: Any) -> list[str]:
         and (path in Path(entry.yaml_path).resolve().parents or Path(entry.yaml_path).resolve() == path)
     ]
     if not names:
-        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (YAML with a key `task`)")
+        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (a YAML file with the key `task`)")
     return sorted(names)
 
 
@@ -146,7 +148,7 @@ def _known(name: str, manager: Any) -> str:
         return name
     close = difflib.get_close_matches(name, manager.all_tasks, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"--tasks has {name!r}, which the lm-evaluation-harness does not have{hint}")
+    raise ConfigError(f"--tasks has {name!r}, which is not a task of the lm-evaluation-harness{hint}")
 
 
 def _cannot_load(name: str, error: Exception) -> str:

@@ -2,16 +2,16 @@
 
 import ctypes
 
-# From glibc's malloc.h, and the largest value that it accepts for the second parameter.
+# Parameter numbers from glibc's malloc.h, and the largest M_MMAP_THRESHOLD that glibc accepts.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 25
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for later allocations; has no effect with other C libraries.
+    """Make glibc keep freed memory for later allocations. Has no effect with other C libraries.
 
-    By default glibc returns every step's gradients and activations to the kernel, and a step on a CPU spends a tenth of
-    its time in page faults. Tensors over 32 MiB are still allocated by the kernel.
+    By default, glibc returns the memory of gradients and activations to the kernel in every step, so a step on a CPU
+    spends a tenth of its time in page faults. Memory for tensors larger than 32 MiB is still requested from the kernel.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,7 @@
 """The device of a run, and the reason why torch cannot use a GPU of the machine.
 
-torch and Composer silently use the CPU if they find no working GPU. Here that is an error: a run uses the CPU only if
-there is no GPU, or if the CPU was chosen. torch is only imported when necessary.
+torch and Composer silently use the CPU if they find no working GPU. Here, this is an error: a run uses the CPU only if
+there is no GPU, or if the CPU was chosen. torch is imported only when necessary.
 """
 
 import ctypes
@@ -21,23 +21,24 @@ Device = Literal["cpu", "gpu"]
 _ON_CPU = "or choose the CPU: device=cpu (in scripts: --device cpu)"
 _INSTALL = "uv pip install --torch-backend"
 _LEAST_DRIVER = {12: 525, 13: 580}
-"""The minimum driver by CUDA's major version (NVIDIA's CUDA Compatibility guide). Within a major version, newer wheels
-run on older drivers."""
+"""The minimum driver version by major version of CUDA (NVIDIA's CUDA Compatibility guide). It is sufficient for wheels
+of all CUDA versions with this major version."""
 _PCI_GPUS = {"nvidia": ("0x10de", "0x03"), "amd": ("0x1002", "0x12")}
-"""Vendor and class prefix of PCI devices: display controllers, for AMD only accelerators. Many AMD processors have
-graphics that no wheel supports."""
+"""Vendor id and class prefix of the PCI devices that count as GPUs: display controllers for NVIDIA, and only
+accelerators for AMD, because many AMD processors include graphics that no wheel supports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The facts that determine whether torch can use a GPU. `torch_*` are from the installed wheel, the rest is found
-    without torch."""
+    """The facts that determine whether torch can use a GPU. `torch_*` and capability are read from torch. All others
+    are determined without torch."""
 
     nvidia_gpus: int = 0
-    """GPUs with a device file; without device files, GPUs on the PCI bus, which a container sees too."""
+    """Number of GPUs that have a device file. If there are no device files, number of GPUs on the PCI bus, which is
+    also visible in a container."""
     amd_gpus: int = 0
     device_files: int = 0
-    """/dev/nvidia0 and so on: a container only has those that were passed to it."""
+    """Number of files /dev/nvidia0 and so on. A container has only those that were passed to it."""
     driver: str | None = None
     """Version of the loaded NVIDIA driver, such as 570.86.15."""
     driver_cuda: tuple[int, int] | None = None
@@ -50,7 +51,7 @@ class Machine:
     """The architectures that the wheel is compiled for, such as sm_90."""
     torch_gpus: int = 0
     torch_error: str = ""
-    """torch's error message if it has no GPU."""
+    """torch's error message if it finds no GPU."""
     capability: tuple[int, int] | None = None
     """Compute capability of this rank's GPU."""
 
@@ -71,12 +72,13 @@ class Machine:
 
 
 def choose_device(wanted: Device | None) -> Device:
-    """Return `gpu` if there is one, else `cpu`. `cpu` hides all GPUs from this process and its children.
+    """Return `gpu` if there is a GPU, otherwise `cpu`. If wanted is `cpu`, hide all GPUs from this process and its
+    children.
 
     Raises ConfigError if torch cannot use the machine's GPU and wanted is not cpu, and if gpu is wanted but there is
     none.
     """
-    # torch's warnings (one or two, depending on its build) are covered by our error, or the CPU was chosen.
+    # torch's warnings are not needed: either our error covers them, or the CPU was chosen.
     warnings.filterwarnings("ignore", message="CUDA initialization")
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -95,12 +97,13 @@ def choose_device(wanted: Device | None) -> Device:
 
 
 def why_no_gpu(machine: Machine) -> str | None:
-    """The reason why a run cannot use the machine's GPUs, with a fix. None if it can, or if there are none."""
+    """The reason why a run cannot use the machine's GPUs, with a fix. None if it can use them, or if there are no
+    GPUs."""
     if machine.torch_gpus:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
             seen = f"torch finds {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
-            fix = f"composer -n {machine.torch_gpus}"
+            fix = f"use composer -n {machine.torch_gpus}"
             if machine.environment.get("CUDA_VISIBLE_DEVICES"):
                 # Slurm may bind each task to its own GPU, so that every rank sees only one.
                 fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
@@ -119,7 +122,7 @@ def _hidden(machine: Machine) -> str | None:
     rocm = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES") if machine.torch_hip else ()
     for name in ("CUDA_VISIBLE_DEVICES", *rocm):
         value = machine.environment.get(name)
-        # CUDA uses the GPUs before the first invalid number.
+        # CUDA uses only the GPUs before the first invalid number.
         first = value.split(",")[0].strip() if value is not None else "0"
         if first in ("", "-1", "NoDevFiles"):
             return f"{name} is {value!r}, which hides every GPU: unset it"
@@ -151,7 +154,7 @@ def _no_driver(machine: Machine) -> str | None:
         named = f" (NVIDIA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
         return (
             f"there is no device file /dev/nvidia0{named}: pass the GPUs to the container (docker run --gpus all; in "
-            "Kubernetes a limit of nvidia.com/gpu)"
+            "Kubernetes, set a limit for nvidia.com/gpu)"
         )
     if machine.driver_cuda is None:
         return (
@@ -168,7 +171,8 @@ def _torch_error(machine: Machine) -> str:
 
 
 def _unsupported(machine: Machine) -> str | None:
-    """torch only warns about a GPU that its wheel is not compiled for; the first kernel then fails."""
+    """Why the wheel does not support this rank's GPU, or None. torch only warns about this, and the first kernel then
+    fails."""
     if machine.capability is None or not machine.torch_archs:
         return None
     if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):
@@ -181,8 +185,8 @@ def _unsupported(machine: Machine) -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Machine code (sm_86) runs within its major version; PTX (compute_80) is compiled at load time for all later
-    ones."""
+    """Whether code for this architecture runs on a GPU. Machine code (sm_86) runs within its major version. PTX
+    (compute_80) is compiled at load time for the same and all later versions."""
     found = re.match(r"(sm|compute)_(\d+)(\d)", arch)
     if found is None:
         return True
@@ -195,11 +199,11 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def look(root: Path = Path("/")) -> Machine:
-    """Inspect this machine, from the files of Linux below root and from torch."""
+    """Inspect this machine by reading Linux's files below root, and through torch."""
     pci = _pci_gpus(root / "sys/bus/pci/devices")
     files = len(list((root / "dev").glob("nvidia[0-9]*")))
     driver_cuda = _driver_cuda()
-    # Windows Subsystem for Linux has this file instead.
+    # Windows Subsystem for Linux has this file instead of /dev/nvidia0.
     if (root / "dev/dxg").exists() and driver_cuda is not None:
         files = max(files, 1)
     facts = _torch_facts(int(os.environ.get("LOCAL_RANK", "0")))
@@ -239,7 +243,7 @@ def _text(file: Path) -> str:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """The CUDA version from the driver's own library (12080 is 12.8); None without the library."""
+    """The CUDA version that the driver's library reports (12080 means 12.8). None if there is no such library."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)):

@@ -1,4 +1,4 @@
-"""The implementations of experts and attention: chosen once, before the first step, and printed with the reasons."""
+"""Chooses the implementations of experts and attention once, before the first step, and reports them with reasons."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +16,8 @@ from train.models.experts.megablocks import RoutedShape
 from train.models.shapes import count_parameters
 
 _LOOP_LIMIT = 1_000_000_000
-"""The maximum number of parameters for which `auto` may use the loop over experts on a GPU, which leaves the GPU mostly
-idle."""
+"""The maximum number of parameters for which `auto` may use the loop over experts on a GPU. The GPU is mostly idle in
+this loop."""
 
 
 class Wording(NamedTuple):
@@ -40,7 +40,8 @@ _OF_CONFIG = Wording(
 def choose_kernels(
     config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ModelConfig, list[str]]:
-    """Return config.model with `auto` in moe_impl resolved, so that no step chooses again, and lines for the console.
+    """Return config.model, in which `auto` in moe_impl is replaced by the chosen implementation, and lines for the
+    console. Steps then need not choose again.
 
     dtype and errors: see resolve_kernels.
     """
@@ -53,18 +54,18 @@ def choose_kernels(
 def resolve_kernels(
     model: ModelConfig, device: torch.device, dtype: torch.dtype, shape: RoutedShape | None, wording: Wording
 ) -> tuple[str, list[str]]:
-    """Return the implementation of the experts, and lines for the console. shape is that of the largest forward, or
-    None if unknown.
+    """Return the implementation of the experts, and lines for the console.
 
-    dtype is the compute dtype of experts and attention. Raises ConfigError if the requested implementation is not
-    available, and if auto would select the loop over experts for a large model on a GPU.
+    dtype: the compute dtype of experts and attention. shape: the routed sizes of the largest forward pass, or None if
+    they are unknown. Raises ConfigError if the requested implementation is not available, and if auto would select the
+    loop over experts for a large model on a GPU.
     """
     try:
         moe_impl, attn_impl = _resolve(model, device, dtype, shape)
     except ValueError as error:
         fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
         raise ConfigError(f"model.{error}{fix}") from None
-    # Only for auto: finding the reasons imports MegaBlocks and flash-attn, which need not be installed otherwise.
+    # Only determined for auto, because this imports MegaBlocks and flash-attn, which otherwise need not be installed.
     experts = attention = ", as configured"
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))
@@ -84,7 +85,7 @@ def _resolve(
 
 
 def _experts_in_bf16(model: ModelConfig, device: torch.device, shape: RoutedShape | None) -> str | None:
-    """The implementation of the experts in bf16; None if bf16 would not help."""
+    """The implementation of the experts that would be used in bf16, or None if bf16 would not help."""
     try:
         return _resolve(model, device, torch.bfloat16, shape)[0]
     except ValueError:

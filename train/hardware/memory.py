@@ -10,7 +10,7 @@ from train.hardware.device import Device
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _USED = ("memory.current", "memory.usage_in_bytes")
-"""Files of a control group, in v2 and in v1."""
+"""Names of the files of a control group that contain its limit and its usage, in cgroup v2 and v1."""
 
 
 def available_memory(device: Device) -> float:
@@ -33,24 +33,25 @@ def cpu_memory() -> float:
 
 
 def free_cpu_memory() -> float:
-    """Memory that this machine can still allocate, in bytes, including reclaimable page cache: the minimum over the
-    machine and its control groups."""
+    """Memory in bytes that can still be allocated, including reclaimable page cache: the minimum over the machine and
+    the process's control groups."""
     left = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().available, *left]))
 
 
 def cgroup_limits(membership: Path, root: Path) -> list[int]:
-    """The limits (cgroup v2's memory.max, v1's memory.limit_in_bytes) of the process's group and its ancestors."""
+    """The memory limits of the process's control group and its ancestors."""
     return [limit for folder in _cgroups(membership, root) if (limit := _number(folder, *_LIMITS)) is not None]
 
 
 def cgroup_free(membership: Path, root: Path) -> list[int]:
-    """The remaining memory of the same groups, including file pages that the kernel would reclaim first."""
+    """The remaining memory of the same control groups as in cgroup_limits, including file pages that the kernel would
+    reclaim first."""
     return [left for folder in _cgroups(membership, root) for left in _left(folder)]
 
 
 def _left(folder: Path) -> list[int]:
-    """The remaining memory of a control group; empty if it has no limit."""
+    """The remaining memory of a control group, as a list of one number. Empty if the group has no limit."""
     limit, used = _number(folder, *_LIMITS), _number(folder, *_USED)
     if limit is None or used is None:
         return []
@@ -63,7 +64,7 @@ def _left(folder: Path) -> list[int]:
 
 
 def _number(folder: Path, *names: str) -> int | None:
-    """The number in the first of these files that exists; None if it is not a number, such as `max`."""
+    """The number in the first of these files that exists. None if it contains something else, such as `max`."""
     for name in names:
         with suppress(OSError):
             text = (folder / name).read_text().strip()
@@ -86,8 +87,8 @@ def _cgroups(membership: Path, root: Path) -> list[Path]:
             top = root / "memory"
         else:
             continue
-        # In a container the path may be that of the host, which does not exist here: the top is then the container's
-        # group.
+        # In a container, this may be a path on the host, which does not exist here. The container's group is then at
+        # `top`.
         below = top / group.lstrip("/")
         found += [below, *below.parents[: len(below.parts) - len(top.parts)]]
     return found

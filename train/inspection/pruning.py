@@ -128,7 +128,7 @@ def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
     kept = ", ".join(path.name for path in planned.kept) or "none"
     raise ConfigError(
         f"none of the checkpoints to keep in {planned.folder} ({kept}) could be verified, so nothing was deleted: keep "
-        "more of them (--keep), or delete by hand"
+        "more of them (--keep), or delete checkpoints manually"
     )
 
 

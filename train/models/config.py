@@ -11,8 +11,8 @@ Preset = Literal["132b", "73b", "35b", "18b", "9b", "tiny"]
 
 MEGABLOCKS_LIMIT = 2**31
 """MegaBlocks' kernels that copy tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) compute a row's offset,
-row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If the product of the three reaches this limit, addresses
-overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
+row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If tokens * moe_top_k * d_model reaches this limit,
+addresses overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class AttnConfig(Section):
     clip_qkv: Positive | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null disables clamping."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
-    """The attention backend: torch's SDPA per document, GEMMs over blocks of queries (CPU, fp32 and fp64),
-    FlexAttention, or flash-attn's varlen kernels. auto selects flash-attn on a CUDA machine that has it, blocks on a
-    CPU, and SDPA otherwise."""
+    """The attention backend. sdpa: torch's SDPA, for each document separately. blocks: GEMMs over blocks of queries
+    (only on a CPU, in fp32 or fp64). flex: FlexAttention. flash: flash-attn's varlen kernels. auto selects flash on a
+    CUDA machine that has flash-attn, blocks on a CPU, and sdpa otherwise."""
     kv_n_heads: Count = 8
-    """Number of key and value heads; each serves n_heads / kv_n_heads query heads."""
+    """Number of key and value heads. Each of them is shared by n_heads / kv_n_heads query heads."""
     rope_theta: Positive = 5e5
     """Base of the wavelengths of the rotary embedding (RoPE, Su et al. 2021)."""
 
@@ -53,8 +53,9 @@ class FFNConfig(Section):
     moe_jitter_eps: DropProbability = 0.0
     """In training, the router's input is multiplied by uniform noise from [1 - eps, 1 + eps]."""
     moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
-    """The implementation of the experts: one GEMM per expert, torch's grouped GEMM, or MegaBlocks. auto selects
-    MegaBlocks on a CUDA machine that has it, grouped_mm on a CUDA machine whose torch has it, and torch otherwise."""
+    """The implementation of the experts. torch: one GEMM per expert. grouped_mm: torch's grouped GEMM. megablocks:
+    MegaBlocks. auto selects megablocks on a CUDA machine that has MegaBlocks, grouped_mm on a CUDA machine whose torch
+    supports it, and torch otherwise."""
     moe_recompute: bool = False
     """Recompute the experts' pre-activations in the backward pass instead of keeping them in memory."""
     moe_zloss_weight: NotNegative = 0.0
@@ -62,11 +63,12 @@ class FFNConfig(Section):
     moe_loss_weight: NotNegative = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
-    """The selected experts' weights are divided by their p-norm of this order; null disables the normalization."""
+    """The weights of the experts that a token selects are divided by their p-norm. This key is the order p of the norm.
+    null disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """The tokens over which the load-balancing loss counts assignments: the microbatch on all ranks (one all-reduce),
-    the whole global batch (with several microbatches this takes an extra forward pass for counting), or only this
-    rank's microbatch."""
+    """The tokens for which the load-balancing loss counts the assignments to experts. ranks: a microbatch on all ranks,
+    which takes one all-reduce. batch: the whole global batch, which takes an extra forward pass if there are several
+    microbatches. microbatch: only this rank's microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:
@@ -96,10 +98,10 @@ class ModelConfig(Section):
     name: Literal["dbrx"] = "dbrx"
     """The architecture."""
     preset: Preset | None = None
-    """A preset of the model family (see PRESETS); keys set next to it override its values."""
+    """A preset of the model family (see PRESETS). Other keys in this section override the values of the preset."""
     pretrained_model_name_or_path: str | None = None
-    """A folder or hub name of stock DBRX weights (safetensors) to start from. Its config.json supplies the keys of this
-    section. Keys that affect the meaning of the weights cannot be overridden."""
+    """The folder or hub name of stock DBRX weights (safetensors) to start from. The keys of this section are read from
+    the config.json of the weights. Keys that affect the meaning of the weights cannot be overridden."""
     d_model: Count = 6144
     """Width of the residual stream."""
     n_heads: Count = 48
@@ -107,9 +109,9 @@ class ModelConfig(Section):
     n_layers: Count = 40
     """Number of transformer blocks."""
     max_seq_len: Count = 32768
-    """The longest sequence that the model supports. The run's max_seq_len may be shorter."""
+    """The length of the longest sequence that the model supports. The max_seq_len of the run may be smaller."""
     vocab_size: Count = 100352
-    """Number of rows of the embedding and the head; at least the tokenizer's vocabulary size."""
+    """Number of rows of the embedding and the head. Must not be smaller than the tokenizer's vocabulary."""
     resid_pdrop: DropProbability = 0.0
     """Dropout on the outputs of attention and experts before they are added to the residual stream."""
     emb_pdrop: DropProbability = 0.0
@@ -147,11 +149,11 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "router": ("layer",),
 }
-"""The values of target_modules, and the last part of the names of the weights or modules that each one adapts."""
+"""For each valid name in target_modules, the weights or modules that it adapts, by the last part of their names."""
 
 
 NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
-"""The weights of a block that lora.base_dtype: nf4 stores in 4 bits: all except norms and router."""
+"""The weights of a block that are stored in 4 bits with `lora.base_dtype: nf4`: all except norms and router."""
 
 
 def _targets(lora: "LoraConfig") -> Iterator[Defect]:
@@ -166,25 +168,25 @@ def _targets(lora: "LoraConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Section):
-    """LoRA (Hu et al. 2021): adapters are trained and the model itself is frozen."""
+    """LoRA (Hu et al. 2021): adapters are trained, and the weights of the model are frozen."""
 
     RULES = (_targets,)
 
     r: Count
-    """Rank."""
+    """Rank of the adapters."""
     alpha: Positive
     """An adapter's output is multiplied by alpha / r."""
     dropout: DropProbability = 0.0
     """Dropout on an adapter's input, in training only. PEFT does not support dropout for adapters on experts."""
     target_modules: list[str]
-    """Names from LORA_TARGETS; they apply to every block."""
+    """The modules that get adapters: names from LORA_TARGETS. They apply to every transformer block."""
     per_expert: bool = False
-    """Give each expert its own A. By default the experts share one A for each of w1, v1 and w2. B is always per
-    expert."""
+    """Whether each expert has its own matrix A. By default, the experts of a layer share one matrix A for each of w1,
+    v1 and w2. Each expert always has its own matrix B."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
-    """The format of the frozen weights. With amp_bf16, bf16 gives the same results as fp32. nf4 stores the blocks'
-    large weights in 4 bits (QLoRA, Dettmers et al. 2023) and the others in the compute dtype; it requires
-    bitsandbytes."""
+    """The format of the frozen weights. With precision: amp_bf16, bf16 gives the same results as fp32. nf4 stores the
+    large weights of each block in 4 bits (QLoRA, Dettmers et al. 2023), and the other weights in the compute dtype. nf4
+    requires bitsandbytes."""
 
     @property
     def scale(self) -> float:
@@ -202,7 +204,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "35b": _family(4096, 32, 24),
     "18b": _family(3072, 24, 22),
     "9b": _family(2048, 16, 24),
-    # Chosen to learn fast on a CPU: a narrow model needs larger initial weights and, for short rows, a smaller theta.
+    # Chosen so that it learns fast on a CPU: a narrow model needs larger initial weights, and short rows need a smaller
+    # theta.
     "tiny": {
         "d_model": 64,
         "n_heads": 4,

@@ -2,7 +2,7 @@
 
 Modules are nested and named as in Hugging Face's DbrxForCausalLM, so that every parameter has the same name and shape.
 Padding is removed once, at the start: everything between the embedding and the head works on [T, D], where T counts
-only the tokens that are not padding. Padding is therefore neither computed nor routed nor counted.
+only the tokens that are not padding. Padding is therefore not computed, routed or counted.
 
 Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D d_model, V vocab_size, L layers,
 E experts.
@@ -25,7 +25,7 @@ from train.models.recompute import recomputed, up_to_last
 
 
 class DbrxOutput(NamedTuple):
-    """Results that were not requested are None and are not kept in memory. Padding positions are 0."""
+    """Results that were not requested are None, and are not kept in memory. Values at padding positions are 0."""
 
     losses_BS: Tensor | None
     """Cross-entropy of each position in at least fp32; 0 where the label is IGNORED. None without labels."""
@@ -48,7 +48,7 @@ class DbrxOutput(NamedTuple):
 
 
 class Intermediates(NamedTuple):
-    """Intermediate results of DbrxModel, over [T, ...]; lists that were not requested are empty."""
+    """Intermediate results of DbrxModel, over [T, ...]. Lists that were not requested are empty."""
 
     sums: tuple[Tensor, Tensor, Tensor, Tensor]
     """counts_LE, prob_sums_LE, z_sums_L and logit_squares_L of DbrxOutput."""
@@ -58,7 +58,7 @@ class Intermediates(NamedTuple):
 
 class NormAttnNorm(nn.Module):
     selective = False
-    """Set by train/distributed: the backward pass recomputes the norms and attention, but not the GEMMs."""
+    """Whether the backward pass recomputes the norms and attention, but not the GEMMs. Set by train/distributed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,15 +80,15 @@ class NormAttnNorm(nn.Module):
         return self.attn.Wqkv(self.norm_1(x_TD))
 
     def apply_norm_2(self, x_TD: Tensor) -> Tensor:
-        """Apply norm_2 and cast to the compute dtype. Under autocast, router and experts would each save their own
-        copy."""
+        """Apply norm_2 and cast the result to the compute dtype. Without the cast, the router and the experts would
+        each save a copy under autocast."""
         normed_TD, device = self.norm_2(x_TD), x_TD.device.type
         return normed_TD.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else normed_TD
 
 
 class DbrxBlock(nn.Module):
     selective = False
-    """Set by train/distributed: the backward pass recomputes the experts' input from the residual stream."""
+    """Whether the backward pass recomputes the experts' input from the residual stream. Set by train/distributed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -164,10 +164,10 @@ class DbrxForCausalLM(nn.Module):
         return_hidden_states: bool = False,
         return_router_logits: bool = False,
     ) -> DbrxOutput:
-        """Return the per-token losses if labels are given, the router statistics, and any requested extras.
+        """Return the router statistics, the loss of each token if labels are given, and the other requested results.
 
         input_ids: [B, S]. labels: [B, S], already shifted: labels[t] is the token that should follow position t, or
-        IGNORED. document_ids: [B, S], 0, 1, ... in each row and -1 for padding; by default each row is one document.
+        IGNORED. document_ids: [B, S], 0, 1, ... in each row, and -1 for padding. By default, each row is one document.
         With a cache, each row is one document that continues where the cached part ended. return_logits: "last" returns
         only the logits of each row's last token.
         """
@@ -176,7 +176,7 @@ class DbrxForCausalLM(nn.Module):
         B, S = input_ids.shape
 
         def in_rows(x_TX: Tensor) -> Tensor:
-            # Not a view of [B*S, X]: FSDP2 can lose its hook on a view.
+            # The result is not a view of [B*S, X], because FSDP2 can lose its hook on a view.
             row_T, position_T = layout.place_T.div(S, rounding_mode="floor"), layout.place_T % S
             return x_TX.new_zeros(B, S, x_TX.shape[-1]).index_put((row_T, position_T), x_TX)
 
@@ -188,7 +188,7 @@ class DbrxForCausalLM(nn.Module):
             losses_BS, correct_BS = head_losses(x_TD, self.lm_head.weight, labels, layout.place_T)
         logits_BSV = None
         if return_logits == "last":
-            # Rows without tokens give zeros, like padding.
+            # The logits of rows without tokens are zero, as for padding.
             last_BSD = in_rows(x_TD).gather(1, _last_token(document_ids).expand(-1, -1, x_TD.shape[1]))
             logits_BSV = self.lm_head(last_BSD.flatten(0, 1)).unsqueeze(1)
         elif return_logits:
@@ -204,6 +204,6 @@ class DbrxForCausalLM(nn.Module):
 
 
 def _last_token(document_ids_BS: Tensor) -> Tensor:
-    """The position of the last token of each row, [B, 1, 1]; 0 for a row of padding."""
+    """[B, 1, 1]: the position of the last token of each row, or 0 if the row contains only padding."""
     place_S = torch.arange(document_ids_BS.shape[1], device=document_ids_BS.device)
     return torch.where(document_ids_BS >= 0, place_S, 0).amax(1).view(-1, 1, 1)

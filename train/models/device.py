@@ -1,7 +1,7 @@
-"""The kind of device that a model computes on: that of its tensors or, in a simulation, the simulated one.
+"""The kind of device on which a model computes: the device of its tensors or, in a simulation, the simulated device.
 
-Fake tensors on a GPU need the driver of a GPU, so train/simulation uses fake CPU tensors instead. Code that makes
-choices by device, such as the size of a chunk, uses these functions.
+Fake tensors on a GPU need a GPU driver, so train/simulation uses fake CPU tensors instead. Code whose choices depend on
+the device, such as the size of a chunk, uses these functions.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def device_type(tensor: Tensor) -> str:
 
 
 def is_simulated(device: str) -> bool:
-    """Whether the tensors are fake and stand in for tensors on this kind of device."""
+    """Whether this kind of device is simulated, that is, whether fake tensors represent tensors on it."""
     return _simulated == device
 
 

@@ -1,10 +1,10 @@
-"""The number of floating-point operations of a training step, computed from the config alone without torch.
+"""The number of floating-point operations of a training step, computed from the config, without torch.
 
-GEMMs are counted with two operations per multiply-add, as torch's FlopCounterMode counts them. Attention is counted
-over whole rows (S x S scores, of which a causal kernel computes half). Every token is counted as a trained one, which
-has logits.
+GEMMs are counted with two operations per multiply-add, as in torch's FlopCounterMode. Attention is counted over whole
+rows (S x S scores, of which a causal kernel computes half). All tokens are counted as trained tokens, for which logits
+are computed.
 
-Shapes: S row length, D d_model, K experts per token, F ffn_hidden_size, R rank of the adapters.
+Shapes: L layers, S row length, D d_model, K experts per token, F ffn_hidden_size, R rank of the adapters.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -16,13 +16,12 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 
 Recompute = Literal["none", "block", "selective"]
 PARTS = ("attention", "scores", "router", "experts", "adapters", "head")
-"""attention: its projections. scores: the products of queries and keys, and of scores and values."""
+"""attention: the projections of attention. scores: the products of queries and keys, and of scores and values."""
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
-    """The FLOPs per token of a training step, forward and backward: 6 per active parameter (without the embedding,
-    which is a lookup), or 4 if it is frozen under adapters, plus 12 L S d for attention over whole rows (as in the PaLM
-    paper)."""
+    """The FLOPs per token of a training step, forward and backward, as in the PaLM paper: 6 per active parameter (4 if
+    it is frozen, with LoRA), without the embedding, which is a lookup, plus 12 L S D for attention over whole rows."""
     active = count_parameters(model)[1] - model.vocab_size * model.d_model
     attention = 12 * model.n_layers * seq_len * model.d_model
     if lora is None:
@@ -39,7 +38,7 @@ class Flops:
     forward: int = 0
     backward: int = 0
     recomputed: int = 0
-    """Forward operations repeated in the backward pass."""
+    """Operations of the forward pass that are repeated in the backward pass."""
 
     @property
     def total(self) -> int:
@@ -137,7 +136,7 @@ class _Block:
         yield from self._experts(enters)
 
     def _linear(self, part: str, name: str, n_in: int, n_out: int, *, repeats: bool = False) -> Iterator[Flops]:
-        """x W^T with the required gradients of x and W; with an adapter also (x A^T) B^T."""
+        """x W^T with the required gradients of x and W and, with an adapter, also (x A^T) B^T."""
         size, enters = 2 * n_in * n_out, self.flows
         is_trained = f"{name}.weight" in self.trained
         yield Flops(part=part, forward=size, backward=size * (enters + is_trained))
@@ -152,7 +151,8 @@ class _Block:
             part="adapters",
             forward=down + up,
             backward=down * (enters + of_A) + up * ((enters or of_A) + of_B),
-            # Recomputation ends at the last input that backward needs, which is that of x W^T if x has a gradient.
+            # Recomputation stops after the last tensor that backward needs. The product with B is needed only if x has
+            # a gradient.
             recomputed=(down + up * enters) if repeats and self.flows else 0,
         )
 

@@ -1,7 +1,7 @@
-"""Initial weights that depend only on (seed, name), not on ranks, sharding, device, or how the model was built.
+"""Initial weights that depend only on (seed, name), and not on ranks, sharding, device, or how the model was built.
 
-Each parameter is drawn in blocks of whole rows, each with its own generator, so that a rank draws only the blocks that
-overlap its shard.
+Each parameter is drawn in blocks of whole rows. Each block has its own generator, so that a rank needs to draw only the
+blocks that overlap its shard.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ _BLOCK_NUMEL = 1 << 20
 
 
 def init_std(config: ModelConfig, name: str) -> float | None:
-    """Standard deviation of a parameter's initial values; None for the weight of a norm, which starts at one."""
+    """Standard deviation of a parameter's initial values. None for the weight of a norm, which is initialized to
+    one."""
     if "norm" in name.rsplit(".", 2)[-2]:
         return None
     if config.scale_residual_init and name.endswith(("out_proj.weight", ".w2")):
@@ -26,7 +27,7 @@ def init_std(config: ModelConfig, name: str) -> float | None:
 
 
 def draw_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int, std: float | None) -> Tensor:
-    """Rows [start, stop) of the parameter's initial values, on CPU in fp32."""
+    """Rows [start, stop) of the parameter's initial values, on the CPU in fp32."""
     if std is None:
         return torch.ones(stop - start, *shape[1:])
     return draw_blocks(

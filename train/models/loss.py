@@ -1,4 +1,5 @@
-"""The head and its cross-entropy, in chunks of tokens: the full [tokens, vocab] logits are never in memory.
+"""The head and its cross-entropy, computed in chunks of tokens, so that the full [tokens, vocab] logits are never in
+memory.
 
 Shapes: B rows, S row length, P = B*S positions, T tokens that are not padding, N trained tokens, C tokens of a chunk,
 D d_model, V vocab_size.
@@ -13,22 +14,23 @@ from data.mds.row import IGNORED
 from train.models.device import device_type
 
 _CHUNK_NUMEL = {"cpu": 1 << 22}
-"""Number of logits per chunk: on a CPU as many as fit in its caches, elsewhere enough to fill the device."""
+"""Number of logits per chunk. On a CPU, the chunk fits in its caches. On other devices, it is large enough to use the
+whole device."""
 
 
 def head_losses(x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, place_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of x W^T against the labels, and whether the label has the highest logit. place_T is the position
-    of each token of x_TD in the flattened [B*S] rows.
+    """Compute the cross-entropy of x W^T against the labels, and whether the label has the highest logit. place_T: the
+    position of each token of x_TD in the flattened [B*S] rows.
 
     Returns losses [B, S] in at least fp32, 0 where the label is IGNORED, and correct [B, S], False where the label is
-    IGNORED. The head is only computed at positions with a label.
+    IGNORED. The head is computed only at positions with a label.
     """
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_TD, weight_VD = x_TD.to(dtype), weight_VD.to(dtype)
     token_N = (labels_BS.flatten()[place_T] != IGNORED).nonzero().squeeze(1)
-    # Not views of longer tensors: FSDP2 puts hooks on the outputs of a model, and a view can lose the hook.
+    # The results are not views of longer tensors, because FSDP2 puts hooks on outputs, and a view can lose its hook.
     return _ChunkedCrossEntropy.apply(  # pyright: ignore[reportReturnType]
         x_TD, weight_VD, labels_BS, token_N, place_T[token_N]
     )
@@ -97,7 +99,7 @@ def _chunks(token_N: Tensor, place_N: Tensor, vocab_size: int) -> list[tuple[Ten
 
 
 def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, whether the label has the highest logit, and probabilities, all in the memory of the logits."""
+    """Return losses, whether the label has the highest logit, and probabilities, which overwrite the logits."""
     logits_CV = torch.mm(x_CD, weight_VD.t())
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     highest_C, choice_C = logits_CV.max(dim=1)
@@ -116,5 +118,5 @@ def _add_outer(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
     if dlogits_CV.dtype == total_VD.dtype:
         total_VD.addmm_(dlogits_CV.t(), x_CD)
     else:
-        # For bf16, sum in fp32: otherwise the contribution of a chunk would be lost to rounding.
+        # bf16 products are summed in fp32. In bf16, the contribution of a chunk could be lost to rounding.
         total_VD.add_(torch.mm(dlogits_CV.t(), x_CD))

@@ -38,7 +38,8 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """softmax over all experts in fp32, then top-k weights divided by their norm (DBRX, MegaBlocks' LearnedRouter)."""
+    """softmax over all experts in fp32, then top-k weights divided by their norm, as in DBRX and in MegaBlocks'
+    LearnedRouter."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         if self.training and self.moe_jitter_eps:
-            # A copy for the router: the experts' input is unchanged.
+            # This creates a copy for the router. The experts' input is unchanged.
             x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.moe_jitter_eps, 1 + self.moe_jitter_eps)
         logits_TE = self.layer(x_TD)
         logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
@@ -70,8 +71,8 @@ class MoE(nn.Module):
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
         weights_TK, experts_TK, probs_TE, logits_TE = self.router(x_TD)
         assignment = assign(experts_TK, self.n_experts)
-        # Computed before the experts: recomputation of a block stops at the last tensor that backward needs, and should
-        # stop before expert parallelism sends results back.
+        # Computed before the experts, because recomputation of a block stops at the last tensor that backward needs,
+        # and should stop before expert parallelism sends results back.
         z_sum = logits_TE.logsumexp(dim=-1).square().sum()
         y_TD = self.experts(x_TD, weights_TK, assignment)
         return y_TD, RouterStats(assignment.counts_E, probs_TE.sum(0), z_sum, sum_of_squares(logits_TE), logits_TE)

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["fp32", "bf16"]
-"""The formats in which weights can be written and in which they can generate text."""
+"""The formats in which weights can be written, and in which a model can generate text."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -34,7 +34,8 @@ FORMATS = {
 BY_SAFETENSORS = {each.safetensors: each for each in FORMATS.values()}
 BY_DTYPE: dict[str, Precision] = {FORMATS[precision].dtype: precision for precision in PRECISIONS}
 NF4_BLOCK, NF4_BLOCK_BYTES = 64, 36
-"""The number of values in an NF4 block, and its size in bytes: 32 of codes, 4 for the largest absolute value."""
+"""The number of values in an NF4 block, and its size in bytes: 32 bytes of codes, and 4 for the largest absolute
+value."""
 
 
 def on_device(precision: str, *, gpu: bool) -> str:

@@ -1,4 +1,4 @@
-"""Selective activation checkpointing: results of GEMMs are kept, cheap operations between them are recomputed."""
+"""Selective activation checkpointing: results of GEMMs are kept, and cheap operations between them are recomputed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +21,14 @@ def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 class recomputed(saved_tensors_hooks):
-    """Within this context, operations that save `tensor` for backward keep nothing. Backward calls make() once to
-    recompute it.
+    """Within this context, operations that save `tensor` for backward do not keep it in memory. Backward calls make()
+    once to recompute it.
 
-    For tensors saved by our own autograd Functions, which up_to_last would rerun as a whole.
+    Used for tensors that are saved by our own autograd Functions, because up_to_last would rerun a whole Function.
     """
 
     def __init__(self, tensor: Tensor, make: Callable[[], Tensor]) -> None:
-        # No reference to the tensor, which would keep it in memory.
+        # A reference to the tensor would keep it in memory.
         which = _identity(tensor)
         placeholder, made = object(), []
         device = tensor.device.type
@@ -36,8 +36,7 @@ class recomputed(saved_tensors_hooks):
         dtype = torch.get_autocast_dtype(device)
 
         def pack(saved: Tensor) -> Any:
-            # Detached: an operation's result, saved by the operation itself, would otherwise keep the whole graph
-            # alive.
+            # Detached, because an operation that saves its own result would otherwise keep the whole graph alive.
             return placeholder if _identity(saved) == which else saved.detach()
 
         def unpack(packed: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The name and shape of every parameter, and parameter counts, computed from the config alone without torch."""
+"""The name and shape of every parameter, and parameter counts, computed from the config, without torch."""
 
 import functools
 import math
@@ -12,8 +12,8 @@ WEIGHT_KEYS = (
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
     "ffn_config.moe_normalize_expert_weights",
 )
-"""The model keys that affect the meaning of its weights. A run that loads weights also takes the values of these
-keys."""
+"""The model keys that affect the meaning of the weights. A run that loads weights also uses the values of these keys
+from the model that it loads."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -86,7 +86,8 @@ def adapter_name(name: str) -> str:
 
 
 def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """(all parameters, active parameters: those of moe_top_k of the experts and of everything else)."""
+    """Return the number of all parameters, and of active parameters: those of moe_top_k experts and of everything
+    else."""
     sizes = parameter_sizes(model)
     total = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
@@ -95,7 +96,7 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
 
 
 def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
-    """(all parameters of the adapters, active parameters of the adapters)."""
+    """Return the number of all parameters of the adapters, and of their active parameters."""
     total = active = 0
     ffn = model.ffn_config
     for name, shape in adapter_shapes(model, lora).items():

@@ -1,4 +1,4 @@
 """Optimizers, their parameter groups, and learning-rate schedules.
 
-The optimizer's state in checkpoints belongs to train/checkpoint.
+train/checkpoint saves and loads the optimizer's state.
 """

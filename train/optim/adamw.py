@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's kernel only accepts the DTensors of one mesh per call, so each parameter group is updated mesh by mesh.
-    The groups themselves, which checkpoints refer to, are unchanged."""
+    """Updates each parameter group mesh by mesh, because torch's kernel accepts only DTensors of the same mesh in one
+    call. The groups themselves are unchanged, because checkpoints refer to them."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = self.param_groups

@@ -9,9 +9,9 @@ from torch.distributed.tensor import DTensor
 
 
 class DecoupledLionW(torch.optim.Optimizer):
-    """Lion (Chen et al. 2023), the sign of an interpolated momentum, with weight decay that does not scale with the
-    peak learning rate, as in Composer's Decoupled optimizers: weights shrink by weight_decay * lr / initial_lr per
-    step."""
+    """Lion (Chen et al. 2023): the update is the sign of an interpolated momentum. As in Composer's Decoupled
+    optimizers, weight decay does not scale with the peak learning rate: weights shrink by weight_decay * lr /
+    initial_lr per step."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
@@ -29,7 +29,7 @@ class DecoupledLionW(torch.optim.Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             if not params:
                 continue
-            # Each rank updates its own shards: torch has no foreach lerp or sign for DTensors.
+            # Each rank updates its own shards, because torch has no foreach lerp or sign for DTensors.
             grads = [_local(param.grad) for param in params if param.grad is not None]
             moments = [_local(self._moment(param)) for param in params]
             params = [_local(param) for param in params]

@@ -13,11 +13,11 @@ from train.optim.patterns import check_any_trained, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer over the parameters that are not frozen. Also freezes the others.
+    """Build the optimizer for the parameters that are not frozen, and freeze the others.
 
-    It has a group for each entry of param_groups and one for all other parameters. Each group is split into two if
-    no_weight_decay matches some of its parameters; `name` distinguishes them. With adapters, all other parameters are
-    frozen.
+    The optimizer has a group for each entry of param_groups, and one for all other parameters. A group is split into
+    two if no_weight_decay matches some of its parameters. The groups have different names. If the model has adapters,
+    all other parameters are frozen.
     """
     params = named_parameters(model)
     names = [name for name, _ in params]
@@ -30,7 +30,7 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     ]
     trained = {name for name in names if is_adapter(name) or not lora} - frozen
     check_any_trained(trained, config)
-    # Grouped by which patterns match and not by values, so that a changed lr or weight_decay keeps the groups.
+    # Grouped by the patterns that match and not by values, so that other values of lr or weight_decay keep the groups.
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, param in params:
         param.requires_grad_(name in trained)
@@ -47,7 +47,7 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
 
 
 def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
-    """The settings of a group: of optimizer.param_groups[entry], or the defaults for None."""
+    """The settings of a group: those of optimizer.param_groups[entry], or the defaults if entry is None."""
     own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
     default = config.weight_decay if decayed else 0.0
     of = "parameters" if entry is None else f"param_groups[{entry}]"

@@ -1,4 +1,4 @@
-"""The optimizer's patterns over parameter names, matched from the config alone without torch."""
+"""Matches the optimizer's patterns with parameter names, which are computed from the config, without torch."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
-    """The names that any pattern matches. Raises ConfigError for a pattern that matches none."""
+    """The names that match any of the patterns. Raises ConfigError for a pattern that matches no name."""
     matched: set[str] = set()
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)

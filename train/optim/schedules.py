@@ -16,7 +16,8 @@ from train.config.optimizer import SchedulerConfig
 
 
 def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
-    """Return the factor of the learning rate, for the batch in state.timestamp (see callbacks/learning_rate.py).
+    """Return a function that computes the factor of the learning rate for the batch in state.timestamp (see
+    callbacks/learning_rate.py).
 
     Raises ConfigError for durations that are too long for the run.
     """
@@ -26,15 +27,15 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter one, or for a "
-            f"short test scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'}",
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter one, or "
+            f"scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'} for a short test",
             key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
             f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left: use a shorter one, or for a short test "
-            "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur",
+            f"{total - warmup} of the run's {total} are left: use a shorter one, or "
+            "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur for a short test",
             key="scheduler.t_decay",
         )
     if config.name == "inv_sqrt_with_warmup" and warmup == 0:
@@ -52,7 +53,7 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
 
 
 def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
-    """Linear warmup, then sqrt(warmup / batch) (Vaswani et al. 2017), which does not depend on the end of the run."""
+    """Linear warmup, then sqrt(warmup / batch) (Vaswani et al. 2017). Does not depend on the length of the run."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value
@@ -62,7 +63,8 @@ def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
 
 
 def wsd_with_warmup(warmup: int, decay: int, total: int, alpha_f: float) -> ComposerScheduler:
-    """Warmup, stable, then linear decay to alpha_f over the last batches (Hu et al. 2024, MiniCPM)."""
+    """Linear warmup, a constant factor, then linear decay to alpha_f over the last batches (Hu et al. 2024,
+    MiniCPM)."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value

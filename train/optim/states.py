@@ -1,4 +1,4 @@
-"""The state that optimizers keep for parameters, from the config alone without torch."""
+"""The state that optimizers keep for parameters, computed from the config, without torch."""
 
 from fnmatch import fnmatch
 
@@ -8,8 +8,8 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 
 def trainable_shapes(config: TrainConfig) -> dict[str, tuple[int, ...]]:
-    """The trainable parameters by name, and their shapes: the adapters if there are any, else all parameters of the
-    model. Checkpoints contain all of them; those that are not frozen are trained."""
+    """The shapes of the trainable parameters by name: the adapters if there are any, otherwise all parameters of the
+    model. Checkpoints contain all of them. Those that are not frozen are trained."""
     return parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
 
 
@@ -23,7 +23,7 @@ def trained_names(config: TrainConfig) -> set[str]:
 
 
 def n_moments(optimizer: OptimizerConfig) -> int:
-    """The number of tensors with a trained parameter's shape that the optimizer keeps for it."""
+    """The number of tensors of a trained parameter's shape that the optimizer keeps for the parameter."""
     return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
 
 

@@ -1,7 +1,8 @@
-"""The memory of a block's tensors in forward and backward, from the config alone. Imports no torch.
+"""The memory of a block's tensors in forward and backward, computed from the config. Does not import torch.
 
-Follows train/models with its kernels on a GPU: which results autograd keeps, and which other tensors exist when memory
-use is highest. tests/planning/test_peak.py compares it with the same code on tensors without data (train/simulation).
+Follows train/models with the kernels used on a GPU: which results autograd keeps, and which other tensors exist when
+memory use is highest. tests/planning/test_peak.py compares the results with those of train/simulation, which runs the
+model's code on tensors without data.
 
 Letters: D d_model, W width of queries, keys and values, K experts per token, F ffn_hidden_size, E experts.
 """
@@ -23,7 +24,7 @@ class Moment:
     n_bytes: float
     """Activations of the block, including gradients of activations, in addition to those kept by earlier blocks."""
     expert_gradients: int = 0
-    """How many of w1, v1 and w2 have a gradient that is not reduced yet."""
+    """The number of w1, v1 and w2 with a gradient that is not reduced yet."""
     other_gradients: bool = False
     """Whether the attention weights have a gradient that is not reduced yet."""
 
@@ -33,22 +34,23 @@ class BlockBytes:
     """Bytes of one block for the tokens of a microbatch."""
 
     kept: float
-    """Kept from its forward pass to its backward pass."""
+    """Kept from the block's forward pass to its backward pass."""
     retained: float
-    """The part of the kept and recomputed tensors that remains after the block's backward pass until the model's
-    backward pass is complete, because the graph holds the inputs of checkpointing."""
+    """The part of the kept and recomputed tensors that stays in memory after the block's backward pass, until the
+    backward pass of the model is complete, because the graph keeps the inputs of checkpointing."""
     unreached: float
-    """The part of `kept` that is not kept if no gradient flows further than to the block's experts."""
+    """The part of `kept` that is not kept if no gradient flows further back than to the block's experts."""
     kept_unreached: float
-    """`kept` for a block in which no gradient flows further than to its experts."""
+    """`kept` for a block in which no gradient flows further back than to its experts."""
     stream: float
-    """The residual stream [tokens, D] that enters and leaves the block, or its gradient."""
+    """The residual stream [tokens, D] at the input or output of the block, or its gradient."""
     forward: float
-    """Maximum in its forward pass."""
+    """The maximum in the block's forward pass."""
     backward: tuple[Moment, ...]
-    """The points in its backward pass at which the maximum can occur."""
+    """The points in the block's backward pass at which the maximum can occur."""
     exchanged: float
-    """The maximum part of these bytes for tokens from other ranks, their results and gradients (expert parallelism)."""
+    """With expert parallelism, the maximum part of these bytes that is for tokens from other ranks, their results and
+    their gradients."""
 
 
 def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
@@ -62,7 +64,7 @@ def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
 
 
 def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
-    """tokens: number of tokens of a microbatch."""
+    """Return the bytes of one block. tokens: number of tokens of a microbatch."""
     block = _Block(config, tokens, gpu=gpu)
     return BlockBytes(
         kept=float(tokens * block.kept),
@@ -77,7 +79,7 @@ def block_bytes(config: TrainConfig, tokens: int, *, gpu: bool) -> BlockBytes:
 
 
 class _Block:
-    """Bytes per token."""
+    """The memory of one block, in bytes per token."""
 
     def __init__(self, config: TrainConfig, tokens: int, *, gpu: bool) -> None:
         model, ffn, fsdp, self.lora = config.model, config.model.ffn_config, config.fsdp_config, config.lora
@@ -90,15 +92,16 @@ class _Block:
         GC = model.attn_config.kv_n_heads * model.head_dim
         self.normed, self.stream, self.qkv = a * D, x * D, a * (D + 2 * GC)
         self.KD, self.KF = a * K * D, a * K * ffn.ffn_hidden_size
-        # Choices and sorted assignments; in fp32 logits, probabilities and weights; in backward also their gradients.
+        # Selected experts and sorted assignments; logits, probabilities and weights in fp32; their gradients in
+        # backward.
         self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
         self.routing = 4 * _INT * K + self.routed_floats
         self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
         # Tokens received for this rank's experts, the sorted copy of these tokens, and the gradient of their results.
         self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
         self.gradient = self.KD if self.divided else 0
-        # Experts' results: one row per token or, with expert parallelism, one per assignment, because the token's rank
-        # sums them.
+        # Results of the experts: one row per token or, with expert parallelism, one row per assignment, because the
+        # rank that has the token sums them.
         self.rows = self.KD if self.divided else self.normed
         self.hidden = 0 if self.recomputes else 2 * self.KF
         # A frozen GEMM does not keep its input.
@@ -107,7 +110,7 @@ class _Block:
         self.between = self.stream + (self.normed if self.trained or not self.divided else 0)
         self.experts = self.routing + self.received + self.hidden
         self.everything = self.attention + self.between + self.experts
-        # Low-rank results of the adapters, in a few places.
+        # Two low-rank results of the adapters for each assignment.
         self.low = 2 * a * K * self.lora.r if self.lora is not None else 0
         # One 4-bit weight is unpacked at a time, with a copy of its codes.
         self.opened = self.opening = 0.0
@@ -136,7 +139,7 @@ class _Block:
         return self.attention + self.routed_floats
 
     def forward(self) -> float:
-        """Maximum, reached while the experts or attention compute."""
+        """The maximum, which is reached in the experts or in attention."""
         before = {
             "none": self.kept - self.experts,
             "block": self.stream + self.between,
@@ -153,13 +156,13 @@ class _Block:
         return 2 * self.KF - self.hidden + self.KF + results
 
     def backward(self) -> Iterator[Moment]:
-        """Kept and recomputed tensors, and gradients."""
+        """The points at which the maximum can occur. Kept tensors, recomputed tensors, and gradients are counted."""
         KD, KF, rows = self.KD, self.KF, self.rows
         there = self.everything
         if self.policy == "selective":
             there = self.kept + (0 if self.divided else self.normed)
         there += self.stream + self.routed_back + self.low + self.gradient - self.hidden
-        # Hidden vectors, three gradients of them, the gathered gradient of the result.
+        # Hidden vectors, three gradients of them, and the gathered gradient of the result.
         again = KD if self.recomputes and self.trained else 0
         of_hidden = 2 * KF + max(3 * KF, KF + self.opened, self.opening) + KD + again
         yield Moment(n_bytes=there + of_hidden, expert_gradients=1 if self.trained else 0)
@@ -168,12 +171,12 @@ class _Block:
         of_input = 2 * KD + 2 * rows if self.trained else max(self.opening, self.opened + KD) + 3 * rows
         yield Moment(n_bytes=there + held + 2 * KF + of_input, expert_gradients=3 if self.trained else 0)
         if self.trained:
-            # Queries, keys and values, and their gradients in three places.
+            # Queries, keys and values, and three copies of their gradients.
             late = self.attention + self.between + 3 * self.qkv + 2 * self.stream
             yield Moment(n_bytes=late, expert_gradients=3, other_gradients=True)
         else:
-            # The gradient of the first GEMM's result, when only its adapter remains.
+            # The gradient of the first GEMM's result, when only the backward of its adapter is left.
             yield Moment(n_bytes=3 * self.stream + self.normed + self.qkv, other_gradients=True)
         if self.policy == "block":
-            # Recomputed, before any gradient exists.
+            # The recomputed block, before it has any gradient.
             yield Moment(n_bytes=self.everything + self._in_experts() + self.stream)

@@ -1,4 +1,4 @@
-"""All checks of a run that only need its config and the number of ranks, not its data."""
+"""All checks of a run that need only its config and the number of ranks, and not its data."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from train.optim.patterns import check_patterns
 
 
 def config_problems() -> Problems:
-    """The collector for check_config; it drops problems that are consequences of other problems."""
+    """The collector for check_config. It drops problems that are only consequences of other problems."""
     return Problems(Unavailable)
 
 

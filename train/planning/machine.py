@@ -1,4 +1,4 @@
-"""Whether a run fits on this machine and, if not, on how many machines or GPUs it would."""
+"""Checks whether a run fits on this machine and, if not, computes on how many machines or GPUs it would fit."""
 
 import math
 import os
@@ -16,12 +16,12 @@ from train.planning.peak import memory_parts
 
 _COMMON_GPU = "80gb"
 _USABLE = 0.9
-"""The usable share of a GPU's memory, without fragmentation, CUDA's context and NCCL's buffers."""
+"""The usable share of a GPU's memory. The rest is for fragmentation, CUDA's context and NCCL's buffers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Memory of a rank in bytes: of its GPU, or of its share of the machine."""
+    """Memory of a rank in bytes, on its GPU or in its share of the machine's memory."""
 
     at_least: float
     """The lower bound of the required memory."""
@@ -31,8 +31,8 @@ class RankMemory:
 
 
 def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankMemory:
-    """Raise ConfigError if this node's ranks have less memory than the lower bound, and warn if they have less than
-    predicted. Allocates nothing."""
+    """Raise ConfigError if this node's ranks have less memory than the lower bound, and log a warning if they have less
+    than predicted. Allocates no memory."""
     local_ranks, gpu = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), device == "gpu"
     need = memory_per_rank(config, world_size, gpu=gpu)
     have = gpu_memory() if gpu else cpu_memory() / local_ranks
@@ -79,7 +79,7 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
 
 
 def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None:
-    """The smallest number of ranks with `have` bytes each on which the sharded run fits; None if no number is
+    """The smallest number of ranks with `have` bytes each on which the sharded run fits. None if no number of ranks is
     sufficient."""
     fsdp = config.fsdp_config
     if fsdp is None:

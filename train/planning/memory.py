@@ -1,8 +1,9 @@
-"""A lower bound of the memory that a rank needs, from the config alone. Imports no torch.
+"""A lower bound of the memory that a rank needs, computed from the config. Does not import torch.
 
-It counts weights, gradients and optimizer states, the largest gathered unit, and what a microbatch must keep for its
-backward pass. It does not count fragmentation of the allocator, the logits of the head, buffers of the communication
-library, or the processes themselves. A run that is rejected because of this bound therefore could not have run.
+It includes weights, gradients and optimizer states, the largest gathered unit, and the tensors that a microbatch must
+keep for its backward pass. It does not include fragmentation of the allocator, the logits of the head, buffers of the
+communication library, or the processes themselves. A run that is rejected because of this bound therefore could not
+have run.
 """
 
 import math
@@ -24,7 +25,7 @@ class ResourceEstimate:
     states: float
     """The rank's share of weights, gradients and optimizer states."""
     gathered: float
-    """The largest unit of the model, gathered for computing."""
+    """The largest unit of the model while it is gathered."""
     activations: float
     """Activations of one microbatch that are kept for the backward pass."""
 
@@ -49,7 +50,7 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Resou
 
 
 def _width(precision: Precision | None) -> int:
-    """Bytes per element; None means the format in which weights are stored."""
+    """Bytes per element. None means the format in which weights are stored."""
     return FORMATS[precision or "fp32"].n_bytes
 
 
@@ -69,7 +70,8 @@ def _expert_ranks(config: TrainConfig) -> int:
 
 
 def _unpacked_bytes(config: TrainConfig, width: float) -> float:
-    """4-bit weights are unpacked one at a time; the largest is one weight of all experts of a rank."""
+    """Bytes of the largest unpacked weight, because 4-bit weights are unpacked one at a time. It is one weight matrix
+    of all experts of a rank."""
     model, lora = config.model, config.lora
     packed = lora is not None and lora.base_dtype == "nf4"
     if not packed:
@@ -79,7 +81,7 @@ def _unpacked_bytes(config: TrainConfig, width: float) -> float:
 
 
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
-    """Bytes of each weight; weights that are not packed in 4 bits have this width."""
+    """Bytes of each weight. width: bytes per element of weights that are not packed in 4 bits."""
     packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
     return {
         name: size * (NF4_BLOCK_BYTES / NF4_BLOCK if name.endswith(packed) else width)
@@ -88,8 +90,8 @@ def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
 
 
 def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
-    """Total over all ranks: fp32 weights (4 bytes); for trained weights a gradient (4) and the optimizer's moments (4
-    each). With adapters the base weights are in lora.base_dtype."""
+    """Total bytes over all ranks: weights in fp32 (4 bytes each) and, for trained weights, a gradient (4) and the
+    optimizer's moments (4 each). With adapters, the base weights are in lora.base_dtype."""
     sizes, more = parameter_sizes(config.model), 4 + 4 * n_moments(config.optimizer)
     if config.lora is None:
         return sum(size * (4 if is_frozen(config, name) else 4 + more) for name, size in sizes.items())
@@ -101,11 +103,11 @@ def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
 
 
 def _kept_per_token(config: TrainConfig) -> int:
-    """Elements kept for the backward pass, per token. A block keeps its input, both norms' outputs, the residual,
-    queries, keys and values before and after RoPE, attention's output, and two hidden vectors for each active expert
-    (unless they are recomputed). With block checkpointing it keeps only its input, with selective also the residual and
-    the results of GEMMs; the rest is kept for one block at a time. Blocks before the first trained parameter keep
-    nothing."""
+    """Elements per token that are kept for the backward pass. A block keeps its input, the outputs of both norms, the
+    residual, queries, keys and values before and after RoPE, the output of attention, and two hidden vectors for each
+    active expert (unless they are recomputed). With block checkpointing, it keeps only its input; with selective
+    checkpointing, also the residual and the results of GEMMs. The rest then exists for one block at a time. Blocks
+    before the first trained parameter keep nothing."""
     model, fsdp = config.model, config.fsdp_config
     blocks = model.n_layers - _blocks_before_training(config)
     if blocks == 0:

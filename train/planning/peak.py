@@ -1,9 +1,9 @@
-"""Predicts the peak of a rank's allocated memory, from the config alone. Imports no torch.
+"""Predicts the peak of a rank's allocated memory from the config. Does not import torch.
 
-memory.py has the lower bound, below which a run is rejected. This prediction is the maximum over the points of a step
-at which memory use is high. During the backward pass of a block, FSDP2 holds the weights of this block and of the next
-one, which it prefetches, and the input of the last reduce-scatter, which it keeps until the next one begins. The
-weights of the root unit and their gradients stay for the whole backward pass.
+memory.py computes the lower bound, below which a run is rejected. This prediction is the maximum over the points of a
+step at which memory use is high. During the backward pass of a block, FSDP2 keeps the weights of this block, those of
+the next block, which it prefetches, and the input of the last reduce-scatter until the next reduce-scatter begins. The
+weights of the root unit and their gradients are kept for the whole backward pass.
 """
 
 import math
@@ -31,17 +31,17 @@ class MemoryParts:
     """Bytes of a rank at the peak of a step."""
 
     weights: float
-    """Its shards of the weights."""
+    """The rank's shards of the weights."""
     gradients: float = 0.0
-    """Its shards of the gradients that exist at this point."""
+    """The rank's shards of the gradients that exist at this point."""
     optimizer: float
-    """Its shards of the optimizer's moments, and temporary tensors of the optimizer's step."""
+    """The rank's shards of the optimizer's moments, and temporary tensors of the optimizer's step."""
     activations: float = 0.0
     """Tensors kept for the backward pass, and temporary tensors of the current block."""
     gathered: float = 0.0
     """Gathered weights of the current units."""
     prefetched: float = 0.0
-    """Buffers of all-gathers: of the next unit or, in the forward pass, of the current one."""
+    """Buffers of all-gathers: for the next unit or, in the forward pass, for the current unit."""
     reduce_buffers: float = 0.0
     """Unsharded gradients, and the input of the last reduce-scatter."""
     logits: float = 0.0
@@ -49,11 +49,11 @@ class MemoryParts:
     experts_exchange: float = 0.0
     """Tokens received for this rank's experts, their results and gradients (expert parallelism)."""
     reserve: float = 0.0
-    """CUDA's context, NCCL's buffers, fragmentation: assumed."""
+    """CUDA's context, NCCL's buffers, and fragmentation. These are assumed values."""
 
     @property
     def allocated(self) -> float:
-        """Without the reserve."""
+        """The total without the reserve."""
         return self.total - self.reserve
 
     @property
@@ -62,7 +62,7 @@ class MemoryParts:
 
 
 def memory_parts(config: TrainConfig, ranks: int, *, gpu: bool) -> MemoryParts:
-    """The peak memory of each of this number of ranks in a step, on a GPU or on a CPU."""
+    """The memory of a rank at the peak of a step, on a GPU or on a CPU. ranks: number of ranks."""
     parts = max(_Step(config, ranks, gpu=gpu).moments(), key=lambda each: each.total)
     reserve = _CONTEXT + (_NCCL if ranks > 1 else 0) + _FRAGMENTS * parts.total if gpu else 0.0
     return replace(parts, reserve=reserve)
@@ -74,7 +74,7 @@ class _Buffers:
 
     gathered: float = 0.0
     buffer: float = 0.0
-    """The buffer of the all-gather; 0 if the unit is on a single rank."""
+    """The buffer of the all-gather. 0 if the unit is on a single rank."""
     gradients: float = 0.0
     """The unsharded gradients, in the dtype of the gathered weights."""
     reduced: float = 0.0
@@ -126,7 +126,7 @@ class _Step:
         self.gradients, self.optimizer = _FP32 * n_trained, _FP32 * n_moments(config.optimizer) * n_trained
 
     def moments(self) -> Iterator[MemoryParts]:
-        """The points at which the peak can occur."""
+        """The points of a step at which the peak can occur."""
         # Lion computes the updates of all parameters before it applies them.
         updates = self.gradients if self.config.optimizer.name == "decoupled_lionw" else 0.0
         yield MemoryParts(weights=self.weights, gradients=self.gradients, optimizer=self.optimizer + updates)
@@ -165,7 +165,7 @@ class _Step:
             activations=kept + self.block.forward - self.block.exchanged,
             experts_exchange=self.block.exchanged,
             gathered=self.root.gathered + self.gathered_block,
-            # A buffer is kept until the next unit was copied out of its own buffer.
+            # A buffer is kept until the next unit has been copied out of its buffer.
             prefetched=self._last_buffer(),
         )
 
@@ -175,8 +175,8 @@ class _Step:
         stream, vocab_size = self.tokens * model.d_model, model.vocab_size
         chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
         kept = self._kept(self.n_layers - self.first)
-        # The residual stream, its norm and its gradient; for a chunk, the probabilities and their gradient; the
-        # gradient of the weight, and the contribution of a chunk to it.
+        # The residual stream, its norm and its gradient; the probabilities of a chunk and their gradient; the gradient
+        # of the weight, and the contribution of a chunk to it.
         yield self._parts(
             done=0,
             activations=kept + stream * (2 * x + 2 * a),
@@ -230,8 +230,8 @@ class _Step:
         )
 
     def _reduce(self, number: int) -> MemoryParts:
-        """Unsharded gradients and the buffer that they are copied to. The weights and the buffer of the previous
-        reduce-scatter are already freed."""
+        """The point at which unsharded gradients were copied to the buffer of the reduce-scatter. The weights and the
+        buffer of the previous reduce-scatter are already freed."""
         unit = self.experts if self.divided else self.dense
         late = min(moment.n_bytes for moment in self.block.backward) if self.divided else 2 * self.block.stream
         return self._parts(
@@ -243,7 +243,7 @@ class _Step:
         )
 
     def _embedding(self) -> Iterator[MemoryParts]:
-        """The unsharded gradient of the embedding, and then the buffer that it is copied to."""
+        """The points with the unsharded gradient of the embedding: before and after it is copied to a buffer."""
         whole = self.root.gradients + self.embedding.gradients
         for gathered, reduced in ((self.embedding.gathered, self.dense.reduced), (0.0, self.embedding.reduced)):
             yield self._parts(

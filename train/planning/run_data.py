@@ -1,4 +1,4 @@
-"""The opened data of a run and its row plan. Errors in them are reported before the model is built."""
+"""The opened data of a run and its row plan. Errors in the data are reported before the model is built."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ class RunData:
     """The training data of a run."""
 
     streams: dict[str, Rows]
-    """The streams by name; a single unnamed stream has the name ""."""
+    """The streams by name. A single unnamed stream has the name ""."""
     clock: Clock
     """Converts durations to batches."""
     plan: RowPlan
@@ -39,10 +39,10 @@ def open_data(
     *,
     check: Callable[[dict[str, str]], None] | None = None,
 ) -> RunData:
-    """Open the training streams and plan their rows. `sources` are the results of find_source by stream.
+    """Open the training streams and plan their rows.
 
-    `check` is called with the fingerprint of each stream before the rows are planned. Raises ConfigError and DataError
-    for unusable data, and the exceptions of check and plan_data.
+    sources: the results of find_source by stream. check: called with the fingerprint of each stream before the rows are
+    planned. Raises ConfigError or DataError if the data cannot be used, and the exceptions of check and plan_data.
     """
     with under("train_loader.dataset"):
         streams = open_streams(config.train_loader.dataset, tokenizer, sources)
@@ -52,10 +52,10 @@ def open_data(
 
 
 def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str, Any] | None = None) -> RunData:
-    """Plan the rows of the streams, from the beginning or from a checkpoint's data state.
+    """Plan the rows of the streams, from the beginning or from the data state of a checkpoint.
 
-    Raises ConfigError for impossible stages, for a data state that contradicts the config or the data, and for a
-    cache_limit that is too low.
+    Raises ConfigError for stages that are not possible, for a data state that contradicts the config or the data, and
+    for a cache_limit that is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())

@@ -1,4 +1,4 @@
-"""Lines for the console about the resources of a run, from its config alone. Imports no torch."""
+"""Lines for the console about the resources of a run, computed from its config. Does not import torch."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 
 
 def parameters_line(model: ModelConfig, lora: LoraConfig | None = None) -> str:
-    """`parameters: 131,596,523,520 (36.47 B active)`; with lora followed by `, frozen; adapters: ...`."""
+    """`parameters: 131,596,523,520 (36.47 B active)`. With lora, `, frozen; adapters: ...` is appended."""
     message = f"parameters: {_counted(*count_parameters(model))}"
     return message if lora is None else f"{message}, frozen; adapters: {_counted(*count_adapters(model, lora))}"
 
@@ -24,22 +24,22 @@ def _counted(total: int, active: int) -> str:
 
 
 def snapshot_line(config: TrainConfig, world_size: int, ranks: int) -> str:
-    """The memory for the copy of a checkpoint that is written while training continues, on a node with this many
-    ranks."""
+    """The memory on a node that is needed for the copy of a checkpoint that is written while training continues. ranks:
+    number of ranks on the node."""
     size = format_bytes(snapshot_bytes(config, world_size, ranks))
     return f"memory on a node with {ranks} rank(s) for the copy of a checkpoint that is saved (save_async): {size}"
 
 
 def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:
-    """The disk space of the checkpoints in the folder. clock: from the run's data; without it, the number of
-    checkpoints is unknown if a duration counts epochs."""
+    """The disk space that the checkpoints in the folder need. clock: the clock of the run's data. If it is None and a
+    duration counts epochs, the number of checkpoints is unknown."""
     clock = clock or config_clock(config)
     n_saves = None if clock is None else count_saves(config, clock)
     return describe_space(config, folder, n_saves, world_size=world_size)
 
 
 def config_clock(config: TrainConfig) -> Clock | None:
-    """The clock of the run as far as it follows from the config alone; None if a duration counts epochs."""
+    """The clock of the run, computed from its config. None if a duration counts epochs."""
     if "ep" in {parse_duration(text)[1] for text in (config.max_duration, config.save_interval)}:
         return None
     size = config.global_train_batch_size

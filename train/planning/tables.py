@@ -1,4 +1,4 @@
-"""The plan of a run's data as tables and as a plot: the streams, how much of each is used, and the stages."""
+"""The plan of a run's data as tables and as a plot: the streams, how much of each stream is used, and the stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,11 +45,12 @@ def streams_table(run: RunData) -> Table:
 
 
 def stages_table(run: RunData, config: TrainConfig) -> Table:
-    """The first and last batch of each stage, and its proportions: shares of tokens and, below them, of rows."""
+    """The first and last batch of each stage, and its proportions: shares of tokens and, below these, shares of
+    rows."""
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(
-        title="stages (tok: including padding; rows of streams with unknown tokens are counted as full)",
+        title="stages (tok includes padding; rows of streams with an unknown number of tokens are counted as full)",
         title_justify="left",
     )
     names = (name or "(the dataset)" for name in plan.names)
@@ -84,13 +85,13 @@ def _arrow(start: str, end: str) -> str:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curves:
-    """The plan over the run, at points to connect by lines. A boundary between two stages has two points: the end of
-    one stage and the start of the other."""
+    """The plan over the run, as points to connect by lines. At a boundary between two stages there are two points: the
+    end of one stage and the start of the other."""
 
     batches: np.ndarray
-    """float64 [P], ascending; n is the start of batch n."""
+    """float64 [P], ascending. The value n is the start of batch n."""
     shares_PS: np.ndarray
-    """Planned share of the tokens of each stream."""
+    """Each stream's planned share of the tokens."""
     lr_scale: np.ndarray
     """[P]"""
 
@@ -118,7 +119,7 @@ def _stage_points(
     count = max(_POINTS * (stop - first) // total, 2)
     for batch in np.unique(np.linspace(first, stop - 1, count).astype(int)).tolist():
         after = last.lr_scale if batch + 1 == end else plan.lr_scale(batch + 1)
-        # A batch draws the proportions planned for its middle.
+        # A batch has the proportions that are planned for its middle.
         yield batch + 0.5, plan.token_shares(batch), (plan.lr_scale(batch) + after) / 2
     if stop == end:
         yield stop, last.tokens, last.lr_scale
@@ -127,7 +128,8 @@ def _stage_points(
 
 
 def draw(run: RunData, file: Path) -> None:
-    """Plot the planned mix over the run, stacked, and below it lr_scale. The suffix of the file selects the format."""
+    """Plot the planned shares of the streams over the run as stacked areas and, below them, lr_scale. The suffix of the
+    file selects the format."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,11 +1,12 @@
-"""The bytes that a rank sends in a training step, from the config alone. Imports no torch.
+"""The bytes that a rank sends in a training step, computed from the config. Does not import torch.
 
-A rank sends as many bytes as it receives. For a ring of n ranks this is (n-1)/n of the output of an all-gather or of
-the input of a reduce-scatter, and twice that for an all-reduce. For an all-to-all it is the part for other ranks, with
-tokens spread evenly over the experts. Scalars such as norms and token counts are not included.
+A rank sends as many bytes as it receives. For a ring of n ranks, this is (n-1)/n of the output of an all-gather or of
+the input of a reduce-scatter, and twice this for an all-reduce. For an all-to-all, it is the part for other ranks, if
+tokens are spread evenly over the experts. Scalars such as norms and token counts are not included.
 
-FSDP2 gathers each unit before its forward and again before its backward pass, and reduces its gradients after backward,
-for every microbatch: Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered in between.)
+For every microbatch, FSDP2 gathers each unit before its forward pass and again before its backward pass, and reduces
+its gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered in
+between.)
 """
 
 import math
@@ -37,7 +38,8 @@ class Traffic:
 
 
 def traffic(config: TrainConfig, ranks: int, *, gpu: bool = True) -> list[Traffic]:
-    """The traffic of a rank in a step, largest first; empty for one rank. gpu: use the precision of a GPU."""
+    """The traffic of a rank in a step, largest first. Empty for one rank. gpu: whether the run computes on GPUs, which
+    affects the precision."""
     if config.fsdp_config is None:
         sent = _of_ddp(config, ranks)
     else:
@@ -63,7 +65,7 @@ _Sent = dict[tuple[Kind, MeshDim], float]
 
 
 def _of_ddp(config: TrainConfig, ranks: int) -> _Sent:
-    """Gradients in fp32, once per step: Composer lets DDP reduce them with the last microbatch."""
+    """Gradients in fp32, once per step, because with Composer, DDP reduces them in the last microbatch."""
     trained, sizes = trained_names(config), trainable_shapes(config)
     size = sum(math.prod(shape) for name, shape in sizes.items() if name in trained)
     dim = MeshDim(name="data", size=ranks, stride=1)
@@ -87,8 +89,8 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
-    """Tokens and their routing weights are sent to their experts and results are sent back; gradients are sent in the
-    reverse direction. Block checkpointing sends the tokens again, but not the results."""
+    """Tokens and their router weights are sent to the experts, and the results are sent back. Gradients are sent in the
+    reverse direction. With block checkpointing, the tokens are sent again, but not the results."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}
@@ -106,8 +108,8 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
 
 
 def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
-    """(number of layers whose experts have a backward pass, number of these whose input gets a gradient because a
-    trained parameter precedes them)."""
+    """Return the number of layers whose experts have a backward pass, and the number of these layers whose experts'
+    input gets a gradient, because a trained parameter precedes it."""
     n_layers, trained = config.model.n_layers, trained_names(config)
     first = max(first_trained_block(config, trained), 0)
     before = ("transformer.wte.", f"transformer.blocks.{first}.norm_attn_norm.")
@@ -116,5 +118,5 @@ def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
 
 
 def _others(dim: MeshDim) -> float:
-    """The share of the other ranks in the dimension."""
+    """The fraction of the dimension's ranks that are not this rank."""
     return (dim.size - 1) / dim.size

@@ -1,5 +1,5 @@
-"""The units that FSDP2 gathers and reduces (see train/distributed/build_model.py), from the config alone. Imports no
-torch."""
+"""The units that FSDP2 gathers and reduces (see train/distributed/build_model.py), computed from the config. Does not
+import torch."""
 
 import math
 from collections import Counter
@@ -22,11 +22,11 @@ class MeshDim:
     """A dimension of a device mesh."""
 
     name: str
-    """The name in train/distributed/build_model.py: shard, replicate, expert_shard, expert; data without FSDP."""
+    """The name in train/distributed/build_model.py: shard, replicate, expert_shard or expert. `data` without FSDP."""
     size: int
     """Number of ranks."""
     stride: int
-    """Distance between the numbers of neighboring ranks."""
+    """Difference between the numbers of neighboring ranks in this dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Meshes:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A parameter of a unit as FSDP2 sees it: with expert parallelism, only the rank's own experts."""
+    """A parameter of a unit as FSDP2 sees it. With expert parallelism, it contains only the rank's own experts."""
 
     name: str
     """The name in the model, or within its block."""
@@ -64,19 +64,19 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A module that fully_shard is called on, together with the same module of similar blocks."""
+    """A module on which fully_shard is called. One object represents the same module of all similar blocks."""
 
     name: str
-    """The module in a block, such as `norm_attn_norm.attn.Wqkv.lora`; `block` for the block's own unit, `embedding`,
-    and `root` for the last norm and the head."""
+    """The module within a block, such as `norm_attn_norm.attn.Wqkv.lora`, or one of `block` (the unit of the block
+    itself), `embedding`, and `root` (the last norm and the head)."""
     copies: int
-    """Number of such units: one per block."""
+    """Number of these units: one for each of the similar blocks."""
     parameters: tuple[Parameter, ...]
     in_backward: bool
     """Whether a gradient flows through the unit."""
     prefetched: bool = False
-    """Whether the unit is gathered in backward although no gradient flows through it: FSDP2 prefetches the unit before
-    the current one, and therefore also the one before the first unit that backward reaches."""
+    """Whether the unit is gathered in backward although no gradient flows through it. FSDP2 prefetches the unit that
+    precedes the current one, so it also gathers the unit that precedes the first unit with a gradient."""
 
     @property
     def of_block(self) -> bool:
@@ -113,7 +113,7 @@ def meshes(fsdp: FSDPConfig, ranks: int) -> Meshes:
 
 
 def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
-    """Bytes per element in which gradients are reduced."""
+    """Bytes per element of gradients when they are reduced."""
     fsdp = config.fsdp_config
     if fsdp is None or _gathered_in(config, gpu=gpu) is None:
         return FORMATS["fp32"].n_bytes
@@ -169,7 +169,7 @@ def trained_shard_size(config: TrainConfig, ranks: int) -> int:
 
 
 def first_trained_block(config: TrainConfig, trained: Iterable[str]) -> int:
-    """The first block that backward reaches; -1 if it reaches the embedding, n_layers if only the head."""
+    """The first block that backward reaches. -1 if it reaches the embedding, n_layers if it reaches only the root."""
     names = set(trained)
     if "transformer.wte.weight" in names:
         return -1
@@ -239,6 +239,6 @@ def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[st
 def _unit_of(name: str, *, divided: bool) -> str:
     """The module of a block whose unit contains the parameter of this name."""
     if ".lora." in name:
-        # The experts' adapters are one unit; each linear layer's adapter is a separate unit.
+        # The adapters of a layer's experts are one unit. The adapter of each linear layer is a separate unit.
         return name[: name.index(".lora.") + len(".lora")]
     return EXPERTS if divided and name.startswith(EXPERTS) else "block"

@@ -213,9 +213,9 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initialize the process group after all ranks have opened their inputs, check that all ranks run the same, and log
-    the inputs. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a different
-    checkpoint or no checkpoint."""
+    """Initialize the process group after all ranks have opened their inputs, check that the ranks agree on what they
+    run, and log the inputs. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a
+    different checkpoint or no checkpoint."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start, inputs.log_folder]

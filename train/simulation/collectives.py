@@ -14,13 +14,13 @@ class Traffic(NamedTuple):
     kind: str
     """`all-gather`, `reduce-scatter`, `all-reduce` or `all-to-all`."""
     dimension: str
-    """The mesh dimension; `world` for all ranks."""
+    """The mesh dimension, or `world` for all ranks."""
 
 
 class _Kind(NamedTuple):
     name: str
     times: int
-    """How many times each byte is sent: an all-reduce is a reduce-scatter followed by an all-gather."""
+    """How many times each byte is sent. It is 2 for an all-reduce, which is a reduce-scatter and an all-gather."""
 
 
 _KINDS = {
@@ -34,7 +34,7 @@ _PARTS = {
     "_reduce_scatter_base_": ("gradients", "reduce buffers"),
     "alltoall_base_": ("exchanged tokens", "exchanged tokens"),
 }
-"""The memory categories of a collective's output and input."""
+"""The memory categories of the output and the input of each collective."""
 
 
 def parts_of(operation: Any, args: tuple[Any, ...]) -> Iterator[tuple[Tensor, str]]:
@@ -48,14 +48,14 @@ def name_of(operation: Any) -> str:
 
 
 def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]) -> None:
-    """Add the bytes that this rank sends: for a total size over n ranks, (n - 1) / n of it, as in a ring, and twice
-    that for an all-reduce. Barriers and broadcasts at the start of a run are not counted."""
+    """Add the bytes that this rank sends: (n - 1) / n of the total size for n ranks, as in a ring, and twice this for
+    an all-reduce. Barriers and broadcasts at the start of a run are not counted."""
     kind = _KINDS.get(name_of(operation))
     if kind is None:
         return
     group = _group(args)
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_of(args)]
-    # Output and input. In an all-to-all, a rank may receive more than it sends.
+    # The sizes are those of output and input. In an all-to-all, a rank may receive more than it sends.
     whole = sizes[1] if kind.name == "all-to-all" else max(sizes)
     description = group.group_desc
     dimension = description.removeprefix("mesh_") if description.startswith("mesh_") else "world"
@@ -63,9 +63,9 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
 
 
 def answer(operation: Any, args: tuple[Any, ...]) -> Any:
-    """The result of a collective, without communication. Token counts, which have data, are copied from this rank to
-    all others, because routing is even."""
-    # torch 2.7 has this class as well; it is the completed work of the fake backend.
+    """Return the result of a collective, without communication. Token counts, which have data, are received as if all
+    ranks had sent the same counts as this rank, because routing is even."""
+    # The fake backend's object for completed work. torch 2.7 also has this class.
     from torch._C._distributed_c10d import FakeWork
 
     name, work = name_of(operation), FakeWork().boxed()

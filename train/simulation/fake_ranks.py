@@ -12,8 +12,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 @contextmanager
 def fake_ranks(world_size: int) -> Iterator[None]:
-    """Within this context, the process is rank 0 of this number of ranks. The environment is set accordingly, because
-    Composer compares it. Raises RuntimeError if a process group already exists."""
+    """Within this context, the process is rank 0 of world_size ranks. The environment variables are set accordingly,
+    because Composer compares them with the process group. Raises RuntimeError if a process group already exists."""
     if dist.is_initialized():
         raise RuntimeError("ranks cannot be simulated in a process that already has a process group")
     sizes = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}

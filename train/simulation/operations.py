@@ -1,4 +1,4 @@
-"""Tracks torch operations: their allocations, FLOPs and traffic; in a simulation, it also runs them without data."""
+"""Tracks the allocations, FLOPs and traffic of torch operations. In a simulation, the operations run without data."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ _aten = torch.ops.aten
 
 
 class TrackedOperations(TorchDispatchMode):
-    """Runs operations unchanged, and counts."""
+    """Runs operations unchanged, and counts their allocations, FLOPs and traffic."""
 
     def __init__(self, storages: Storages) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TrackedOperations(TorchDispatchMode):
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs)
         if name_of(func).endswith("chunk_cat"):
-            # Copies unsharded gradients to the input of a reduce-scatter.
+            # This operation copies unsharded gradients to the input of a reduce-scatter.
             for gradient in args[0]:
                 self.storages.add(gradient.untyped_storage(), "whole gradients")
         out = self.run(func, args, kwargs)
@@ -61,9 +61,9 @@ class TrackedOperations(TorchDispatchMode):
 
 
 class SimulatedOperations(TrackedOperations):
-    """Runs operations within a FakeTensorMode, where floating-point tensors have no data. Integers that determine sizes
-    have data: documents, labels, and the assignment of tokens to experts. Every expert gets the same number of
-    tokens."""
+    """Runs operations within a FakeTensorMode, where floating-point tensors have no data. Integer tensors that
+    determine sizes have data: documents, labels, and the assignment of tokens to experts. Every expert gets the same
+    number of tokens."""
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_of((args, kwargs)))
@@ -74,7 +74,7 @@ class SimulatedOperations(TrackedOperations):
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func is _aten.topk.default:
-            # The selection of the router.
+            # The experts that the router selects.
             values, indices = out
             with unset_fake_temporarily():
                 indices = torch.arange(indices.numel()).remainder(args[0].shape[-1]).view(indices.shape)
@@ -92,11 +92,11 @@ def _has_data(func: Any, tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:
     dtype = kwargs.get("dtype")
     if dtype is not None:
         return not dtype.is_floating_point
-    # Without a dtype: arange gives integers, other functions torch's default dtype.
+    # Without a dtype, arange returns integers, and other functions return torch's default dtype.
     return name_of(func) == "arange"
 
 
 def _grouped_flops(a: Tensor, b: Tensor) -> int:
-    """FLOPs of [A, K] x [E, K, N] over the rows of each expert, or of [M, A] x [A, N] over the columns of each expert:
-    2 per multiply-add."""
+    """The FLOPs of [A, K] x [E, K, N] over the rows of each expert, or of [M, A] x [A, N] over the columns of each
+    expert, with 2 FLOPs per multiply-add."""
     return 2 * a.shape[0] * a.shape[1] * b.shape[-1]

@@ -1,4 +1,4 @@
-"""Builds a rank's model without data and runs two steps; the second step includes the optimizer's states."""
+"""Builds a rank's model without data and runs two steps. In the second step, the optimizer's states exist."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ class Simulation:
 
 
 def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation:
-    """Simulate a step of rank 0 of this number of ranks, with full rows and even routing. gpu: as computed on GPUs,
-    else as on CPUs.
+    """Simulate a step of rank 0 of this number of ranks, with full rows and even routing. gpu: whether the run computes
+    on GPUs.
 
     Raises ConfigError for configs that cannot be simulated.
     """
@@ -67,7 +67,7 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
         with FakeTensorMode(allow_non_fake_inputs=True), operations, counting_resizes(storages, "gathered weights"):
             with storages.phase("build", "weights"):
                 model.to_empty(device="cpu")
-            # DTensor derives shapes from unsharded tensors, which are counted here but use no memory in a real run.
+            # DTensor creates unsharded tensors to derive shapes. They are counted, but need no memory in a real run.
             storages.phases[0] = storages.phases[0]._replace(peak=storages.alive, parts={"weights": storages.alive})
             optimizer = build_optimizer(config.optimizer, model)
             bridge = DbrxForComposer(config.model, model)
@@ -96,8 +96,8 @@ def check(config: TrainConfig, ranks: int) -> None:
 
 
 def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
-    """The model config with kernels that support the tensors of a simulation and allocate the same as a GPU's
-    kernels."""
+    """The model config with kernels that support the tensors of a simulation, and that allocate the same memory as the
+    kernels on a GPU."""
     if not gpu:
         return model
     ffn, attn = model.ffn_config, model.attn_config
@@ -109,7 +109,8 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
 
 
 def _run_probes(config: TrainConfig) -> None:
-    """Call functions that probe torch with real data and cache the result, before data is unavailable."""
+    """Call functions that test torch with real data and cache the result, because they cannot run in the
+    simulation."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
             gradient_bound(config.model.attn_config.clip_qkv, dtype)
@@ -151,7 +152,7 @@ def _step(
 
 
 def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
-    """Rows of one document in which every token is trained on, with the keys that callbacks.GlobalBatch adds."""
+    """Rows of one document each, in which every token is trained on, with the keys that callbacks.GlobalBatch adds."""
     tokens = torch.zeros(rows, config.max_seq_len, dtype=torch.int64)
     counted = torch.full((rows,), rows * config.max_seq_len * ranks)
     return {

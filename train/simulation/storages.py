@@ -1,4 +1,4 @@
-"""Tracks allocated bytes, from the creation of each storage until it is freed."""
+"""Tracks the allocated bytes of each storage from its creation until it is freed."""
 
 import weakref
 from collections import Counter
@@ -28,7 +28,7 @@ class _Live(NamedTuple):
 
 
 class Storages:
-    """Allocated bytes by category. add() sets the category of a storage; by default it is the current `part`."""
+    """Allocated bytes by category. add() sets the category of a storage. The default is the current `part`."""
 
     def __init__(self) -> None:
         self.part = "other"
@@ -39,7 +39,8 @@ class Storages:
         self._peak, self._parts_at_peak = 0, dict[str, int]()
 
     def add(self, storage: torch.UntypedStorage, part: str | None = None) -> None:
-        """Count a storage until it is freed. If it is already counted, only its category changes, if one is given."""
+        """Count a storage until it is freed. If it is already counted, only its category changes, and only if `part` is
+        given."""
         number = id(storage)
         known = self._live.get(number)
         if known is not None and part in (None, known.part):
@@ -77,15 +78,15 @@ class Storages:
     def _count(self, part: str, n_bytes: int) -> None:
         self.alive += n_bytes
         self._parts[part] += n_bytes
-        # Also if the category of an allocated storage has changed.
+        # `>=`, so that the parts are also updated if the category of an allocated storage has changed.
         if self.alive >= self._peak:
             self._peak, self._parts_at_peak = self.alive, dict(self._parts)
 
 
 @contextmanager
 def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
-    """Within this context, storages that are resized are counted in this category. torch's dispatcher does not report
-    resizing."""
+    """Within this context, storages that are resized are counted in this category. This is needed because torch's
+    dispatcher does not report resizing."""
     resize = torch.UntypedStorage.resize_
 
     def resize_and_count(storage: torch.UntypedStorage, size: int) -> Any:

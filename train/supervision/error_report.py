@@ -1,4 +1,4 @@
-"""Report an error of a command to the user, also with several ranks, and choose the exit code."""
+"""Report the error of a command to the user, once for all ranks if possible, and return the exit code."""
 
 import os
 import time

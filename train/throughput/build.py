@@ -15,7 +15,7 @@ from train.throughput.profile import Profile
 
 
 def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throughput:
-    """precision: the compute precision of the run."""
+    """Build the Throughput callback. precision: the compute precision of the run."""
     known = known_gpu(torch.cuda.get_device_name()) if gpu else None
     window = config.callbacks.speed_monitor or SpeedMonitorConfig()
     return Throughput(
@@ -28,7 +28,8 @@ def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throu
 
 
 def build_profile(config: TrainConfig, folder: Path | None, max_batches: int) -> list[Profile]:
-    """folder: for logs. Raises ConfigError for steps after the end of the run, and if there is no folder."""
+    """Build the Profile callback if it is configured. folder: the folder for logs. Raises ConfigError if there is no
+    folder, or if the steps to profile are after the end of the run."""
     if config.profile is None:
         return []
     raise_defects(config.profile.past_the_end(max_batches))

@@ -1,4 +1,4 @@
-"""The callback that logs throughput, tokens, memory, and where a run spends its time."""
+"""The callback that logs throughput, token counts, memory, and where a run spends its time."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -36,13 +36,13 @@ _runs = itertools.count()
 
 
 class Throughput(Callback):
-    """Logs at the end of each step (docs/metrics.md): `throughput/*` over a window of steps, without evaluations, saves
-    and generated texts; `tokens/*` and `seconds/*` since the beginning of the run; `memory/peak_gib` of the rank with
-    the highest peak; `time/remaining_seconds`.
+    """At the end of each step, logs (see docs/metrics.md): `throughput/*` over a window of steps, without the time for
+    evaluations, saves and text generation; `tokens/*` and `seconds/*` since the beginning of the run; `memory/peak_gib`
+    of the rank with the highest peak; and `time/remaining_seconds`.
 
     Must come after the other callbacks, which wait for saves at the end of a run. Requires the token counts that
-    callbacks/global_batch.py adds to the batch. It only reads values that are already computed, so no step waits for
-    it.
+    callbacks/global_batch.py adds to the batch. Reads only values that are already computed, so that no step has to
+    wait.
     """
 
     def __init__(
@@ -55,15 +55,14 @@ class Throughput(Callback):
         device_flops: float | None,
         seconds: Callable[[], Mapping[Section, float]] = seconds_so_far,
     ) -> None:
-        """window_size: in steps. rows_per_batch: over all ranks. flops_per_token: of a training step. device_flops:
-        peak FLOPs per second of a device, None if unknown. seconds: returns the time of each section of this process so
-        far."""
+        """window_size: number of steps. rows_per_batch: rows of all ranks. flops_per_token: FLOPs per token of a
+        training step. device_flops: peak FLOPs per second of a device, or None if unknown. seconds: returns the time
+        that this process has spent in each section so far."""
         self._config, self._rows_per_batch = config, rows_per_batch
         self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
         self._window, self._interruptions = Window(window_size), Interruptions()
         self._real_tokens = self._trained_tokens = 0
-        # The time of the process before its first run, whose sections start there. A later run starts when it is
-        # called.
+        # The first run of a process also counts the time before its first section as startup. Later runs do not.
         before = process_seconds() - sum(seconds().values()) if next(_runs) == 0 else 0.0
         self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": max(before, 0.0)}
         self._loaded = False
@@ -72,7 +71,7 @@ class Throughput(Callback):
         batch = state.timestamp.batch.value
         if batch and not self._loaded and dist.get_global_rank() == 0:
             console.logger.info(
-                f"tokens/real, tokens/trained and seconds/*: the checkpoint has no values up to batch {batch}"
+                f"tokens/real, tokens/trained and seconds/*: the checkpoint has no values for the first {batch} batches"
             )
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -111,7 +110,7 @@ class Throughput(Callback):
         logger.log_metrics(self._seconds_metrics(self._seconds_here()))
 
     def _seconds_here(self) -> dict[str, float]:
-        """Seconds of this process by metric."""
+        """The seconds of this process, by the metric's name."""
         here = dict.fromkeys(_SECONDS.values(), 0.0)
         for section, seconds in self._of_sections().items():
             here[_SECONDS[section]] += seconds
@@ -121,7 +120,7 @@ class Throughput(Callback):
         return {f"seconds/{name}": self._before[name] + seconds for name, seconds in here.items()}
 
     def _speed_metrics(self, speeds: Mapping[str, float]) -> dict[str, float]:
-        """speeds: from Window."""
+        """Return the throughput metrics. speeds: the rates that Window returns."""
         if not speeds:
             return {}
         flops, devices = speeds["real_tokens"] * self._flops_per_token, dist.get_world_size()

@@ -25,15 +25,16 @@ _RANGES = ((Attention, "forward", ATTENTION), (Attention, "attend", ATTENTION), 
 
 
 class Profile(Callback):
-    """Writes for each rank of the config a Chrome trace, stepA-B-rankR.json.gz, and a table, .txt. Shows the table of
-    the first of these ranks.
+    """For each rank in the config, writes a Chrome trace (stepA-B-rankR.json.gz) and a table (.txt). The table of the
+    first of these ranks is also shown.
 
-    A step lasts from the end of the previous step to its own end, including waiting for data, evaluations and saves.
-    The step before the first one is also profiled, for warm-up, and dropped. Must come after the other callbacks.
+    A step lasts from the end of the previous step to its own end, including the time for waiting for data, evaluations
+    and saves. The step before the first profiled step is used for warm-up and not recorded. Must come after the other
+    callbacks.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
-        """folder: the folder of the files."""
+        """folder: the folder in which the files are written."""
         self._config, self._folder = config, folder
         self._end = config.step + config.steps - 1
         self._running: tuple[profile, ExitStack] | None = None
@@ -70,12 +71,12 @@ class Profile(Callback):
             self._running[0].step()
 
     def close(self, state: State, logger: Logger) -> None:
-        """Stop profiling without a trace if the run ends early."""
+        """Stop profiling without writing a trace if the run ends early."""
         if self._running is not None:
             self._stop()
 
-    # Every rank enters these sections, profiled or not: the watchdog compares their number to find ranks that lag
-    # behind.
+    # Every rank enters these sections, whether it is profiled or not, because the watchdog compares the number of
+    # sections to find ranks that are behind.
     @within(Section.UNTIMED)
     def _start(self, *, warm_up: bool) -> None:
         if dist.get_global_rank() not in self._config.ranks:
@@ -84,7 +85,7 @@ class Profile(Callback):
         stack.enter_context(_named_ranges())
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         if not gpu:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else Kineto logs that there is no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise, Kineto logs that there is no GPU
         running = profile(
             activities=[ProfilerActivity.CPU, *gpu],
             schedule=schedule(wait=0, warmup=int(warm_up), active=self._config.steps, repeat=1),

@@ -1,4 +1,4 @@
-"""The activity of a device during profiled steps by category, from a trace written by torch.profiler."""
+"""The time of profiled steps by category of device activity, computed from a trace of torch.profiler."""
 
 import gzip
 import heapq
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ATTENTION, EXPERTS, BATCH = "dropless::attention", "dropless::experts", "dropless::batch"
-"""Ranges that set the category of the operations within them. BATCH: forward and backward of a step, which Composer
-runs within the optimizer's step."""
+"""Names of ranges that set the category of the operations within them. BATCH: forward and backward of a step, which
+Composer runs within the optimizer's step."""
 CATEGORIES: tuple[str, ...] = (
     "experts",
     "attention",
@@ -24,8 +24,8 @@ CATEGORIES: tuple[str, ...] = (
     "data",
     "idle",
 )
-"""experts and attention: including their GEMMs, forward and backward. collectives: while nothing is computed. data:
-waiting for data. idle: none of these, for example while Python runs."""
+"""experts and attention: forward and backward, including their GEMMs. collectives: only while nothing is computed.
+data: waiting for data. idle: all other time, for example while only Python runs."""
 _OTHER = "other operations"
 _BY_RANGE = {ATTENTION: "attention", EXPERTS: "experts", BATCH: _OTHER}
 _COLLECTIVE = re.compile(r"(c10d::|_c10d_functional::|gloo:|nccl)", re.IGNORECASE)
@@ -39,7 +39,7 @@ class Slice(NamedTuple):
     start: float
     end: float
     priority: int
-    """Of overlapping slices, the one with the highest priority counts."""
+    """While slices overlap, only the slice with the highest priority is counted."""
     category: str
 
 
@@ -47,24 +47,24 @@ class Slice(NamedTuple):
 class Timeline:
     steps: int
     seconds: Mapping[str, float]
-    """Seconds of all steps by category; they add up to the total time of the steps."""
+    """Seconds of all steps by category. Their sum is the total time of the steps."""
 
 
 class _Operation(NamedTuple):
     end: float
     category: str
     of_backward: bool
-    """The category is that of the forward operation whose gradient is computed."""
+    """Whether this is a backward operation with the category of the forward operation whose gradient it computes."""
 
 
 def read_timeline(trace: Path) -> Timeline:
-    """Read a rank's trace file, .json.gz, with at least one complete step."""
+    """Read the trace file (.json.gz) of a rank, which must contain at least one complete step."""
     with gzip.open(trace) as file:
         return timeline(json.load(file)["traceEvents"])
 
 
 def timeline(events: Iterable[Mapping[str, Any]]) -> Timeline:
-    """events: those of a Chrome trace, in microseconds."""
+    """Compute the timeline. events: the events of a Chrome trace, with times in microseconds."""
     ordered = sorted((each for each in events if each.get("ph") == "X"), key=lambda each: (each["ts"], -each["dur"]))
     steps = [each for each in ordered if each["name"].startswith("ProfilerStep#") and each["cat"] == "user_annotation"]
     start, end, main = steps[0]["ts"], steps[-1]["ts"] + steps[-1]["dur"], steps[0]["tid"]
@@ -74,8 +74,8 @@ def timeline(events: Iterable[Mapping[str, Any]]) -> Timeline:
 
 
 def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
-    """Slices of the GPU if it was used, else of the main thread; with lower priority, collectives and waiting for
-    data."""
+    """Slices of the GPU if it was used, otherwise of the main thread. Waiting for data and, without a GPU, collectives
+    are included with lower priority."""
     operations = _Operations(ordered)
     device, host, below = list[Slice](), list[Slice](), list[Slice]()
     for event in ordered:
@@ -86,7 +86,7 @@ def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
         elif (found := operations.found.get(id(event))) is not None:
             depth, category = found
             if event["tid"] == main:
-                # In a range without a category, Python runs between the operations.
+                # In a range without its own category, the time between operations is spent in Python.
                 is_range = event["cat"] == "user_annotation" and category == _OTHER
                 host.append(Slice(start, end, 3 + depth, "idle" if is_range else category))
             if (category == "data" and event["tid"] == main) or (category == "collectives" and event["tid"] != main):
@@ -103,7 +103,7 @@ def _kernel_category(event: Mapping[str, Any], launched: Mapping[int, str]) -> s
 
 
 class _Operations:
-    """The category of each host operation, and of what it launches on the device."""
+    """The category of each host operation, and of the kernels that it launches on the device."""
 
     def __init__(self, ordered: Sequence[Mapping[str, Any]]) -> None:
         self.found: dict[int, tuple[int, str]] = {}
@@ -139,7 +139,7 @@ class _Operations:
         end, number, thread = event["ts"] + event["dur"], args.get("Sequence number"), args.get("Fwd thread id", 0)
         is_forward = number is not None and thread == 0
         if is_forward and outer is not None and outer.of_backward:
-            # A recomputed activation does not belong to the operation that needs it first.
+            # Recomputed operations do not belong to the backward operation that triggers the recomputation.
             outer = None
         own, of_backward = _own_category(name), False
         if own is None and name.startswith(_BACKWARD):
@@ -149,13 +149,13 @@ class _Operations:
             own, of_backward = outer.category, outer.of_backward
         operation = _Operation(end, own or _OTHER, of_backward)
         if is_forward:
-            # The last operation with a sequence number is the one whose gradient has this number.
+            # If several operations have the same sequence number, it belongs to the gradient of the last one.
             self._forward[event["tid"], number] = operation.category
         return operation
 
 
 def _own_category(name: str) -> str | None:
-    """The category of an operation by its name alone."""
+    """The category that follows from an operation's name, or None."""
     if name in _BY_RANGE:
         return _BY_RANGE[name]
     if _COLLECTIVE.match(name):
@@ -168,7 +168,7 @@ def _own_category(name: str) -> str | None:
 
 
 def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, float]:
-    """Seconds of each category between start and end. At each moment only one slice counts."""
+    """Seconds of each category between start and end. At each moment, only one slice is counted."""
     taken = dict.fromkeys(CATEGORIES, 0.0)
     coming = sorted((each for each in slices if each.end > start and each.start < end), key=lambda each: each.start)
     edges = sorted({start, end, *(edge for each in coming for edge in each[:2] if start < edge < end)})

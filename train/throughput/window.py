@@ -1,11 +1,11 @@
-"""Throughput over a window of steps, and the remaining time."""
+"""Throughput over a window of steps, and the time of interruptions, for the estimate of the remaining time."""
 
 from collections import deque
 from dataclasses import asdict, dataclass
 
 WARM_UP = 2
-"""Steps of a process that are not measured: the first compiles kernels and connects ranks, the second is the first with
-the optimizer's state in memory."""
+"""Number of first steps of a process that are not measured. The first step compiles kernels and connects ranks. The
+second step is the first with the optimizer's state in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Progress:
     real_tokens: int
     """Tokens without padding."""
     trained_tokens: int
-    """Tokens that the loss counts."""
+    """Tokens for which the loss is computed."""
 
 
 class Window:
@@ -30,13 +30,13 @@ class Window:
         self._ends: deque[tuple[float, Progress]] = deque(maxlen=size + 1)
 
     def add(self, seconds: float, progress: Progress) -> None:
-        """Record the end of a step. seconds: total time of this process's steps so far, including data."""
+        """Record the end of a step. seconds: total time of this process's steps so far, including waiting for data."""
         self._steps += 1
         if self._steps >= WARM_UP:
             self._ends.append((seconds, progress))
 
     def per_second(self) -> dict[str, float]:
-        """The rate of each field of Progress; empty during the warm-up."""
+        """The rate of each field of Progress. Empty during the warm-up."""
         if len(self._ends) < 2:
             return {}
         (since, first), (until, last) = self._ends[0], self._ends[-1]
@@ -47,8 +47,8 @@ class Window:
 
 
 class Interruptions:
-    """Activities between steps, such as evaluations. Measures their seconds per batch up to the end of the last one, so
-    that the estimate only changes with the next one."""
+    """Activities between steps, such as evaluations. Measures their average seconds per batch up to the last
+    interruption, so that the estimate changes only when there is a new interruption."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
@@ -56,8 +56,8 @@ class Interruptions:
         self.per_batch = 0.0
 
     def add(self, batch: int, seconds: float) -> None:
-        """Called at the end of step `batch`. seconds: total time of interruptions in this process so far. Interruptions
-        before its first step are not representative and are ignored."""
+        """Record the end of step `batch`. seconds: total time of interruptions in this process so far. Interruptions
+        before the first step of the process are ignored, because they are not representative."""
         if self._first is None:
             self._first = batch, seconds
         first, before = self._first

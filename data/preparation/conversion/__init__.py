@@ -1,4 +1,4 @@
-"""Manual conversion of datasets: the command lines of scripts/convert_*.py and their implementation.
+"""Conversion of datasets from the command line: the arguments of scripts/convert_*.py, and their implementation.
 
 The code that writes rows is in data/preparation.
 """

@@ -1,4 +1,4 @@
-"""Convert the parsed arguments of a converter to configs, splits and the tokenizer. Errors name the flag."""
+"""Convert the parsed arguments of a converter to configs, splits and the tokenizer. Error messages name the flag."""
 
 import argparse
 import json
@@ -29,7 +29,8 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the source of each split."""
     if args.data_files and len(args.data_files) != len(args.splits):
         raise ConfigError(
-            f"--data_files has {len(args.data_files)} and --splits {len(args.splits)}, but each split needs one file"
+            f"--data_files has {len(args.data_files)} and --splits {len(args.splits)}, but each split needs exactly "
+            "one file"
         )
     if args.dataset in FORMATS and not args.data_files:
         raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: name them in --data_files")
@@ -40,7 +41,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ConfigError(f"--splits has {split!r}, but each must be a valid name of a folder in --out_root")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
-        with unchecked():  # HFKwargs is checked as part of the dataset
+        with unchecked():  # HFKwargs is checked later, as part of the dataset
             kwargs = HFKwargs(name=args.data_subset, data_files=files)
         yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
@@ -101,5 +102,6 @@ def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
         raise ConfigError("--chat_template_drops and --chat_date require --tokenizer")
     if args.excess_length != DatasetConfig.excess_length:
         raise ConfigError(
-            f"--excess_length is {args.excess_length}, which requires --tokenizer: without one no example is too long"
+            f"--excess_length is {args.excess_length}, which requires --tokenizer: without a tokenizer no example is "
+            "too long"
         )

@@ -1,4 +1,4 @@
-"""The command lines of the converters. Flags have the names and meanings of LLM Foundry's where they exist there."""
+"""The command lines of the converters. A flag that LLM Foundry also has keeps its name and meaning."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ _PATHS = (
 
 
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
-    """The main function of a converter. It returns 0, or 2 after printing one line with the error."""
+    """The main function of a converter. Returns 0, or 2 after an error, which is printed on one line."""
     parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -44,10 +44,10 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     _add_dataset(parser, required=True)
     _add_preprocessor(parser)
-    skip = "rows are already examples; without it, set --preprocessor or use a registered dataset"
+    skip = "rows are already examples; without this flag, set --preprocessor or use a registered dataset"
     parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
     _add_output(parser)
-    untokenized = "tiktoken, or a Hugging Face folder or name; without it, checked examples are written as text"
+    untokenized = "tiktoken, or a Hugging Face folder or name; without this flag, checked examples are written as text"
     _add_tokens(parser, tokenizer_help=untokenized)
     parser.add_argument("--target_prompts", default="none", help="none, all or length>=N (default: %(default)s)")
     default = "default: %(default)s"
@@ -61,8 +61,8 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
 
 def text_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--path", nargs="+", help="text files, one document each: names or patterns")
-    parser.add_argument("--input_folder", help="a folder: all .txt files in it and its subfolders")
+    parser.add_argument("--path", nargs="+", help="names or patterns of text files, one document per file")
+    parser.add_argument("--input_folder", help="a folder, whose .txt files are read, including those in subfolders")
     _add_dataset(parser, required=False)
     _add_preprocessor(parser)
     _add_output(parser)
@@ -71,10 +71,13 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    what = "name of a hub dataset; json, csv or parquet for local --data_files; or path of such a file or folder"
+    what = (
+        "name of a hub dataset; json, csv or parquet for local --data_files; or the path of one such file or of a "
+        "folder that contains them"
+    )
     parser.add_argument("--dataset", required=required, help=what)
     parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
-    splits = "splits; each is written to its own folder (default: train validation)"
+    splits = "names of the splits; each split is written to its own folder (default: train validation)"
     parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
     parser.add_argument("--data_files", nargs="+", default=[], help="one file per split, in the same order")
     bad = "error: report all invalid rows and write nothing; drop: count and skip them (default: %(default)s)"
@@ -85,8 +88,8 @@ def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _add_preprocessor(parser: argparse.ArgumentParser) -> None:
     maker = (
-        "how to convert rows to examples: a registered name, module:function, or '{prompt: COLUMN, response: COLUMN}', "
-        "'{messages: COLUMN}' or '{text: COLUMN}'"
+        "how to convert rows to examples: a registered name, module:function, or the columns to use: '{prompt: COLUMN, "
+        "response: COLUMN}', '{messages: COLUMN}' or '{text: COLUMN}'"
     )
     parser.add_argument("--preprocessor", help=maker)
 
@@ -95,10 +98,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     where = "output folder: a path, or an address such as s3://..."
     parser.add_argument("--out_root", "--output_folder", required=True, help=where)
     parser.add_argument("--local", help="a folder for a local copy, if --out_root is remote")
-    parser.add_argument("--remote", help="additional destination of the finished folders: a path, or s3://...")
+    parser.add_argument(
+        "--remote", help="additional destination for the finished folders: a path, or an address such as s3://..."
+    )
     parser.add_argument("--compression", help="compression of the shards, such as zstd or zstd:7 (default: none)")
     parser.add_argument("--rehash", action="store_true", help="read input files again even if they seem unchanged")
-    parser.add_argument("--num_workers", "--processes", type=int, help="number of processes (default: one per core)")
+    parser.add_argument(
+        "--num_workers", "--processes", type=int, help="number of processes (default: one per CPU core)"
+    )
 
 
 def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, required: bool = False) -> None:

@@ -1,4 +1,5 @@
-"""Convert the dataset of a command line: each split, or the text files, to a folder and to a remote one."""
+"""Convert the dataset that a command line names. The output for each split, or for all text files together, is written
+to a local folder, a remote folder, or both."""
 
 import argparse
 import shutil
@@ -26,7 +27,7 @@ from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
-"""Folder for the output until it is uploaded, if only a remote destination was given."""
+"""If only a remote destination is given, the output is in this folder until it has been uploaded."""
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:
@@ -52,7 +53,7 @@ def convert_text(args: argparse.Namespace) -> None:
 
 def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
     outputs = [(_Place.of(args, split), config_of(args, **source, **settings)) for split, source in splits_of(args)]
-    # All sources are opened first, so that a missing one is an error before anything is written.
+    # All sources are opened first, so that a missing source is reported before anything is written.
     sources = [open_source(config, rehash=args.rehash) for _, config in outputs]
     for (place, config), source in zip(outputs, sources, strict=True):
         _convert(place, config, tokenizer, source, args.compression)
@@ -65,7 +66,7 @@ class _Place:
     folder: Path
     remote: str | None
     passing: bool
-    """Whether the folder is only temporary, until it is uploaded."""
+    """Whether the folder is temporary, and is deleted after the upload."""
 
     @classmethod
     def of(cls, args: argparse.Namespace, split: str) -> "_Place":

@@ -1,4 +1,4 @@
-"""Names of settings in the errors of a converter: the flags of its command line, quoted for a shell."""
+"""How the errors of a converter name settings: as flags of its command line, quoted for a shell."""
 
 import shlex
 from typing import Any
@@ -14,7 +14,7 @@ _ALIKE = (
     "target_prompts",
     "target_responses",
 )
-"""Keys whose flag has the same name."""
+"""YAML keys whose flag has the same name."""
 FLAGS = {
     "hf_name": "--dataset",
     "hf_kwargs.name": "--data_subset",
@@ -34,7 +34,7 @@ FLAGS = {
 
 
 def as_flag(key: str, value: Any = None) -> str:
-    """The flag for a key, with a value if given. A key without a flag is written as in YAML."""
+    """The flag for a YAML key, with the value if one is given. A key without a flag is written as in YAML."""
     if key.startswith("tokenizer.kwargs."):
         return f"{FLAGS['tokenizer.kwargs']} {key.removeprefix('tokenizer.kwargs.')}"
     if key not in FLAGS or value is None:

@@ -1,4 +1,4 @@
-"""The recipe for samples that are not tokenized: the valid examples, in LLM Foundry's columns."""
+"""The recipe for untokenized samples: the valid examples, in LLM Foundry's columns."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ COLUMNS = {
     Conversation.form: {"messages": "json"},
     Text.form: {"text": "str"},
 }
-"""LLM Foundry's columns for data that is not tokenized."""
+"""LLM Foundry's columns for untokenized data."""
 
 
 def write_untokenized(
@@ -37,7 +37,7 @@ def write_untokenized(
 
 @dataclass(frozen=True)
 class Samples:
-    """MDS samples, and their number of characters as weight."""
+    """MDS samples. Their weight is their number of characters."""
 
     samples: list[dict[str, Any]]
     weight: int
@@ -75,7 +75,7 @@ class Untokenized:
 
 def _as_columns(example: Example) -> dict[str, Any]:
     if isinstance(example, TokenTurns):
-        raise ConfigError("the rows have turns, which are already tokens: set --tokenizer to their tokenizer")
+        raise ConfigError("the rows have turns, which are already tokenized: set --tokenizer to their tokenizer")
     if isinstance(example, Conversation):
         if example.tools is not None:
             raise ConfigError("a row has tools, which LLM Foundry's columns do not support: set --tokenizer")

@@ -1,4 +1,4 @@
-"""One module per file format: from a file's bytes to (place, record) pairs, and the format from a file's name.
+"""Parsers for file formats, one module per format: from the bytes of a file to (place, record) pairs.
 
-The choice of the files to read is made in data/sources.
+names.py finds the format from the name of a file. The files to read are chosen in data/sources.
 """

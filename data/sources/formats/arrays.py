@@ -1,7 +1,7 @@
-"""A JSON array of rows with any line breaks. The place of a row is `path row N`.
+"""A JSON array of rows, with line breaks anywhere. The place of a row is `path row N`.
 
-The parent only finds where elements end, so that neither the parent nor a worker ever holds the whole array. ijson
-(3.6) is not used because it replaces half of a \\ud800-style pair with `?` and stops at the first invalid row.
+The parent process only finds where elements end, so that no process ever needs the whole array in memory. ijson
+(3.6) is not used because it replaces lone surrogates (such as \\ud800) with `?`, and stops at the first invalid row.
 """
 
 import json
@@ -16,7 +16,8 @@ from data.base.problems import Problem, describe
 from data.sources.formats import content as c
 
 _COMMA = ord(",")
-# The change of depth for each byte outside strings. A comma does not change the depth, but is examined too.
+# How much each byte outside of strings changes the nesting depth. A comma does not change the depth, but must be found
+# too.
 _DEPTH = np.zeros(256, dtype=np.int8)
 _DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
 _MARKS = _DEPTH != 0
@@ -24,7 +25,7 @@ _MARKS[_COMMA] = True
 
 
 def check(path: Path, name: str) -> None:
-    """Any array is accepted here; its rows are checked when they are parsed."""
+    """Accepts any array. Its rows are checked when they are parsed."""
 
 
 class _Scanner:
@@ -34,8 +35,9 @@ class _Scanner:
         self._depth, self._in_string, self._escaped = 0, 0, False
 
     def scan(self, block: bytes) -> tuple[np.ndarray, int | None]:
-        """Positions of the commas between elements, and the position where the array ends, if it ends in this block."""
-        # Mask escapes without changing the length, so that every remaining quote starts or ends a string.
+        """The positions of the commas between elements, and the position of the array's end, if it ends in this
+        block."""
+        # Replace escapes with text of the same length, so that every remaining quote starts or ends a string.
         text = (b"_" + block[1:] if self._escaped else block).replace(b"\\\\", b"__").replace(b'\\"', b"__")
         self._escaped = text.endswith(b"\\")
         codes = np.frombuffer(text, dtype=np.uint8)
@@ -76,7 +78,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 class _Cutter:
-    """Splits the file into chunks of whole elements and tracks the position in the file."""
+    """Splits the file into chunks of complete elements, and keeps track of the position in the file."""
 
     def __init__(self, name: str) -> None:
         self.name, self.begun = name, False
@@ -85,7 +87,7 @@ class _Cutter:
         self._n_held = 0
 
     def begin(self, block: bytes) -> bytes:
-        """The part of the block after the opening bracket."""
+        """The part of the block after the bracket that opens the array."""
         start = block.find(b"[") + 1
         self.begun = start > 0
         self._advance(block[:start] if start else block)
@@ -124,16 +126,16 @@ class _Cutter:
             self._advance(block)
         else:
             whole = b"".join((*self._held, block))
-            # The last element is empty in an empty array; after a comma, the comma is an error.
+            # If the last element is empty, the array is empty, or there is a comma before its end, which is an error.
             if whole.strip() or (closed and self._row > 1):
                 yield self._chunk(whole, (len(whole),))
             self._advance(whole)
         if not closed:
-            yield self._problem("array not closed", f"the array is not closed at its end ({self._here()})")
+            yield self._problem("array not closed", f"the array is not closed at the end of the file ({self._here()})")
         self._n_held = 0
 
     def check_end(self, rest: bytes) -> None:
-        """Check the rest of the file, which begins with the closing bracket of the array."""
+        """Check the rest of the file, which begins with the bracket that closes the array."""
         if not rest.startswith(b"]"):
             raise DataError(f"{self.name}: unmatched }} in the array ({self._here()}): fix the file")
         self._advance(rest[:1])
@@ -144,7 +146,7 @@ class _Cutter:
         self._advance(block[: len(block) - len(extra)])
         if extra:
             seen = describe(extra[:60].decode(errors="replace"))
-            fix = "make it a single array, or write one object per line"
+            fix = "write all rows in a single array, or write one object per line"
             if extra.startswith(b"["):
                 fix += ', such as {"messages": [...]} for a list of messages'
             raise DataError(f"{self.name}: unexpected {seen} after the end of the array ({self._here()}): {fix}")
@@ -178,7 +180,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
-    """The JSON value of an element, or a Problem."""
+    """The value of an element, or a Problem."""
     text = c.row_text(chunk.content[start:end])
     if isinstance(text, Problem):
         return text
@@ -196,7 +198,7 @@ def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
 
 
 def _after(content: bytes, line: int, column: int) -> tuple[int, int]:
-    """Line and column after the content, which begins at the given line and column."""
+    """The line and column at which the content ends, given those at which it begins."""
     last = content.rfind(b"\n") + 1
     length = len(content[last:].decode(errors="replace"))
     return line + content.count(b"\n"), length + 1 if last else column + length

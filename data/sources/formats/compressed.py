@@ -10,7 +10,8 @@ from data.sources.formats.names import COMPRESSED
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """Magic bytes of compressed files. None of them is valid UTF-8."""
 _SKIPPABLE = b"\x2a\x4d\x18"
-"""Bytes 1 to 3 of a zstd frame without data. Files written by pzstd begin with such a frame (RFC 8878, 3.1.2)."""
+"""Bytes 1 to 3 of a skippable zstd frame (RFC 8878, 3.1.2), which contains no data. Files written by pzstd begin with
+such a frame."""
 
 
 class RawFile:

@@ -1,4 +1,4 @@
-"""Read the bytes of files in blocks, and the chunks that are sent to workers."""
+"""Read the bytes of files in blocks, and define the chunks that are sent to workers."""
 
 import codecs
 import json
@@ -16,9 +16,9 @@ from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
 
 BLOCK_BYTES = 1 << 20
-"""Bytes per read, which is also the approximate size of a chunk."""
+"""Number of bytes per read, which is also the approximate size of a chunk."""
 MAX_ROW_BYTES = 64 << 20
-"""A larger row is a Problem. It is never held in memory completely."""
+"""A row with more bytes is a Problem. Such a row is never completely in memory."""
 CHUNK_ROWS = 1024
 """Maximum number of table rows in a chunk."""
 
@@ -37,8 +37,8 @@ _BEGINNINGS = {
 }
 """Magic bytes of files that are not UTF-8. UTF-32 comes first because its byte order mark begins with UTF-16's."""
 _NUL_BYTES = (
-    "contains NUL bytes (\\0), as after an interrupted copy or in a sparse file: copy the file again, or create it "
-    "again"
+    "contains NUL bytes (\\0), perhaps because a copy was interrupted or the file is sparse: copy the file again, or "
+    "create it again"
 )
 
 
@@ -56,10 +56,10 @@ class InputFile:
 class FileChunk:
     reader: str
     name: str
-    """The name of the file. Places begin with it."""
+    """The name of the file, with which places begin."""
     content: bytes
     size: int
-    """Bytes of progress in the file when this chunk is done."""
+    """Number of bytes by which the progress in the file increases when this chunk is done."""
     line: int = 1
     """Line of the content's first byte, from 1."""
     column: int = 1
@@ -67,19 +67,19 @@ class FileChunk:
     row: int = 1
     """Number of the content's first row, from 1."""
     ends: tuple[int, ...] = ()
-    """For a JSON array: the end of each element."""
+    """For a JSON array: the position of the end of each element."""
     n_rows: int | None = None
-    """Rows in the content; None if they were not counted when the file was split."""
+    """Number of rows in the content; None if they were not counted when the file was split."""
     skip: int = 0
-    """Rows to skip at the start of the content."""
+    """Number of rows to skip at the start of the content."""
     take: int | None = None
-    """Rows to read after the skipped ones; None: all."""
+    """Number of rows to read after the skipped rows; None: all."""
     header: tuple[str, ...] = ()
-    """For CSV: the columns. A column without a name is left out of the rows."""
+    """For CSV: the names of the columns. A column without a name is left out of the rows."""
     place: str = ""
-    """The place of the problem."""
+    """The place of `problem`."""
     problem: Problem | None = None
-    """The problem with the single row that this chunk represents."""
+    """The problem of a row that could not be read. The chunk then represents only this row."""
 
 
 _Opened = TypeVar("_Opened", bound="Blocks")
@@ -108,7 +108,8 @@ class Blocks:
             raise DataError(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
-        # A block with only the mark is empty without it, and would look like the end of the file.
+        # If a block contains only the byte order mark, it is empty without the mark, and would look like the end of the
+        # file.
         return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
 
     def _why_broken(self, error: OSError) -> str:
@@ -121,7 +122,8 @@ class Blocks:
 
 
 class Content(Blocks):
-    """Reads a file once from start to end. Raises DataError if the content differs from what was hashed."""
+    """Reads a file once from start to end. Raises DataError if the content is not the same as when the file was
+    hashed."""
 
     def __init__(self, file: InputFile, name: str) -> None:
         self.file = file
@@ -131,14 +133,15 @@ class Content(Blocks):
     def read(self, size: int | None = None) -> bytes:
         block = super().read(size)
         if not block:
-            while self.raw.read(BLOCK_BYTES):  # read any bytes after the compressed content, to hash them
+            # Also read the bytes after the compressed content, if there are any, because they were hashed too.
+            while self.raw.read(BLOCK_BYTES):
                 pass
         if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
             raise DataError(changed(self.name))
         return block
 
     def check_unchanged(self) -> None:
-        """Check that the file is unchanged, for readers that do not read it to the end with read()."""
+        """Check that the file is unchanged. For readers that do not call read() until the end of the file."""
         with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
         if not same:
@@ -150,7 +153,7 @@ class Content(Blocks):
 
 
 def changed(name: str) -> str:
-    hint = "start again when the file is complete (with --rehash if its modification time did not change)"
+    hint = "start again when the file is complete (use --rehash if its modification time did not change)"
     return f"{name} changed while it was being read: {hint}"
 
 
@@ -160,7 +163,7 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def check_head(path: Path, name: str) -> bytes:
-    """The beginning of a text file; b"" if it is empty. Raises DataError if it is not UTF-8 text."""
+    """The beginning of a text file; b"" if the file is empty. Raises DataError if it is not UTF-8 text."""
     with Blocks(path, name) as blocks:
         head = blocks.read(_HEAD_BYTES)
     kind = next((message for beginning, message in _BEGINNINGS.items() if head.startswith(beginning)), None)
@@ -173,10 +176,11 @@ def check_head(path: Path, name: str) -> bytes:
 
 
 def _kind_by_nul(head: bytes) -> str | None:
-    """The encoding indicated by the NUL bytes among the first four bytes; NUL if all of them are NUL."""
+    """The encoding that the positions of NUL bytes among the first four bytes indicate; NUL if all four are NUL."""
     n_others = len(head[:4].replace(b"\0", b""))
     text = head.rstrip(b"\0")
-    if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):  # a short text, then NUL bytes to the end
+    # The second condition is true for a short text that is followed by NUL bytes until the end.
+    if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):
         return None
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"
 
@@ -204,7 +208,7 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
             held.append(block[:end])
             n_lines = sum(part.count(line_end) for part in held)
             whole, held = [b"".join(held)], []
-            yield number, whole.pop()  # so that this generator holds no reference while the block is processed
+            yield number, whole.pop()  # so that this generator has no reference to the block while it is processed
             number, n_held, block = number + n_lines, 0, block[end:]
         n_held += len(block)
         held = [] if n_held > MAX_ROW_BYTES else [*held, block]
@@ -218,7 +222,7 @@ def too_large(n_bytes: int, what: str = "the row") -> Problem:
 
 
 def parse_json(text: str) -> Any:
-    """The parsed value, or a Problem if an object has a duplicate key, because the intended value is unknown.
+    """The parsed value, or a Problem if an object has a duplicate key, because it is unknown which value was intended.
 
     Raises the errors of json.loads.
     """
@@ -247,7 +251,7 @@ def row_text(row: bytes) -> str | Problem:
 
 
 def decode(value: bytes) -> str | Problem:
-    """The text, or a Problem if it is not UTF-8 or contains a run of NUL bytes, which is valid UTF-8 but not text."""
+    """The text, or a Problem if it is not UTF-8, or contains a run of NUL bytes, which are valid UTF-8 but not text."""
     if b"\0\0\0\0" in value:
         return Problem("NUL bytes", _NUL_BYTES)
     try:

@@ -1,7 +1,8 @@
-"""CSV, and TSV by its suffix: a header, then rows whose cells are always text (RFC 4180).
+"""CSV and TSV files (RFC 4180): a header, then rows whose cells are always text. TSV files are recognized by their
+suffix.
 
 Only a parser can find where a row ends, so rows are parsed when the file is split into chunks, and workers receive the
-cells. The place of a row is `path row N (line L)`, without counting the header.
+cells. The place of a row is `path row N (line L)`, where N does not count the header.
 """
 
 import csv
@@ -20,12 +21,13 @@ from data.sources.formats.names import suffix_of
 
 _UNNAMED = "the first column, which has no name (such as the index that pandas writes)"
 _HEAD_BYTES = 1 << 16
-"""Bytes at the start of the file in which the end of the first line is searched, to detect CR line ends."""
+"""Number of bytes at the start of the file that are searched for the end of the first line, to detect CR line ends."""
 _FIRST_LINE = re.compile(rb'(?:"[^"]*"|[^"\r\n])*(\r\n|\r(?!\n|\Z)|\n)')
 
 
 def check(path: Path, name: str) -> str | None:
-    """What is skipped in every row, if anything. Raises DataError if the first row is not a valid header."""
+    """A description of the part of every row that is skipped, or None. Raises DataError if the first row is not a valid
+    header."""
     with c.Blocks(path, name) as blocks:
         header = _header(_reader(_Lines(blocks)), name)
     return _UNNAMED if header and not header[0].strip() else None
@@ -46,7 +48,8 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
                 raise DataError(_not_closed(content.name, row + len(held), lines.row_line)) from None
             cells = str(error)
         if cells:
-            # Serialized rows take far less memory than lists of cells, and the garbage collector need not scan them.
+            # Serialized rows need far less memory than lists of cells, and the garbage collector does not have to scan
+            # them.
             held.append(marshal.dumps((lines.row_line, cells)))
         if lines.size >= c.BLOCK_BYTES or cells is None:
             if held:
@@ -70,7 +73,7 @@ class _Lines:
     def __init__(self, content: c.Blocks) -> None:
         self.content = content
         self.size = 0
-        """Bytes of the lines read since the current chunk began."""
+        """Number of bytes in the lines that were read since the current chunk began."""
         self.row_line = 1
         """Number of the line at which the current row began."""
         self.ended = False
@@ -95,7 +98,7 @@ class _Lines:
 
 
 def _line_end(path: Path, name: str) -> bytes:
-    """CR if the first line ends with CR alone, as in files from old spreadsheets; otherwise LF."""
+    """CR if the first line ends with CR and no LF, as in files from old spreadsheets; otherwise LF."""
     with c.Blocks(path, name) as blocks:
         found = _FIRST_LINE.match(blocks.read(_HEAD_BYTES))
     return b"\r" if found is not None and found[1] == b"\r" else b"\n"
@@ -109,13 +112,13 @@ def _lines_of(content: bytes, line_end: bytes) -> Iterator[bytes]:
 
 
 def _reader(lines: _Lines) -> Any:
-    csv.field_size_limit(c.MAX_ROW_BYTES)  # no cell reaches this limit, because no row does
+    csv.field_size_limit(c.MAX_ROW_BYTES)  # no cell reaches this limit, because rows are limited to fewer bytes
     delimiter = "\t" if suffix_of(lines.content.path.name) == ".tsv" else ","
     return csv.reader(lines, delimiter=delimiter, strict=True)
 
 
 def _header(reader: Any, name: str) -> tuple[str, ...]:
-    """The column names, of which the first may be empty. Empty for a file without rows."""
+    """The names of the columns. The first name may be empty. The list is empty for a file without rows."""
     try:
         header = next((cells for cells in reader if cells), [])
         "".join(header).encode()
@@ -139,7 +142,7 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
 
 
 def _row(cells: list[str] | str, header: tuple[str, ...]) -> dict[str, str] | Problem:
-    """The row. `cells` is the parser's error message for a row that could not be parsed."""
+    """The row, or a Problem. For a row that could not be parsed, `cells` is the parser's error message."""
     if isinstance(cells, str):
         fix = "quote every cell that contains a comma, a quote or a line end, and double its quotes"
         return Problem("not CSV", f"is not CSV ({cells}): {fix}")

@@ -9,7 +9,8 @@ from data.sources.formats import content as c
 from data.sources.formats.parquet import arrow_chunk
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""The last bytes of a stream. Without this check, a stream truncated between two batches would look complete."""
+"""The last bytes of a complete stream. If they were not checked, a stream that was truncated between two batches would
+look complete."""
 
 
 def check(path: Path, name: str) -> None:
@@ -29,7 +30,7 @@ def count(path: Path, name: str) -> int:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Batches are memory-mapped, so their content is read as it is needed."""
+    """Batches are memory-mapped, so their content is only read when it is needed."""
     content.check_unchanged()
     row = 1
     for batch in _batches(content.path, content.name):

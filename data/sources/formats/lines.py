@@ -12,7 +12,8 @@ from data.sources.formats.objects import refuse_objects
 
 
 def check(path: Path, name: str) -> None:
-    """Raises DataError for a JSON object that spans several lines or that contains the list of rows."""
+    """Raises DataError if the file contains JSON objects that span several lines, or one object that contains all rows
+    in a list."""
     refuse_objects(path, name)
 
 
@@ -37,7 +38,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
 
 
 def parse_line(line: bytes) -> Any:
-    """The JSON value of the line, or a Problem."""
+    """The value of the line, or a Problem."""
     text = c.row_text(line)
     if isinstance(text, Problem):
         return text

@@ -1,13 +1,13 @@
-"""What the name of a file says about its format, its compression, and whether it is data at all."""
+"""Determine from a file's name its format, its compression, and whether it contains data."""
 
 from pathlib import Path, PurePath
 
 from data.base.errors import ConfigError, setting
 
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
-"""hf_name of local files -> their suffixes, in upper or lower case."""
+"""The hf_name for local files -> the suffixes of these files, which may be in upper or lower case."""
 TEXT_SUFFIXES = (".txt",)
-"""Suffixes of the text files in a folder."""
+"""Suffixes of the files in a folder that are read as text files."""
 COMPRESSED = (".gz", ".zst")
 """Suffixes that may follow the suffix of a text format (JSON, CSV, plain text)."""
 DATA_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
@@ -24,7 +24,7 @@ _OTHER_COMPRESSED = (
 # fmt: on
 _NOTES = ("readme", "license", "licence", "notice", "changelog", "requirements", "authors", "citation", "copying")
 _METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-"""Files next to data that contain no rows. The `datasets` library ignores the same files."""
+"""Names of files that are often in data folders, but contain no rows. The `datasets` library ignores the same files."""
 
 
 def suffix_of(name: str | PurePath) -> str:
@@ -38,7 +38,8 @@ def named_format(name: str | PurePath) -> str | None:
     """The key of FORMATS for the file's name; None for other formats and for unsupported compression."""
     path, suffix = PurePath(name), suffix_of(name)
     format = next((format for format, suffixes in FORMATS.items() if suffix in suffixes), None)
-    # Parquet has its own compression and is read from its end, so a compressed Parquet file is not supported.
+    # Compressed Parquet files are not supported, because Parquet has its own compression and is read from the end of
+    # the file.
     return None if format == "parquet" and path.suffix.lower() in COMPRESSED else format
 
 
@@ -59,7 +60,7 @@ def is_metadata(path: PurePath) -> bool:
 
 
 def looks_like_data(path: PurePath) -> bool:
-    """Whether a user would expect this file to be read as data, even if its format is not supported."""
+    """Whether a user would expect that this file is read as data, even if its format is not supported."""
     if is_metadata(path) or (suffix_of(path) in TEXT_SUFFIXES and path.name.lower().startswith(_NOTES)):
         return False
     known = {*DATA_SUFFIXES, *TEXT_SUFFIXES, *_OTHER_DATA}

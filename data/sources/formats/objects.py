@@ -1,5 +1,5 @@
-"""Reject JSON files that are neither JSONL nor an array: one object with the rows in it, or objects over several
-lines."""
+"""Reject JSON files that are neither JSONL nor an array: one object that contains the rows, or objects that span
+several lines."""
 
 import json
 import re
@@ -14,13 +14,14 @@ from data.sources.formats.names import suffix_of
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
 _ROWS_KEYS = ("rows", "data", "examples", "records", "items", "train")
-"""Preferred keys for the list of rows, if a file has several lists."""
+"""Keys that are preferred as the key of the list of rows if a file contains several lists."""
 _EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected")
-"""Keys of lists of objects that belong to a row, not to a file."""
+"""Keys whose values are lists of objects in a single row, so that they do not contain the rows of a file."""
 
 
 def refuse_objects(path: Path, name: str) -> None:
-    """Raises DataError for a file whose lines cannot be rows. The message has the command that converts it to JSONL."""
+    """Raises DataError for a file whose lines cannot be rows. The message contains the command that converts the file
+    to JSONL."""
     with c.Blocks(path, name) as blocks:
         text = blocks.read(_HEAD).decode(errors="ignore").lstrip()
         if not text.startswith("{"):
@@ -35,7 +36,7 @@ def refuse_objects(path: Path, name: str) -> None:
     if lists and (one_line or over_lines) and not (found.closed and text[found.end :].strip()):
         lists.sort(key=lambda key: key not in _ROWS_KEYS)
         path_in = (lists[0] if lists[0].isidentifier() else f"[{json.dumps(lists[0])}]") + "[]"
-        # The answers of the hub's viewer are lists of {row_idx, row}.
+        # Responses of the hub's dataset viewer contain a list of {row_idx, row}.
         path_in += ".row" if {"features", "rows"} <= set(found.keys) else ""
         raise DataError(
             f"{name} is one JSON object (with {listed(found.keys)}) that contains the rows in a list, under "
@@ -50,7 +51,8 @@ def refuse_objects(path: Path, name: str) -> None:
 
 
 def _is_one_line(blocks: c.Blocks, ended: bool) -> bool:
-    """Whether only white space follows the first line. `ended`: the first line was read completely before."""
+    """Whether only white space follows the first line. `ended` is true if the first line has already been read
+    completely."""
     while block := blocks.read():
         if not ended:
             ended, block = b"\n" in block, block.partition(b"\n")[2]
@@ -69,13 +71,13 @@ def _is_json(line: str) -> bool:
 
 @dataclass
 class _Object:
-    """The beginning of an object, as far as it can be parsed."""
+    """The part of an object that could be parsed, up to the first error."""
 
     keys: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     """Keys of lists of objects."""
     end: int = 1
-    """Position where parsing ended."""
+    """Position at which parsing ended."""
     closed: bool = False
     """Whether the object ends at that position."""
 

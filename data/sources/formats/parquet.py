@@ -1,4 +1,4 @@
-"""Parquet: slices of row groups, sent to workers as Arrow streams. The place of a row is `path row N`."""
+"""Parquet files. Slices of row groups are sent to workers as Arrow streams. The place of a row is `path row N`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def count(path: Path, name: str) -> int:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Pages are read as they are needed, so a row group need not fit into memory."""
+    """Pages are only read when they are needed, so a row group does not have to fit into memory."""
     import pyarrow as pa
 
     row = 1

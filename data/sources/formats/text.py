@@ -1,5 +1,5 @@
-"""Plain text: a file is a document, `{"text": ...}`. A file larger than a chunk is split at line ends into several
-documents."""
+"""Plain text files. Each file is a document, `{"text": ...}`. A file that is larger than a chunk is split at line ends
+into several documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from data.sources.formats import content as c
 
 
 def check(path: Path, name: str) -> None:
-    """Any text is valid."""
+    """Accepts any text."""
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:

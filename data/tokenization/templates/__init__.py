@@ -1,4 +1,5 @@
-"""A conversation rendered by the chat template and split into prompts and responses, with checks that nothing is lost.
+"""Render a conversation with the chat template and split it into prompts and responses, with checks that the template
+leaves nothing out.
 
 Token ids and loss masks are computed in data/tokenization.
 """

@@ -1,8 +1,8 @@
-"""Limits of time and memory for chat templates, which are untrusted programs.
+"""Limits on time and memory for chat templates, which are untrusted programs.
 
-A template runs as Python in this process, because a separate process would cost more than rendering. A signal ends long
-loops, and a limit of the kernel ends large allocations. A signal cannot interrupt a single long operation in C. For the
-common kind, with large integers, see sandbox.py; any other ends the process.
+A template runs as Python in this process, because a separate process would take longer than the rendering. Long loops
+are ended by a signal, and large allocations by a limit of the kernel. A signal cannot interrupt a single long operation
+in C. The most common kind, operations with large integers, is limited in sandbox.py. Any other ends the process.
 """
 
 import faulthandler
@@ -20,25 +20,28 @@ from typing import Any
 from data.base.errors import TemplateError
 
 MAX_SECONDS = 5.0
-"""CPU time of a thread for one rendering, so that a busy machine does not count. Most take less than a thousandth."""
+"""Maximum seconds for one rendering, measured as CPU time of the thread, so that the load of the machine does not
+matter. Most renderings take less than a thousandth of this."""
 MAX_BYTES = 1 << 30
-"""Memory that a rendering may add to the process: several copies of the largest row that is read (64mb)."""
+"""Maximum number of bytes that a rendering may add to the memory of the process. Several copies of the largest row that
+is read (64mb) fit into it."""
 _TICK_SECONDS = 0.25
 _KILL_SECONDS = 60.0
-"""CPU time of the process without any line of Python, after which the process is ended."""
+"""Seconds of CPU time without any line of Python being run, after which the process is ended."""
 _COMPILED = "<template>"
-"""The file name that Jinja gives to a template without a file."""
+"""The file name that Jinja uses for a template without a file."""
 _PAGE_BYTES = resource.getpagesize()
 
 
 class LimitExceeded(BaseException):
-    """A template exceeds a limit. Not an Exception, because some of Jinja's filters catch those."""
+    """A template exceeds a limit. This is not an Exception, because some of Jinja's filters catch Exceptions."""
 
 
 class TemplateLimits:
-    """A context manager that raises a TemplateError, beginning with the subject, if a limit is exceeded.
+    """A context manager that raises a TemplateError if a limit is exceeded.
 
-    It is a class and not a generator because it is entered for every rendering and must cost only microseconds.
+    The message begins with `subject`. It is a class and not a generator, because it is entered for every rendering and
+    must take only microseconds.
     """
 
     def __init__(self, subject: str) -> None:
@@ -68,15 +71,16 @@ class TemplateLimits:
             raise _refusal(self._subject, text, traceback) from None
 
     def check_time(self) -> None:
-        """Raises LimitExceeded when the time is over."""
+        """Raises LimitExceeded if the time limit has been exceeded."""
         now = time.thread_time()
         if now > self._end:
-            # Freeing what the template has allocated takes time as well, and must not be interrupted.
+            # Freeing the memory that the template has allocated also takes time, and must not be interrupted.
             self._end = now + MAX_SECONDS
             raise LimitExceeded(f"takes more than {MAX_SECONDS:g} seconds for a conversation")
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        """A trace function for threads other than the main thread, which alone runs signal handlers."""
+        """A trace function for threads other than the main thread, because signal handlers only run in the main
+        thread."""
         self.check_time()
         return self._on_line
 
@@ -88,9 +92,10 @@ _handler_is_set = False
 def _start_timers(limits: TemplateLimits) -> None:
     global _in_main_thread, _handler_is_set
     if not _handler_is_set:
-        # The handler stays installed: a pending signal after the timers stop would otherwise end the process.
+        # The handler is never removed. Otherwise, a signal that is still pending when the timers stop would end the
+        # process.
         signal.signal(signal.SIGPROF, _on_signal)
-        # SIGVTALRM ends the process, after printing the stack. stderr may not be a file.
+        # SIGVTALRM prints the stack and ends the process. Registering it fails if stderr is not a file.
         with suppress(Exception):
             faulthandler.register(signal.SIGVTALRM, chain=True)
         _handler_is_set = True
@@ -108,14 +113,14 @@ def _stop_timers() -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if _in_main_thread is not None:
-        # Python code is running, so check_time() can end it, and the process need not be ended.
+        # Python code is running and check_time() can end it, so the timer that ends the process is restarted.
         signal.setitimer(signal.ITIMER_VIRTUAL, _KILL_SECONDS)
         _in_main_thread.check_time()
 
 
 def _limit_memory() -> tuple[int, int] | None:
     """Limit the address space of this process to MAX_BYTES above its current size. Returns the previous limits, which
-    the caller must restore; None if the kernel has no such limit."""
+    the caller must restore, or None if the kernel has no such limit."""
     if sys.platform != "linux":
         return None
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -128,8 +133,8 @@ def _limit_memory() -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _statm(pid: int) -> int:
-    """A cached file descriptor, because opening takes five times as long as reading. `pid` keeps a forked process from
-    using its parent's."""
+    """A file descriptor, which is cached because opening takes five times as long as reading. With `pid` as the key, a
+    forked process does not use its parent's descriptor."""
     return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -137,11 +142,11 @@ def _refusal(subject: str, text: str, traceback: TracebackType | None) -> Templa
     line = None
     while traceback is not None:
         code, names = traceback.tb_frame.f_code, traceback.tb_frame.f_globals
-        # Modules generated by Jinja contain a mapping from their lines to lines of the template.
+        # A module that Jinja generates contains a mapping from its lines to lines of the template.
         if code.co_filename == _COMPILED and "debug_info" in names:
             line = _line_of(names["debug_info"], traceback.tb_lineno)
         traceback = traceback.tb_next
-    where = "" if line is None else f" (in its line {line})"
+    where = "" if line is None else f" (in line {line} of the template)"
     return TemplateError(f"{subject} {text}{where}: use a tokenizer with another chat template, or change this one")
 
 

@@ -1,4 +1,4 @@
-"""Find the parts of a conversation that the chat template leaves out, such as an answer's thinking."""
+"""Find the parts of a conversation that the chat template leaves out, such as the thinking in an answer."""
 
 import json
 import re
@@ -13,15 +13,15 @@ from data.tokenization.tokenizer import Tokenizer
 _THINKING = re.compile(
     r"<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\]|^.*?</think>", re.DOTALL | re.IGNORECASE
 )
-"""The thinking at the start of an answer; its opening tag may be in the generation prompt."""
+"""Matches the thinking at the start of an answer. Its opening tag may be in the generation prompt."""
 OTHER = "other"
-"""Parts that no template may leave out."""
+"""The kind of parts that a template must never leave out."""
 _SHOWN = 4
-"""Places that an error names; the others are only counted."""
+"""Maximum number of places that an error names. The others are only counted."""
 
 
 def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Place], tokenizer: Tokenizer) -> None:
-    """Raises TemplateError for parts that are missing in the text and must not be left out."""
+    """Raises TemplateError if parts that must not be left out are missing in the text."""
     drops = tokenizer.chat_template_drops
     found = {name: kind for name, kind in _losses(conversation, text, lost) if kind not in drops}
     if not found:
@@ -60,7 +60,8 @@ def _losses(conversation: Conversation, text: str, lost: frozenset[Place]) -> li
 
 
 def _is_in(words: str, text: str) -> bool:
-    """Whether the text contains the words: unchanged, with other whitespace, or as JSON, as in results of tools."""
+    """Whether the text contains the words. They may have different whitespace, or be written as JSON, as in results of
+    tools."""
     if words.strip() in text:
         return True
     return _collapse(words) in _collapse(text) or json.dumps(words, ensure_ascii=False)[1:-1].strip() in text

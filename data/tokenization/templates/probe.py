@@ -1,6 +1,8 @@
-"""Find out how a chat template handles conversations of a shape, by rendering a probe with unique words.
+"""Find out how a chat template handles conversations of a given shape, by rendering a probe conversation with unique
+words.
 
-Templates leave out what they do not support: system messages, tool calls, contents of an unexpected type.
+Templates leave out parts that they do not support, such as system messages, tool calls, or contents of an unexpected
+type.
 """
 
 import itertools
@@ -16,24 +18,26 @@ from data.tokenization.tokenizer import Tokenizer
 
 Message = dict[str, Any]
 
-# (index of the message, key) of a part that a template leaves out; (None, "tools") for the tools.
+# A part that a template leaves out, as (index of the message, key), or (None, "tools") for the tools.
 Place = tuple[int | None, str]
 Shape = tuple[bool, tuple[tuple[str, tuple[str, ...], int], ...]]
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a template expects tool calls. There are two conventions each for arguments and for an empty content."""
+    """The form in which a template expects tool calls. There are two conventions for arguments, and two for an empty
+    content."""
 
     arguments_as_text: bool = False
     content_null: bool = False
 
     def of(self, messages: list[Message]) -> list[Message]:
-        """The messages for the template, without keys of our own."""
+        """The messages in the form that the template expects, without our own key `train`."""
         return [self._message({key: value for key, value in m.items() if key != "train"}) for m in messages]
 
     def _message(self, message: Message) -> Message:
-        # A template reads only one of the two keys, so both are set to the same value, as in transformers 5.
+        # A template reads only one of the two keys for thinking, so both are set to the same value, as in transformers
+        # 5.
         thinking = next((message[key] for key in THINKING_KEYS if key in message), None)
         if thinking is not None:
             message = dict.fromkeys(THINKING_KEYS, thinking) | message
@@ -63,7 +67,7 @@ class Probed:
 
 
 def shape_of(conversation: Conversation) -> Shape:
-    """Whether there are tools; and for each message its role, additional keys, and number of tool calls."""
+    """Whether there are tools, and, for each message, its role, its additional keys, and its number of tool calls."""
     messages = tuple(
         (m["role"], tuple(sorted(m.keys() - {"role", "content", "train"})), len(m.get("tool_calls", ())))
         for m in conversation.messages
@@ -73,7 +77,8 @@ def shape_of(conversation: Conversation) -> Shape:
 
 @lru_cache(maxsize=1024)
 def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
-    """The style with which the template leaves out least of a conversation of this shape, and what it leaves out."""
+    """The style with which the template leaves out the fewest parts of a conversation of this shape, and these
+    parts."""
     tools, messages, words = _probe_messages(shape)
     has_calls = any(n_calls for _, _, n_calls in shape[1])
     best: Probed | None = None
@@ -82,7 +87,8 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
             text = tokenizer.render(style.of(messages), add_generation_prompt=False, tools=tools)
         except TemplateError:
             raise
-        except DataError:  # it rejects such conversations, and will report this for the real one
+        except DataError:
+            # The template rejects such conversations. This is reported when the real conversation is rendered.
             continue
         probed = Probed(style, frozenset(place for word, place in words.items() if word not in text))
         if best is None or len(probed.lost) < len(best.lost):
@@ -91,7 +97,7 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
 
 
 def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict[str, Place]]:
-    """Tools and messages of the shape, and the place of each word in them."""
+    """Tools and messages with the given shape, and the place of each unique word in them."""
     has_tools, of_messages = shape
     words: dict[str, Place] = {}
     numbers = itertools.count()
@@ -104,10 +110,10 @@ def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict
     tools = [{"type": "function", "function": _probe_tool(word(None, "tools"))}] if has_tools else None
     messages: list[Message] = []
     for index, (role, keys, n_calls) in enumerate(of_messages):
-        # Templates may leave out text next to tool calls; the real conversation shows whether they do.
+        # Templates may leave out text next to tool calls. Whether they do is checked in the real conversation.
         message: Message = {"role": role, "content": "" if n_calls else word(index, "content")}
         message |= {key: word(index, key) for key in keys if key in (*THINKING_KEYS, "loss_weight")}
-        # Mistral's templates expect ids of nine letters and digits.
+        # Mistral's templates expect ids that consist of nine letters and digits.
         message |= {"tool_call_id": "callprobe"} if "tool_call_id" in keys else {}
         message |= {"name": "probe"} if "name" in keys else {}
         if n_calls:

@@ -1,4 +1,5 @@
-"""Render chat templates like transformers, with the same text for all versions of transformers, and within limits."""
+"""Render chat templates as transformers does, but with limits, and with the same result for all versions of
+transformers."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     import jinja2
 
 MAX_INTEGER_BITS = 4096
-"""Maximum size of the result when a template multiplies, divides or exponentiates integers. Larger ones may take very
-long in a single operation."""
+"""Maximum size of the result when a template multiplies, divides or exponentiates integers. A single operation with
+larger integers may take very long."""
 
 
 def render_chat(
@@ -26,10 +27,11 @@ def render_chat(
     tools: list[dict[str, Any]] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """Like apply_chat_template of transformers, but with the same text for every version: transformers 5 leaves out
-    keys that are null, which some templates read. strftime replaces strftime_now, which depends on the current day.
+    """Like apply_chat_template of transformers, but with the same result for all versions. (transformers 5 leaves out
+    keys that are null, although some templates read them.) `strftime` is used in place of strftime_now, which depends
+    on the current day. If a limit is exceeded, raises a TemplateError whose message begins with `subject`.
 
-    Raises TemplateError, beginning with the subject, if a limit is exceeded; otherwise the errors of the template.
+    Errors of the template are raised unchanged.
     """
     template = tokenizer.get_chat_template(tools=tools)
     variables = {
@@ -40,18 +42,18 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": strftime,
     }
-    _environment()  # imports transformers here, so that it does not count towards the template's time
+    _environment()  # this imports transformers, before the time of the template is measured
     with TemplateLimits(subject):
         return _compile(template).render(variables)
 
 
 def plain(value: Any) -> Any:
-    """The value with types of JSON only, as in transformers 5: methods of other objects could be called, and some of
-    them write files."""
+    """The value converted to JSON types, as in transformers 5. A template could call methods of other objects, some of
+    which write files."""
     kind = type(value)
     if kind is str:
         return value
-    if kind is dict:  # the most common type, so this must be fast
+    if kind is dict:  # this is the most common type, so it is checked first
         return {
             key if type(key) is str else plain(key): item if type(item) is str else plain(item)
             for key, item in value.items()
@@ -71,7 +73,8 @@ def plain(value: Any) -> Any:
 
 @lru_cache
 def _environment() -> Any:
-    """The environment of transformers with our operators. Only Jinja's sandboxed environments can replace operators."""
+    """The Jinja environment of transformers, with our own operators. Only Jinja's sandboxed environments can replace
+    operators."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     environment: Any = _compile_jinja_template("").environment.overlay()
@@ -82,7 +85,8 @@ def _environment() -> Any:
 
 @lru_cache
 def _compile(template: str) -> "jinja2.Template":
-    """Compile the template. Must be called within limits, because constant expressions are evaluated here."""
+    """Compile the template. This must be called within TemplateLimits, because constant expressions are evaluated
+    here."""
     return _environment().from_string(template)
 
 

@@ -1,4 +1,5 @@
-"""Hide special tokens that users wrote before the chat template is rendered, so that they are encoded as text."""
+"""Before the chat template is rendered, hide special tokens that are written in the messages, so that they are encoded
+as text."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,14 +11,15 @@ from data.examples.forms import Conversation
 from data.tokenization.tokenizer import Tokenizer
 
 PRIVATE = range(0xF0000, 0xFFFFE)
-"""Characters of a Unicode private-use plane. They replace special tokens that are to be encoded as text."""
+"""Characters of a Unicode private-use plane, which replace special tokens that must be encoded as text."""
 
 _THINKING_TAGS = ("<think>", "</think>", "<thinking>", "</thinking>", "[THINK]", "[/THINK]")
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A conversation in which each special token that a user wrote is replaced by a private-use character."""
+    """A conversation in which each special token that is written in a message is replaced with a private-use
+    character."""
 
     conversation: Conversation
     tokens: Mapping[str, str]
@@ -30,8 +32,8 @@ class Hidden:
 
 
 def hide_special_tokens(conversation: Conversation, tokenizer: Tokenizer) -> Hidden:
-    """Hide the special tokens in a conversation. The tags around the assistant's thinking are kept, because templates
-    look for them."""
+    """Hide the special tokens in a conversation. The tags around the assistant's thinking are not replaced, because
+    templates search for them."""
     pattern = special_pattern(tuple(tokenizer.special_tokens))
     tags = set(_THINKING_TAGS)
     texts: list[str] = []
@@ -58,7 +60,7 @@ def hide_special_tokens(conversation: Conversation, tokenizer: Tokenizer) -> Hid
 
 @lru_cache
 def special_pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern that matches any of the tokens as a group, longest first."""
+    """A pattern with one group, which matches any of the tokens. Longer tokens are tried first."""
     return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
 
 

@@ -1,4 +1,4 @@
-"""Split a rendered conversation where responses begin and end."""
+"""Split a rendered conversation at the places where responses begin and end."""
 
 from dataclasses import dataclass, replace
 
@@ -12,13 +12,14 @@ from data.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a rendered conversation. Parts are encoded separately, so that the mask changes between tokens."""
+    """A part of a rendered conversation. Parts are encoded separately, so that the loss mask never has to change inside
+    a token."""
 
     text: str
     kind: str
-    """prompt, response, or rest (text after the end of the last turn)."""
+    """prompt, response, or rest, which is the text after the end of the last turn."""
     train: bool | None = None
-    """The `train` value of its messages; None if they have none."""
+    """The value of `train` in the part's messages; None if they have no `train`."""
 
 
 def render_question(conversation: Conversation, tokenizer: Tokenizer) -> str:
@@ -32,11 +33,13 @@ def _render(conversation: Conversation, tokenizer: Tokenizer, style: Style, *, a
 
 
 def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> list[Part] | Problem:
-    """Split the rendered conversation where each response begins and ends; without every_turn only the last response.
+    """Split the rendered conversation where each response begins and ends; without `every_turn`, only where the last
+    response does.
 
-    The template is rendered up to each of these positions, and the whole conversation must begin with the same text.
-    Otherwise prompts at inference would differ from training, and a Problem names the turn. Raises DataError with the
-    template's message if it rejects the conversation, and TemplateError for parts that it leaves out.
+    The conversation is rendered up to each of these positions, and the text of the whole conversation must begin with
+    the same text. Otherwise, prompts at inference would differ from training, and a Problem that names the turn is
+    returned. Raises DataError with the template's message if the template rejects the conversation, and TemplateError
+    for parts that it leaves out.
     """
     conversation = hidden.conversation
     messages, probed = conversation.messages, probe(tokenizer, shape_of(conversation))
@@ -56,7 +59,7 @@ def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> li
         answered = whole if is_last else rendered(index + 1, ask=False)
         for earlier, later in ((whole[:start], asked), (asked, answered), (answered, whole)):
             if not later.startswith(earlier):
-                # If the turns before are the same, the difference is in the generation prompt.
+                # If the text of the turns before the response is the same, the difference is in the generation prompt.
                 is_prompt = earlier is asked and answered.startswith(rendered(index, ask=False))
                 return _not_stable(index, hidden, earlier, later, is_prompt=is_prompt, every_turn=every_turn)
         end = len(asked) + len(answered[len(asked) :].rstrip())
@@ -74,15 +77,15 @@ def _not_stable(index: int, hidden: Hidden, earlier: str, later: str, *, is_prom
         text = (
             f"messages[{index}] (assistant): the generation prompt ends with {was}, but before a known answer the chat "
             f"template writes {now}, so prompts at inference would differ from training: use a chat template that "
-            "writes the same before an answer as in its generation prompt (if the generation prompt opens the "
-            "assistant's thinking, remove that from it, or write it before every answer)"
+            "writes the same before an answer as in its generation prompt (if the generation prompt contains the tag "
+            "that opens the assistant's thinking, remove it there, or write it before every answer)"
         )
         return Problem("the generation prompt is not in the conversation", text)
     fix = "use a tokenizer whose template does not change earlier turns"
     if every_turn:
         fix += ", or train on the last answers only (target_prompts: none, target_responses: last)"
     text = (
-        f"messages[{index}] (assistant): with more turns the chat template changes earlier text ({was} "
+        f"messages[{index}] (assistant): the chat template changes earlier text when more turns follow ({was} "
         f"became {now}), so prompts at inference would differ from training: {fix}"
     )
     return Problem("the chat template is not prefix-stable", text)

@@ -1,1 +1,1 @@
-"""Faults for bench_faults.py: forked processes for the project's commands, small runs, and the faults themselves."""
+"""Faults for bench_faults.py: the processes that run the project's commands, the small runs, and the faults."""

@@ -10,9 +10,9 @@ from scripts.bench.faults.damage import change_state, flip_bit, flip_tensor
 from scripts.bench.faults.runs import FELL_BACK, REFUSED, SAME, SAVED, Case, Lab, refusal
 
 MIDDLE, NEWEST = (f"ep0-ba{batch}" for batch in SAVED[-2:])
-_DELETED = "named, deleted, same model"
-_KEPT = "kept until a newer one was verified, same model"
-_KEPT_LAST = "last good one kept, others named"
+_DELETED = "reported and deleted, same model"
+_KEPT = "kept until a newer checkpoint was verified, same model"
+_KEPT_LAST = "last good checkpoint kept, corrupt ones reported"
 
 
 def _weight(key: str) -> bool:
@@ -82,7 +82,7 @@ def _another_step(lab: Lab) -> Iterator[str]:
 
 
 def _readers(lab: Lab) -> Iterator[str]:
-    """All other commands that read weights."""
+    """Run all other commands that read weights."""
     copy = lab.copy()
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
     checkpoint = str(copy / NEWEST)
@@ -106,7 +106,7 @@ def _readers(lab: Lab) -> Iterator[str]:
     from scripts.bench.faults.processes import run
 
     for command in commands:
-        yield refusal(run(*command), NEWEST, name) or "done with a corrupt weight"
+        yield refusal(run(*command), NEWEST, name) or "used a corrupt weight"
 
 
 def _truncate(file: Path) -> None:
@@ -134,7 +134,7 @@ def _all_corrupt(lab: Lab) -> Iterator[str]:
     copy = lab.copy()
     for batch in SAVED:
         flip_tensor(copy / f"ep0-ba{batch}", _weight, random.Random(batch))
-    yield refusal(lab.resume(copy), *(f"ep0-ba{batch}" for batch in SAVED)) or "trained on"
+    yield refusal(lab.resume(copy), *(f"ep0-ba{batch}" for batch in SAVED)) or "continued training"
 
 
 def _leftovers(lab: Lab, leave: Callable[[Path], list[Path]]) -> str:
@@ -144,7 +144,7 @@ def _leftovers(lab: Lab, leave: Callable[[Path], list[Path]]) -> str:
     seen = lab.outcome(ended, copy)
     if seen == SAME and all(f"deleted {path}" in ended.text for path in left):
         return _DELETED
-    return f"{seen}, not named" if seen == SAME else seen
+    return f"{seen}, not reported" if seen == SAME else seen
 
 
 def _incomplete(lab: Lab) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # The state that a killed run of an earlier version leaves, which wrote torch's index last.
+        # The folder that remains if a run of an earlier version is killed: it wrote torch's index last.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]
@@ -180,13 +180,15 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
     if ended.code != 0:
         yield refusal(ended) or "?"
     elif not (copy / MIDDLE).exists():
-        yield "last good one deleted"
+        yield "last good checkpoint deleted"
     else:
-        yield _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "last good one kept, not reported"
+        yield (
+            _KEPT_LAST if "ep0-ba8 is corrupt" in ended.text else "last good checkpoint kept, corrupt ones not reported"
+        )
 
 
 def _flip_what_is_saved() -> None:
-    """Called in the process of a run: simulates a disk that flips a bit of each checkpoint."""
+    """Simulate a disk that flips a bit of each checkpoint. Called in the process of a run."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint
@@ -210,7 +212,7 @@ CASES: Mapping[str, Case] = {
     for case in (
         Case("no fault", SAME, _nothing_broken),
         Case("16 random bits in shards", FELL_BACK, _bits),
-        Case("a bit of Adam's state", FELL_BACK, _moments),
+        Case("flipped bit of Adam's state", FELL_BACK, _moments),
         *(
             Case(f"another {what}", FELL_BACK, partial(_state, key))
             for what, key in {"random state": "random", "clock": "timestamp", "position": "position"}.items()
@@ -219,7 +221,7 @@ CASES: Mapping[str, Case] = {
         Case("shards of two runs swapped", FELL_BACK, _swapped_runs),
         Case("checkpoint of another run", FELL_BACK, _another_run),
         Case("checkpoint of another step", FELL_BACK, _another_step),
-        Case("a weight's bit: export, generate, evaluate, load_path", REFUSED, _readers),
+        Case("flipped bit of a weight: export, generate, evaluate, load_path", REFUSED, _readers),
         Case("truncated shard", FELL_BACK, partial(_broken, _truncate, "__0_0.distcp")),
         Case("missing shard", FELL_BACK, partial(_broken, _remove, "__0_0.distcp")),
         Case("truncated .metadata", FELL_BACK, partial(_broken, _truncate, ".metadata")),
@@ -230,7 +232,7 @@ CASES: Mapping[str, Case] = {
         Case("truncated shard, on_corrupt_checkpoint: stop", REFUSED, _stop),
         Case("all checkpoints corrupt", REFUSED, _all_corrupt),
         Case("incomplete checkpoints of killed runs", _DELETED, _incomplete),
-        Case("newest corrupt, keep 1", _KEPT, _keep_one),
-        Case("newest corrupt, keep 1, new checkpoints corrupt too", _KEPT_LAST, _keep_one_on_a_bad_disk),
+        Case("newest checkpoint corrupt, keep 1", _KEPT, _keep_one),
+        Case("newest checkpoint corrupt, keep 1, new ones corrupt too", _KEPT_LAST, _keep_one_on_a_bad_disk),
     )
 }

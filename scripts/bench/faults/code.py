@@ -17,17 +17,17 @@ from scripts.bench.faults.damage import (
 from scripts.bench.faults.processes import Ended, run
 from scripts.bench.faults.runs import CRASHED, NO_END, Case, Lab
 
-_ABSENT = "not run, named"
+_NOT_RUN = "code not run, function named"
 
 
 def _seen(ended: Ended, canary: Path) -> str:
     if canary.exists():
-        return "run"
+        return "code run"
     if ended.code is None:
         return NO_END
     if ended.crashed:
         return CRASHED
-    return _ABSENT if PAYLOAD in ended.text else "not run, not named"
+    return _NOT_RUN if PAYLOAD in ended.text else "code not run, function not named"
 
 
 def _of_metadata(command: Callable[[Lab, Path], Ended], lab: Lab) -> Iterator[str]:
@@ -97,14 +97,14 @@ CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
         *(
-            Case(f"pickle in .metadata, {name}", _ABSENT, partial(_of_metadata, what))
+            Case(f"pickle in .metadata, {name}", _NOT_RUN, partial(_of_metadata, what))
             for name, what in _METADATA.items()
         ),
         *(
-            Case(f"pickle in the {name} (earlier version)", _ABSENT, partial(_of_item, path))
+            Case(f"pickle in the {name} (earlier version)", _NOT_RUN, partial(_of_item, path))
             for name, path in _ITEMS.items()
         ),
-        Case("pickle in a full .pt", _ABSENT, _of_file),
-        Case("pickle in a full .pt, load_weights_only", _ABSENT, _of_file_weights),
+        Case("pickle in a full .pt", _NOT_RUN, _of_file),
+        Case("pickle in a full .pt, load_weights_only", _NOT_RUN, _of_file_weights),
     )
 }

@@ -11,7 +11,7 @@ from typing import Any
 from scripts.bench.faults.processes import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
-"""A run of an earlier version, whose checkpoint has pickles and no manifest."""
+"""A run of an earlier version. Its checkpoint contains pickles and has no manifest."""
 
 
 def flip_bit(file: Path, draw: random.Random, start: int = 0, stop: int | None = None) -> None:
@@ -34,7 +34,7 @@ def flip_tensor(checkpoint: Path, key: Callable[[str], bool], draw: random.Rando
 
 
 def change_state(checkpoint: Path, key: str, draw: random.Random) -> None:
-    """Replace a digit or letter in the value of a key in state.json, so that the file can still be parsed."""
+    """Change a digit in the value of a key in state.json. The file can still be parsed."""
     file = checkpoint / "state.json"
     data = bytearray(file.read_bytes())
     start = data.index(f'"{key}": '.encode()) + len(key) + 4
@@ -72,7 +72,7 @@ class Payload:
 
 
 PAYLOAD = f"{os.system.__module__}.system"
-"""The name of its function in messages."""
+"""How error messages name the function that a Payload calls."""
 
 
 def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
@@ -82,7 +82,7 @@ def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
 
 
 def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
-    """Replace a pickled value of an earlier version's checkpoint, the first whose path begins with `path`."""
+    """In a checkpoint of an earlier version, replace the first pickled value whose path starts with `path`."""
     import io
 
     import torch
@@ -102,7 +102,7 @@ def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
 
 
 def write_planted_file(file: Path, canary: Path) -> None:
-    """Write a checkpoint of a single file, like earlier versions."""
+    """Write a checkpoint that is a single file, as earlier versions did."""
     import torch
 
     torch.save({"state": {"model": {"model.x": torch.zeros(2)}, "callbacks": Payload(canary)}, "rng": []}, file)

@@ -24,11 +24,11 @@ Hook = Callable[[Path], Callable[[], None]]
 """Maps a disk to a function that is called in the process of a run."""
 _BATCH = SAVED[1]
 """The batch whose checkpoint cannot be saved."""
-_STOPPED = "refused, named, nothing left, then same model"
-_WARNED = "warning, named, nothing left, same model"
-_REFUSED = "refused before training, named"
-_OWNED = "refused, the owner named"
-_TAKEN = "taken over, same model"
+_STOPPED = "error names the cause, no files left, same model after resume"
+_WARNED = "warning names the cause, no files left, same model"
+_REFUSED = "error before training names the cause"
+_OWNED = "error names the owner"
+_TAKEN = "folder taken over, same model"
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Called in the process of a run: call before() and after() around saving the checkpoint of _BATCH."""
+    """Call before() and after() around saving the checkpoint of _BATCH. Called in the process of a run."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
 
     real = CheckpointSaver.batch_checkpoint
@@ -52,7 +52,7 @@ def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
     def batch_checkpoint(self: CheckpointSaver, state: "State", logger: "Logger") -> None:
         here = state.timestamp.batch.value == _BATCH
         if here:
-            self.wait()  # for the checkpoint before it
+            self.wait()  # for the previous checkpoint
             before()
         try:
             real(self, state, logger)
@@ -109,7 +109,7 @@ def _limited() -> None:
 
 
 def _saving(policy: str, hook: Hook, reason: str, mount: bool, lab: Lab) -> Iterator[str]:
-    """A run that cannot save the checkpoint of _BATCH, with a given on_save_error."""
+    """Run with the given on_save_error when the checkpoint of _BATCH cannot be saved."""
     disk = lab.new()
     with _small_disk(disk) if mount else nullcontext(True) as possible:
         if not possible:
@@ -128,7 +128,7 @@ def _after_a_stop(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
     if (left := _left(run, [SAVED[0]])) is not None:
         return left
     again = lab.outcome(lab.resume(run), run)
-    return _STOPPED if again == SAME else f"then {again}"
+    return _STOPPED if again == SAME else f"after resume: {again}"
 
 
 def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
@@ -142,9 +142,9 @@ def _after_a_warning(lab: Lab, ended: Ended, run: Path, reason: str) -> str:
 
 
 def _left(run: Path, batches: list[int]) -> str | None:
-    """The names in the folder if they are not exactly these checkpoints, else None."""
+    """Return None if the folder contains exactly these checkpoints, otherwise a text that lists its contents."""
     names = sorted(path.name for path in run.iterdir() if path.name.startswith((".part", "ep")))
-    return None if names == [f"ep0-ba{batch}" for batch in batches] else f"{names} there"
+    return None if names == [f"ep0-ba{batch}" for batch in batches] else f"folder contains {names}"
 
 
 def _at_the_start(ended: Ended, run: Path, reason: str) -> str:
@@ -181,7 +181,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 
 def _sleep_in_a_batch() -> None:
-    """Called in the process of a run: sleep before the checkpoint of _BATCH is saved."""
+    """Sleep before the checkpoint of _BATCH is saved. Called in the process of a run."""
     _during(partial(time.sleep, 120), lambda: None)
 
 
@@ -219,7 +219,7 @@ CASES: Mapping[str, Case] = {
     for case in (
         Case("two runs in one save folder", _OWNED, partial(_two_runs, False)),
         Case("lock of a killed run", _TAKEN, partial(_two_runs, True)),
-        Case("no room for a checkpoint at the start", _REFUSED, _no_room),
+        Case("no space for a checkpoint at the start", _REFUSED, _no_room),
         Case("read-only disk at the start", _REFUSED, _read_only_from_the_start),
         Case("file-size limit at the start", _REFUSED, _small_files),
         *(

@@ -9,11 +9,11 @@ from scripts.bench.faults.damage import flip_bit
 from scripts.bench.faults.runs import FELL_BACK, REFUSED, SAME, Lab
 
 GOOD = (FELL_BACK, REFUSED, SAME)
-"""The run ends with an error that names the file, or with the same model as without a flipped bit."""
+"""Accepted outcomes: an error that names the file, or the same model as without the flipped bit."""
 
 
 def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:
-    """Yield the kind of file and the outcome of each flip; every other run has two ranks."""
+    """Yield the kind of file and the outcome of each flip. Runs with one rank and with two ranks alternate."""
     for number in range(count):
         draw, ranks = random.Random(f"flip {number}"), number % 2 + 1
         copy = lab.copy(ranks)

@@ -1,4 +1,4 @@
-"""Ranks and loader workers that are stopped or killed, and ranks that fail alone."""
+"""Ranks and loader workers that are stopped or killed, and errors on a single rank."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,9 +12,9 @@ _DEFECT, _FIXABLE, _HUNG = 1, 2, 4
 """Exit codes."""
 _RANKS = 2
 _WITHIN = 30.0
-"""Maximum number of seconds from the end of the first rank to the end of the last."""
-_NAMED = "named, all ranks ended in 30 s, same model"
-_ONCE = "reported once, all ranks ended in 30 s, same model"
+"""Maximum number of seconds between the end of the first rank and the end of the last."""
+_NAMED = "cause named, all ranks ended within 30 s, same model after resume"
+_ONCE = "reported once, all ranks ended within 30 s, same model after resume"
 _DEADLINES = "deadlines={multiple: null, step: 5, data: 5, setup: 60}"
 _MESSAGE = "the fault of rank 1"
 
@@ -26,17 +26,17 @@ def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab)
     ended = lab.resume(run, _DEADLINES, *overrides, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
     seen = _failed(ended, code)
     if seen is None and not all(name in ended.text for name in names):
-        seen = "not named"
+        seen = "cause not named"
     if seen is None:
         again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
-        seen = _NAMED if again == SAME else f"then {again}"
+        seen = _NAMED if again == SAME else f"after resume: {again}"
     yield seen
 
 
 def _failed(ended: Ended, code: int) -> str | None:
-    """A description of the defect; None if the run failed on all ranks in time."""
+    """Return None if the run failed on all ranks in time, otherwise what went wrong."""
     if ended.code is None:
-        return "no end"
+        return "did not end"
     if ended.code == 0:
         return "not noticed"
     if code not in ended.codes or not {*ended.codes} <= {code, _HUNG, -KILL}:
@@ -56,7 +56,7 @@ def _raises(error: Exception, code: int, lab: Lab) -> Iterator[str]:
         seen = f"reported {ended.text.count(_MESSAGE)} times"
     if seen is None:
         again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
-        seen = _ONCE if again == SAME else f"then {again}"
+        seen = _ONCE if again == SAME else f"after resume: {again}"
     yield seen
 
 

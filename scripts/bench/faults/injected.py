@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 BATCH = 3
-"""The batch of the fault. Batches are counted from 0, so three batches are complete."""
+"""The batch in which the fault occurs. Batches are counted from 0, so three batches are complete before it."""
 
 
 def in_batch(ranks: Collection[int], act: Callable[[], object]) -> None:
@@ -70,7 +70,7 @@ def bad_gradient(ranks: Collection[int], value: float) -> None:
 
 
 def one_expert() -> None:
-    """One expert gets all tokens in every layer, as one of the top_k."""
+    """In every layer, make one expert one of the top_k experts of every token."""
     from train.models.moe import Router
 
     real = Router.forward
@@ -86,7 +86,7 @@ def one_expert() -> None:
 
 
 def dead_expert() -> None:
-    """The first expert of each layer gets no tokens."""
+    """Assign no tokens to the first expert of each layer."""
     from train.models.moe import Router
 
     real = Router.forward
@@ -115,7 +115,7 @@ def in_worker(ranks: Collection[int], number: int) -> None:
 
 
 def in_a_save(ranks: Collection[int], number: int, seconds: float) -> None:
-    """Send a signal while the checkpoint after the batch is written, which takes this many seconds."""
+    """Send a signal while the checkpoint after the batch is written, then pause the write for this many seconds."""
     from train.checkpoint.storage.writer import HashingWriter
 
     real = HashingWriter.write_data

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, spikes of the loss, experts that get all tokens."""
+"""Losses and gradients that are not finite, loss spikes, and experts that get all tokens or none."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -12,38 +12,38 @@ from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 _UNSTABLE = 3
 """Exit code."""
 _RANKS = 2
-_STOPPED = "stopped, named, saved before it, same model"
-_STOPPED_FINITE = "stopped, named, finite checkpoints"
-_SKIPPED_FINITE = "steps skipped, finite checkpoints"
-_SKIPPED = "step skipped, named, finite model"
+_STOPPED = "stopped, cause named, earlier state saved, same model after resume"
+_STOPPED_FINITE = "stopped, cause named, checkpoints finite"
+_SKIPPED_FINITE = "steps skipped, checkpoints finite"
+_SKIPPED = "step skipped and reported, model finite"
 _END = 80
 _SPIKE = range(40, 70)
-"""The batches with a spike, in a longer run."""
+"""The batches of a longer run whose loss is multiplied."""
 _PLANNED = ("start", "stage", "saved", "end")
 """Events of a run without a fault."""
 Hook = Callable[[], None]
 
 
 def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
-    """on_nonfinite: stop. The resumed run has no fault."""
+    """Inject the fault into a run with `on_nonfinite: stop`, then resume the run without the fault."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, ranks=_RANKS, hook=hook)
     seen = _stopped(ended, what)
     if seen is None and not (run_folder / f"ep0-ba{BATCH}").exists():
-        seen = "nothing saved before it"
+        seen = "earlier state not saved"
     if seen is None:
         again = lab.outcome(lab.resume(run_folder, ranks=_RANKS), run_folder, ranks=_RANKS)
-        seen = _STOPPED if again == SAME else f"then {again}"
+        seen = _STOPPED if again == SAME else f"after resume: {again}"
     yield seen
 
 
 def _stopped(ended: Ended, *names: str) -> str | None:
-    """A description of the defect; None if the run stopped on all ranks and named the reason."""
+    """Return None if the run stopped on all ranks and named the reason, otherwise what went wrong."""
     if ended.code is None or ended.crashed:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:
         return f"exit codes {ended.codes}"
-    return None if all(name in ended.text for name in names) else "stopped, not named"
+    return None if all(name in ended.text for name in names) else "stopped, cause not named"
 
 
 def _skip(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _lr(policy: str, lab: Lab) -> Iterator[str]:
 
 
 def _spike(policy: str, lab: Lab) -> Iterator[str]:
-    """25 times the loss in 30 steps of a longer run; the outcome lists the events and their batches."""
+    """Multiply the loss by 25 for 30 steps of a longer run. The outcome lists the events and their batches."""
     run_folder = lab.new() / "run"
     hook = partial(scaled_loss, range(_RANKS), 25.0, _SPIKE.start, len(_SPIKE))
     flags = (f"on_spike={policy}", "spikes={window: 32, min_steps: 16}")
@@ -141,7 +141,7 @@ CASES: Mapping[str, Case] = {
             Case(f"25 times the loss for 30 steps, on_spike: {policy}", expected, partial(_spike, policy))
             for policy, expected in _SPIKES.items()
         ),
-        Case("one expert takes all tokens", "expert_collapse at 9", partial(_expert, one_expert)),
+        Case("one expert gets all tokens", "expert_collapse at 9", partial(_expert, one_expert)),
         Case("an expert gets no tokens", "expert_dead at 11", partial(_expert, dead_expert)),
     )
 }

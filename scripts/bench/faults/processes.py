@@ -1,7 +1,7 @@
-"""Runs the commands of this project in processes forked from one that has imported the libraries.
+"""Runs the commands of this project in processes that are forked from a process with the libraries already imported.
 
-The outcome is what a user would see: the exit code, and stdout and stderr together. A command takes one or two seconds
-instead of fifteen.
+The outcome is what a user would see: the exit code, and the combined stdout and stderr. A command takes one or two
+seconds instead of fifteen.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 _PRELOADED = ["composer", "transformers", "streaming", "tiktoken", "omegaconf", "train.main", "train.run.fit"]
 OTHERS_SECONDS = 2.0
-"""Seconds that the other ranks get after one has failed, then they are killed, as a launcher would do."""
+"""Seconds after the first failed rank until the other ranks are killed, as a launcher would do."""
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -49,7 +49,7 @@ class Ended:
     text: str
     """The output of all ranks."""
     codes: tuple[int | None, ...] = ()
-    """The exit code of each rank; -9 for a killed rank, also if it was still running at the end."""
+    """The exit code of each rank. It is -9 for a killed rank, including a rank that had to be killed at the end."""
     seconds: float = 0.0
     """Seconds from the end of the first failed rank to the end of the last."""
 
@@ -59,7 +59,7 @@ class Ended:
 
 
 class Running:
-    """A running command on its ranks."""
+    """A command that runs on several ranks."""
 
     def __init__(self, script: str, arguments: Sequence[str], ranks: int, hook: Callable[[], None] | None) -> None:
         self._folder = Path(tempfile.mkdtemp())
@@ -77,7 +77,7 @@ class Running:
         return self._ranks[0].pid
 
     def wait(self, seconds: float, others_seconds: float = OTHERS_SECONDS) -> Ended:
-        """others_seconds: seconds that the other ranks get after one has failed."""
+        """Wait until all ranks have ended. Kill them after `seconds`, or `others_seconds` after one of them failed."""
         deadline, failed = time.monotonic() + seconds, None
         while any(process.is_alive() for process in self._ranks):
             now = time.monotonic()
@@ -118,7 +118,7 @@ def run(
 
 def _free_port() -> int:
     """A port below the range of automatically assigned ports, so that no other program gets it before rank 0
-    listens."""
+    listens on it."""
     number = os.getpid() + time.monotonic_ns() // 1000
     while True:
         port = 20000 + number % 10000

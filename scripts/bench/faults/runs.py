@@ -1,4 +1,5 @@
-"""Small real runs, made once. Each fault gets a copy of one, and its result is compared with a run without a fault."""
+"""Small real runs, each created once. A fault is injected into a copy of one, and the result is compared with that of a
+run without a fault."""
 
 import base64
 import hashlib
@@ -15,25 +16,25 @@ import yaml
 from scripts.bench.faults.processes import OTHERS_SECONDS, Ended, run
 
 SAVED, LAST = (2, 4, 6), 8
-"""A run has checkpoints after these batches, and is resumed until the last batch."""
+"""A run has checkpoints after the batches in SAVED. When it is resumed, it trains until batch LAST."""
 
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 
 # The possible outcomes of a fault.
 SAME = "same model"
-FELL_BACK = "named, fell back, same model"
-REFUSED = "refused, named"
-UNNAMED = "refused, not named"
+FELL_BACK = "cause reported, resumed from an older checkpoint, same model"
+REFUSED = "error that names the cause"
+UNNAMED = "error that does not name the cause"
 CRASHED = "a traceback"
 OTHER_MODEL = "another model"
-SILENT = "fell back without a name"
-NO_END = "no end"
+SILENT = "cause not reported, resumed from an older checkpoint"
+NO_END = "did not end"
 SKIPPED = "not possible here"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fault, done once or several times."""
+    """A fault that is injected once or several times."""
 
     name: str
     expected: str
@@ -82,7 +83,7 @@ class Lab:
         return run("train.py", self.config, *flags, ranks=ranks, hook=hook, others_seconds=others_seconds)
 
     def model(self, ranks: int, batches: int = LAST) -> str:
-        """The hash of the export of an uninterrupted run without a fault."""
+        """The hash of the exported weights of an uninterrupted run without a fault."""
         key = ranks, batches
         if key not in self._models:
             folder = self.new() / "run"
@@ -92,7 +93,7 @@ class Lab:
         return self._models[key]
 
     def exported(self, save_folder: Path) -> str:
-        """The hash of the newest checkpoint's export."""
+        """The hash of the exported weights of the newest checkpoint."""
         output = self.new() / "hf"
         _succeeded(self.export(save_folder, output))
         files = sorted(output.glob("*.safetensors"))
@@ -103,7 +104,7 @@ class Lab:
         return run("scripts/convert_checkpoint_to_hf.py", *flags)
 
     def outcome(self, ended: Ended, save_folder: Path, *names: str, ranks: int = 1) -> str:
-        """The outcome of a resumed run; its output must contain all names."""
+        """The outcome of a resumed run. If it reports a fault, its output must contain all names."""
         if (seen := refusal(ended, *names)) is not None:
             return seen
         if self.exported(save_folder) != self.model(ranks):

@@ -1,4 +1,4 @@
-"""Config values that change on resume, contain secrets, or point to other places."""
+"""Config values that change on resume, contain secrets, or point outside the allowed folders."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from scripts.bench.faults.runs import REFUSED, SAVED, Case, Lab, refusal
 _EXPLAINED = "explained"
 _REFUSED_EXPLAINED = f"refused, {_EXPLAINED}"
 _NOTHING_TO_DO = "nothing to do, exit 0"
-_HIDDEN = "printed and written nowhere"
+_HIDDEN = "neither printed nor written"
 _WORD = "wJalrXUtnFEMI/K7MDENG"
 _TOKEN = "hf_" + "Ab12" * 8
 _LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' }}{% endfor %}{% endfor %}"
@@ -30,7 +30,7 @@ def _changed(key: str, was: str, now: str, lab: Lab) -> Iterator[str]:
     elif explained:
         yield _REFUSED_EXPLAINED if ended.code else _EXPLAINED
     else:
-        yield "refused, not explained" if ended.code else "applied without a word"
+        yield "refused, not explained" if ended.code else "applied, not explained"
 
 
 def _at_the_end(lab: Lab) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _found(folder: Path, text: str, *secrets: str) -> str:
 
 
 def _outside(override: str, name: str, lab: Lab) -> Iterator[str]:
-    """An override in which OUTSIDE stands for a folder that must not be written."""
+    """Run with an override. OUTSIDE in it stands for a folder to which the run must not write."""
     folder = lab.new()
     (folder / "runs").mkdir()
     outside = folder / "outside"

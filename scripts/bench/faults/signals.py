@@ -1,4 +1,4 @@
-"""Signals to ranks and to their launcher, and launchers that are killed."""
+"""Signals sent to ranks and to their launcher, and launchers that are killed."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 _RESUMABLE = 75
 """Exit code."""
 _RANKS = 2
-_SAVED = "saved, resume named, exit code 75, same model"
-_LAUNCHED = "saved, resume named, ranks ended, same model"
+_SAVED = "saved, resume command shown, exit code 75, same model after resume"
+_LAUNCHED = "saved, resume command shown, ranks ended, same model"
 _PATIENCE = 60.0
 """Seconds within which the ranks of a launcher must end."""
 
@@ -37,15 +37,15 @@ def _in_a_save(ranks: Sequence[int], lab: Lab) -> Iterator[str]:
 
 
 def _after(lab: Lab, ended: Ended, run: Path) -> str:
-    """The outcome of a run whose ranks got a signal, and of the resumed run."""
+    """The outcome of a run whose ranks received a signal, and of the resumed run."""
     if ended.code is None or ended.crashed:
         return str(refusal(ended))
     if set(ended.codes) != {_RESUMABLE}:
         return f"exit codes {ended.codes}"
     if not _says_what_was_saved(ended.text, run):
-        return "saved, not named"
+        return "saved, resume command not shown"
     again = lab.outcome(lab.resume(run, ranks=_RANKS), run, ranks=_RANKS)
-    return _SAVED if again == SAME else f"then {again}"
+    return _SAVED if again == SAME else f"after resume: {again}"
 
 
 def _says_what_was_saved(text: str, run: Path) -> bool:
@@ -62,7 +62,7 @@ _LAUNCHERS = {
 
 
 def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
-    """Send the signal after two checkpoints were saved."""
+    """Send the signal to the launcher once the run has saved a checkpoint."""
     folder = lab.new()
     run, log = folder / "run", folder / "log.txt"
     flags = (
@@ -99,7 +99,8 @@ def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
 
 
 def _after_launch(lab: Lab, run: Path, text: str) -> str:
-    """The outcome: compares the checkpoint saved at the signal with a run of the same number of batches."""
+    """Compare the checkpoint that was saved at the signal with a run of the same number of batches, and return the
+    outcome."""
     if not (named := re.search(r"stopped: .*ep0-ba(\d+).*autoresume=true", text, re.DOTALL)):
         return "saved checkpoint not reported"
     if not (run / f"ep0-ba{named[1]}").exists():

@@ -14,7 +14,7 @@ from train.report.reading.metrics import Metrics, read_metrics
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SHOWN = ("loss", "0-share-0", "0-share-1")
-"""Charts of the report that the picture shows, in addition to the loads of the experts over time."""
+"""Charts that the picture of the report shows, in addition to the expert loads over time."""
 
 
 def draw_figures(settings: Settings, folder: Path) -> None:
@@ -76,7 +76,7 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 
 def picture_report(report: Path, picture: Path) -> bool:
-    """Write a picture of a report's main charts with Chromium. Returns False where Chromium is not installed."""
+    """Write a picture of the main charts of a report with Chromium. Returns False if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False

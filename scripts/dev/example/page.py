@@ -19,7 +19,7 @@ _NOISE = re.compile(
 
 
 def render(results: Results, settings: Settings) -> str:
-    """The page in Markdown. Raises UndefinedError when the template names a step that was not run."""
+    """Return the page in Markdown. Raises UndefinedError if the template names a step that was not run."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"command": command, "console": console, "lines": lines}
     context: dict[str, Any] = {

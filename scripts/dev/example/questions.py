@@ -1,4 +1,4 @@
-"""Questions about the functions of source files, with their answers."""
+"""Makes questions about names and functions in source files, with their answers."""
 
 import ast
 import random
@@ -27,7 +27,7 @@ class Function:
 
 
 Kind = Callable[[str], Iterator[Question]]
-"""Questions about a source file."""
+"""A function that yields questions about a source file."""
 
 
 def functions(source: str) -> Iterator[Function]:
@@ -43,7 +43,7 @@ def functions(source: str) -> Iterator[Function]:
 
 
 def name_questions(source: str) -> Iterator[Question]:
-    """The name of a function, given the first line of its docstring. Lines that contain the name are left out."""
+    """Ask for the name of a function, given the first line of its docstring. Lines with the name are skipped."""
     for function in functions(source):
         contained = function.name.lower() in function.summary.lower()
         if len(function.summary) >= 15 and not contained:
@@ -51,14 +51,14 @@ def name_questions(source: str) -> Iterator[Question]:
 
 
 def parameters_questions(source: str) -> Iterator[Question]:
-    """The parameters of a function, given its signature. Functions with fewer than two parameters are left out."""
+    """Ask for the parameters of a function, given its signature. Functions with fewer than two are skipped."""
     for function in functions(source):
         if len(function.parameters) >= 2:
             yield _question("Parameters", function.signature, ", ".join(function.parameters), about=function.name)
 
 
 def kind_questions(source: str) -> Iterator[Question]:
-    """Whether a name is that of a class, a function or a constant. A quarter of the functions is used."""
+    """Ask whether a name is that of a class, a function or a constant. Only a quarter of the functions is used."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -106,6 +106,6 @@ def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Questi
 
 
 def _asked(sources: Sequence[str], kind: Kind) -> list[Question]:
-    """The questions of a kind, without repeated prompts, and without long ones and those that are not ASCII."""
+    """Return the questions of a kind, without repeated prompts, long prompts and prompts that are not ASCII."""
     questions = {question["prompt"]: question for source in sources for question in kind(source)}
     return [question for prompt, question in questions.items() if len(prompt) <= MAX_PROMPT and prompt.isascii()]

@@ -13,7 +13,7 @@ STREAMS = ("code", "docstrings", "comments")
 KINDS = ("name", "parameters", "kind")
 RUNS = ("pretrain", "finetune", "lora")
 EVALUATED = {"pretrain": ("name", "parameters"), "finetune": KINDS, "lora": KINDS}
-"""Run -> the kinds of held-out questions that its model is asked."""
+"""The kinds of held-out questions that the model of each run is asked."""
 SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("kind",)}
 TASK = """\
 task: heldout_STREAM
@@ -31,7 +31,7 @@ which fits into a row of the training data."""
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where the example reads and writes, and how long it trains."""
+    """The paths that the example reads and writes, and the length of its runs."""
 
     runs: Path = Path("runs")
     data: Path = Path(".cache/stdlib")
@@ -165,7 +165,7 @@ def _perplexity(commands: Commands, settings: Settings, outputs: dict[str, Outpu
 
 
 def task(settings: Settings, stream: str) -> str:
-    """The YAML of a stream's task."""
+    """Return the YAML of a stream's task."""
     return TASK.replace("STREAM", stream).replace("DATA", str(settings.data))
 
 

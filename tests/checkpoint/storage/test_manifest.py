@@ -112,7 +112,7 @@ def test_a_checkpoint_under_another_name_or_of_another_run_is_refused(tmp_path: 
         check_identity(moved, read_manifest(moved))
     write_run_file(tmp_path, "mine")
     foreign = make(tmp_path, "ep0-ba8", run_id="another")
-    with pytest.raises(CorruptCheckpointError, match=r"manifest.json belongs to another run"):
+    with pytest.raises(CorruptCheckpointError, match=r"manifest.json belongs to a different run"):
         check_identity(foreign, read_manifest(foreign))
     check_identity(mine := make(tmp_path, "ep0-ba9", run_id="mine"), read_manifest(mine))
     flipped = (tmp_path / "run.json").read_text().replace("mine", "mini")

@@ -113,7 +113,7 @@ class Mirror(Callback):
             self._sender.end()
             text = self._problem(last=True) or ""
         text = from_first_rank("mirror/finished", text)
-        dist.barrier()  # the store that the other ranks read is in rank 0's process
+        dist.barrier()  # the other ranks read from a store in rank 0's process
         if text:
             raise DataError(text)
 

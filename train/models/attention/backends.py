@@ -1,9 +1,9 @@
-"""Causal attention within each document of packed tokens: by torch's SDPA, by GEMMs over blocks of queries, by
+"""Causal attention within each document of packed tokens, computed by torch's SDPA, by GEMMs over blocks of queries, by
 FlexAttention or by flash-attn.
 
-An AttentionBackend is created once per forward and used by all layers: `enter` moves the tokens [T, W] into the order
-[P, W] that the kernels need, `attend` computes attention, `leave` moves [P, W] back to [T, W]. Backends are NamedTuples
-of tensors and plain numbers, so that FSDP2 and activation checkpointing can find the tensors.
+An AttentionBackend is created once per forward pass and used by all layers. `enter` moves the tokens [T, W] into the
+order [P, W] that the kernels need, `attend` computes attention, and `leave` moves [P, W] back to [T, W]. Backends are
+NamedTuples of tensors and plain numbers, so that FSDP2 and activation checkpointing can find the tensors.
 
 Shapes: T packed tokens, P places in a backend's order (P >= T), W any width, H query heads, G key/value heads, C
 head_dim, N documents.
@@ -27,7 +27,7 @@ _BLOCK = 128
 
 class FlexBackend(NamedTuple):
     """Keeps the order of the tokens and pads them to the batch's number of positions, so that one compiled kernel
-    serves every batch."""
+    can be used for all batches."""
 
     n_tokens: int
     n_places: int
@@ -50,8 +50,8 @@ class FlexBackend(NamedTuple):
 
 @functools.cache
 def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
-    """If compiled, a kernel that computes only the blocks of the mask; otherwise the plain formula over all T x T, as a
-    reference."""
+    """If compiled, a kernel that computes only the blocks of the mask. Otherwise, a reference implementation that
+    computes all T x T scores."""
     # Imported here, because it loads torch's compiler, which takes seconds.
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -59,12 +59,12 @@ def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
 
 
 def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device) -> FlexBackend:
-    """The block mask is computed from the first and last document of each block, without a T x T mask."""
+    """Compute the block mask from the first and last document of each block, without a T x T mask."""
     from torch.nn.attention.flex_attention import BlockMask
 
     n_tokens, n_documents = sum(lengths), len(lengths)
     n_blocks = max(-(-n_positions // _BLOCK), 1)
-    # Padding attends only to its own block; its document numbers are higher, so that numbers never decrease.
+    # Padding attends only within its block. Its document numbers are the highest, so that the numbers never decrease.
     document_P = n_documents + torch.arange(n_blocks, device=device).repeat_interleave(_BLOCK)
     length_N = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
     document_P[:n_tokens] = torch.arange(n_documents, device=device).repeat_interleave(length_N, output_size=n_tokens)
@@ -82,16 +82,17 @@ def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """For each block of queries, the number of selected blocks of keys, and their indices first, then the others."""
+    """For each block of queries, the number of selected blocks of keys, and the indices of all blocks of keys, with the
+    selected ones first."""
     order = chosen.int().argsort(dim=1, descending=True, stable=True)
     return chosen.sum(1, dtype=torch.int32)[None, None], order.int()[None, None].contiguous()
 
 
 class FlashBackend(NamedTuple):
-    """flash-attn takes the packed tokens unchanged."""
+    """Passes the packed tokens to flash-attn unchanged."""
 
     bounds: Tensor
-    """The start of each document, and the end of the last: int32 [N + 1]."""
+    """int32 [N + 1]: the start of each document, and the end of the last one."""
     longest: int
 
     def enter(self, x_TW: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Causal attention on a CPU within each document of packed tokens, by GEMMs over blocks of queries.
+"""Causal attention on a CPU within each document of packed tokens, computed by GEMMs over blocks of queries.
 
 The interface is AttentionBackend in backends.py. The CPU kernel behind torch's SDPA splits keys into blocks of 512,
 computes the full square of shorter documents, and can process several documents in one call only if they are padded to
-the same length. Here a block of queries attends to the keys up to its own end. The softmax is recomputed in backward,
-as in flash attention (Dao et al. 2022).
+the same length. Here, the scores of a block of queries are computed only for the keys up to the end of the block. The
+softmax is recomputed in backward, as in flash attention (Dao et al. 2022).
 
 Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim. A block has M keys, and N rows:
 R for each of its queries.
@@ -24,7 +24,7 @@ from train.models.attention.sdpa import apply_in_parts, causal
 _BLOCK = 64
 """Queries per block: large enough for efficient GEMMs with R rows each, small enough to waste little work."""
 _LONGEST = 1024
-"""The longest document, in tokens; SDPA's kernel is faster for longer ones."""
+"""Maximum length of a document in tokens. SDPA's kernel is faster for longer documents."""
 
 _ops: Any = torch.ops
 _softmax_backward = _ops.aten._softmax_backward_data.out
@@ -34,7 +34,7 @@ class Block(NamedTuple):
     """A part of one document, or several short documents."""
 
     first: int
-    """The first token of its keys; equal to start if the block holds whole documents."""
+    """The first token of the block's keys. Equal to start if the block contains whole documents."""
     start: int
     end: int
     lengths: tuple[int, ...]
@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive documents split into blocks, or one long document for SDPA, without blocks."""
+    """Consecutive documents that are split into blocks, or one long document that is left to SDPA, without blocks."""
 
     n_tokens: int
     blocks: list[Block]
@@ -94,7 +94,7 @@ def make_blocks_backend(lengths: list[int], n_positions: int, device: torch.devi
 
 
 class _Blocks(torch.autograd.Function):
-    """Saves queries, keys and values for backward."""
+    """Attention over blocks. Only queries, keys and values are saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, blocks: list[Block]) -> Tensor:
@@ -126,7 +126,8 @@ class _Blocks(torch.autograd.Function):
             dp_GNM = torch.bmm(dy_GNC, v_GTC[:, keys].transpose(1, 2), out=_shaped(products, p_GNM.shape))
             ds_GNM = _softmax_backward(dp_GNM, p_GNM, -1, p_GNM.dtype, grad_input=_shaped(scores, p_GNM.shape))
             torch.bmm(ds_GNM, k_GMC, out=dq_GXC[:, rows])
-            # The last block of a document covers all of its keys: it overwrites where the other blocks add.
+            # The last block of a document comes first and covers all keys of the document. It writes the gradients, to
+            # which the other blocks add.
             for d_GTC, left_GNM, right_GNC in ((dv_GTC, p_GNM, dy_GNC), (dk_GTC, ds_GNM, q_GNC)):
                 if block.first == first:
                     d_GTC[:, keys].baddbmm_(left_GNM.transpose(1, 2), right_GNC)
@@ -139,7 +140,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _by_group(x_THC: Tensor, groups: int) -> Tensor:
-    """Copy to [G, T*R, C]: the R heads of a token that share keys are rows of one matrix."""
+    """Copy to [G, T*R, C], where the R heads of a token that share keys are rows of one matrix."""
     return x_THC.unflatten(1, (groups, -1)).transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
@@ -148,13 +149,14 @@ def _by_token(x_GXC: Tensor, n_tokens: int) -> Tensor:
 
 
 def _places(block: Block, q_GXC: Tensor, k_GTC: Tensor) -> tuple[slice, slice]:
-    """The rows of the block's queries, and the tokens of their keys."""
+    """The rows of the block's queries in q_GXC, and the tokens of its keys in k_GTC."""
     heads = q_GXC.shape[1] // k_GTC.shape[1]
     return slice(block.start * heads, block.end * heads), slice(block.first, block.end)
 
 
 def _memory(q_GXC: Tensor, k_GTC: Tensor, blocks: list[Block], n: int) -> list[Tensor]:
-    """n buffers of the size of the largest block's scores. All blocks share them, so that they stay in the cache."""
+    """n buffers with the size of the largest block's scores. All blocks share them, so that they stay in the CPU
+    cache."""
     heads = q_GXC.shape[0] * q_GXC.shape[1] // k_GTC.shape[1]
     most = max((block.end - block.start) * (block.end - block.first) for block in blocks)
     return [q_GXC.new_empty(heads * most) for _ in range(n)]

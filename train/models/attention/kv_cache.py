@@ -1,4 +1,4 @@
-"""The keys and values of past tokens, so that generation only has to compute the new token.
+"""The keys and values of past tokens, so that generation has to compute only the new token.
 
 Shapes: B rows, S new positions of a row, T new tokens, N cached places, W any width, H query heads, G key/value heads,
 R = H/G, C head_dim.
@@ -27,14 +27,14 @@ class KVCache:
         self._layers = [_Layer() for _ in range(config.n_layers)]
 
     def layouts(self, documents: Documents, dtype: torch.dtype) -> list[Layout]:
-        """Return each layer's layout for new tokens of these rows, and count them as cached.
+        """Return the layout of each layer for new tokens of these rows, and count these tokens as cached.
 
         Raises ValueError if a document would become longer than max_seq_len.
         """
         n_rows, past = len(self.lengths), self.lengths
         row_T = documents.place_T // (documents.n_positions // n_rows)
         news = torch.bincount(row_T, minlength=n_rows).tolist()
-        assert len(documents.lengths) == sum(new > 0 for new in news), "a row of a cache holds one document"
+        assert len(documents.lengths) == sum(new > 0 for new in news), "a row of a cache contains one document"
         lengths = [before + new for before, new in zip(past, news, strict=True)]
         longest = max(lengths)
         if longest > self.config.max_seq_len:
@@ -57,7 +57,8 @@ class KVCache:
 
 
 class _Layer:
-    """Keys and values [B, N, G, C] in the dtype of the attention computation; allocated with the first tokens."""
+    """Keys and values [B, N, G, C] in the dtype of the attention computation. Allocated when the first tokens are
+    stored."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -65,7 +66,7 @@ class _Layer:
 
     def with_places(self, n_rows: int, n_places: int, like_TGC: Tensor) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None or self.keys.shape[1] < n_places:
-            # Doubled later, so that all copies together cost at most twice the size of the cache.
+            # Each later allocation doubles the size, so that all copies together cost at most twice the cache's size.
             n_places = _GROWTH * -(-n_places // _GROWTH) * (1 if self.keys is None else 2)
             self.keys = _grown(self.keys, n_rows, n_places, like_TGC)
             self.values = _grown(self.values, n_rows, n_places, like_TGC)
@@ -73,7 +74,7 @@ class _Layer:
 
 
 def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) -> Tensor:
-    # Zeros: unused places are masked, but a NaN would pass through the mask.
+    # Unused places are masked, but must be zero, because a mask does not remove NaN values.
     grown_BNGC = like_TGC.new_zeros(n_rows, n_places, *like_TGC.shape[1:])
     if before is not None:
         grown_BNGC[:, : before.shape[1]] = before
@@ -83,7 +84,7 @@ def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) 
 class _StoringBackend:
     """Stores the keys and values of new tokens in the cache, and computes attention with another backend.
 
-    Unlike other backends it is not a NamedTuple: FSDP2 would unpack it and cast the cached tensors.
+    Unlike other backends, it is not a NamedTuple, because FSDP2 would unpack it and cast the cached tensors.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class _StoringBackend:
 
 
 class _ContinuingBackend:
-    """Attention for new tokens of documents with cached tokens: SDPA over the cache with a causal mask."""
+    """Attention for new tokens of documents that have cached tokens: SDPA over the cache with a causal mask."""
 
     def __init__(self, n_rows: int, n_new: int, row_T: Tensor, offset_T: Tensor, past_B: Tensor, n_places: int) -> None:
         self.shape, self.row_T, self.offset_T = (n_rows, n_new), row_T, offset_T
@@ -128,7 +129,7 @@ class _ContinuingBackend:
         group = q_THC.shape[1] // n_groups
         q_BSHC = q_THC.new_zeros(*self.shape, *q_THC.shape[1:])
         q_BSHC[self.row_T, self.offset_T] = q_THC
-        # The R query heads of a key/value head are arranged as if they were its queries.
+        # The R query heads of a key/value head are arranged as queries of a single head.
         q_BGXC = q_BSHC.unflatten(2, (n_groups, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         sees_B1XN = self.sees_BSN.repeat(1, group, 1).unsqueeze(1)
         y_BGXC = F.scaled_dot_product_attention(

@@ -29,7 +29,7 @@ class Documents(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Data that all layers share, created once per forward, outside of activation checkpointing."""
+    """Data that all layers share. Created once per forward pass, outside of activation checkpointing."""
 
     place_T: Tensor
     """Index of each token in the flattened [B*S] rows."""
@@ -107,8 +107,8 @@ def resolve_attn_impl(
 ) -> str:
     """Return the attention backend for this device: `sdpa`, `blocks`, `flex` or `flash`.
 
-    dtype is the dtype of the attention computation; with None, only the device is checked. Raises ValueError with the
-    reason if the selected backend is not available; `auto` falls back to SDPA instead.
+    dtype: the dtype of the attention computation. If it is None, only the device is checked. Raises ValueError with the
+    reason if the selected backend is not available. `auto` never raises, but falls back to SDPA.
     """
     if attn_impl == "auto":
         return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
@@ -120,7 +120,7 @@ def resolve_attn_impl(
 
 
 def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
-    """The backend that `auto` prefers on this device but cannot use, and the reason; empty if it uses it."""
+    """The backend that `auto` prefers on this device but cannot use, with the reason. Empty if `auto` can use it."""
     impl = _preferred(device)
     why = _why_not(impl, device, dtype, attn_pdrop)
     return {impl: why} if why else {}
@@ -146,7 +146,7 @@ def _why_not(impl: str, device: torch.device, dtype: torch.dtype | None, attn_pd
 
 def _why_not_blocks(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> str | None:
     if device.type != "cpu":
-        return f"blocks runs on a CPU only, and this run is on {device.type}"
+        return f"blocks runs only on a CPU, and this run is on {device.type}"
     if attn_pdrop:
         return "blocks does not support dropout, and attn_pdrop is not 0"
     if dtype not in (None, torch.float32, torch.float64):
@@ -156,11 +156,11 @@ def _why_not_blocks(device: torch.device, dtype: torch.dtype | None, attn_pdrop:
 
 def _why_not_flash(device: torch.device, dtype: torch.dtype | None) -> str | None:
     if device.type != "cuda":
-        return f"flash-attn runs on a CUDA GPU only, and this run is on {device.type}"
+        return f"flash-attn runs only on a CUDA GPU, and this run is on {device.type}"
     if broken := _flash_import_error():
         return broken
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"flash-attn requires compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+        return f"flash-attn requires compute capability 8.0, and {torch.cuda.get_device_name(device)} has a lower one"
     if dtype not in (None, torch.bfloat16, torch.float16):
         return f"flash-attn supports only bf16 and fp16, and attention is in {str(dtype).removeprefix('torch.')}"
     return None
@@ -180,8 +180,8 @@ def _flash_import_error() -> str | None:
 
 @functools.cache
 def _why_not_flex(device_type: str) -> str | None:
-    """On a CPU, only some versions of torch support its backward pass, so it is tried out instead of checking the
-    version."""
+    """Why FlexAttention cannot be used, or None. On a CPU, only some versions of torch support its backward pass, so
+    this function runs it instead of checking the version."""
     if device_type == "cuda":
         return None
     x = torch.zeros(1, 1, 1, 16, device=device_type, requires_grad=True)

@@ -1,9 +1,9 @@
-"""Causal attention within each document of packed tokens by torch's SDPA.
+"""Causal attention within each document of packed tokens, computed by torch's SDPA.
 
 The interface is AttentionBackend in backends.py.
 
 Shapes: T packed tokens, P places in the backend's order (P >= T), W any width, H query heads, G key/value heads, C
-head_dim, N documents, L a call's padded length.
+head_dim, N documents, L padded length of a call.
 """
 
 import functools
@@ -17,27 +17,27 @@ from torch import Tensor
 from train.models.device import is_simulated
 
 _SLACK = 128
-"""This many tokens of padding cost less than one more kernel call."""
+"""Computing up to this many tokens of padding costs less than one more kernel call."""
 _STEP = 16
-"""Kernels process tokens in steps of this size: on a CPU, 15 or 31 tokens take nearly twice as long as 16 or 32."""
+"""Kernels process tokens in steps of this size. On a CPU, 15 or 31 tokens take nearly twice as long as 16 or 32."""
 _MOST_DOCUMENTS = 1 << 14
-"""The limit for one call: CUDA kernels count documents (some of them, documents * heads) in a grid of at most
-65,535."""
+"""Maximum number of documents per call. CUDA kernels use the number of documents (some kernels, documents * heads) as a
+grid dimension, which is limited to 65,535."""
 
 
 class SdpaBackend(NamedTuple):
-    """Documents of similar length share a call, and each is padded at its end to the longest document of the call.
+    """Documents of similar length share a call. Each is padded at its end to the longest document of the call.
 
-    Padding comes after every real token, so the causal kernels need no mask; the outputs at padding are discarded.
-    Padding adds at most a quarter of a call's tokens, or _SLACK. Memory grows with the number of tokens where torch has
-    a fused kernel. It has none for dropout on a CPU and for fp64 on a GPU; there, memory grows with the squared lengths
-    of a call's documents.
+    Padding follows all real tokens of a document, so the causal kernels need no mask. Outputs at padding are discarded.
+    Padding adds at most a quarter of a call's tokens, or _SLACK tokens. If torch has a fused kernel, memory is linear
+    in the number of tokens. There is no fused kernel for dropout on a CPU, or for fp64 on a GPU. In these cases, memory
+    grows with the square of the lengths of a call's documents.
     """
 
     calls: list[tuple[int, int]]
     """For each call, the number of documents and their padded length."""
     source_P: Tensor | None
-    """The token at each place; padding repeats the last token of its document. None if the tokens are already in this
+    """The token at each place. Padding repeats the last token of its document. None if the tokens are already in this
     order."""
     slot_T: Tensor | None
     """The place of each token."""
@@ -62,14 +62,14 @@ def apply_in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor
     if not parts:
         return q
     if len(parts) == 1:
-        # Avoids the copies of split and cat, also in backward.
+        # Avoids the copies by split and cat, and those in backward.
         return parts[0][1](q, k, v)
     split = zip(parts, *(x.split([places for places, _ in parts]) for x in (q, k, v)), strict=True)
     return torch.cat([attend(*given) for (_, attend), *given in split])
 
 
 class _Pad(torch.autograd.Function):
-    """Moves tokens into padded order. Padding gets no gradient, because its outputs are not used."""
+    """Moves tokens to the padded order. Padding gets no gradient, because its outputs are not used."""
 
     @staticmethod
     def forward(ctx: Any, x_TW: Tensor, source_P: Tensor, slot_T: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Moves tokens out of padded order: the inverse of _Pad. Places are distinct, so backward needs no
-    scatter-add."""
+    """Moves tokens back from the padded order. This is the inverse of _Pad. Each place is used once, so backward needs
+    no scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, y_PW: Tensor, slot_T: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: fl
     """One SDPA call over N documents of L places: maps q [N*L, H, C] and k, v [N*L, G, C] to [N*L, H, C]."""
     q_NHLC, k_NGLC, v_NGLC = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
     if is_simulated("cuda") and q.dtype in (torch.bfloat16, torch.float16):
-        # The kernel that SDPA selects on a GPU; for the CPU tensors of a simulation it would select another one.
+        # The kernel that SDPA selects on a GPU. For the CPU tensors of a simulation, it would select another one.
         y_NHLC = torch.ops.aten._scaled_dot_product_flash_attention(q_NHLC, k_NGLC, v_NGLC, dropout_p, True)[0]
         return y_NHLC.transpose(1, 2).flatten(0, 1)
     group = q_NHLC.shape[1] // k_NGLC.shape[1]
@@ -116,8 +116,8 @@ def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: fl
 
 
 def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_p: float) -> bool:
-    """Whether a fused kernel supports grouped key/value heads here. Elsewhere (CPU, fp32), enable_gqa would fall back
-    to the plain formula, which keeps all L x L scores."""
+    """Whether a fused kernel supports grouped key/value heads for these tensors. If not (on a CPU, or in fp32), SDPA
+    with enable_gqa would fall back to the unfused computation, which stores all L x L scores."""
     if q_NHLC.device.type != "cuda":
         return False
     params = torch.backends.cuda.SDPAParams(q_NHLC, k_NGLC, v_NGLC, None, dropout_p, True, True)
@@ -125,11 +125,11 @@ def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_
 
 
 def split_into_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(number of documents, padded length) of each call. The lengths must be sorted in descending order.
+    """Return (number of documents, padded length) for each call. The lengths must be sorted in descending order.
 
-    A call ends where one more document would increase its padding beyond both a quarter of its tokens and _SLACK. The
-    longest document of the next call is then shorter than 4/5 of this call's, so there are O(log S) calls for any
-    number of documents.
+    A call ends when one more document would increase its padding beyond both a quarter of its tokens and _SLACK. The
+    longest document of the next call is then shorter than 4/5 of the longest document of this call, so there are
+    O(log S) calls for any number of documents.
     """
     calls, first = [], 0
     while first < len(lengths):

@@ -37,14 +37,15 @@ MOE_IMPLS: dict[str, ExpertsFunction] = {
     "grouped_mm": grouped_mm_experts,
     "megablocks": megablocks_experts,
 }
-"""Each takes x [T, D], weights [T, K], w1, v1, w2 [E*F, D] of one dtype, the assignment, and whether to recompute."""
+"""The arguments of each function: x [T, D], weights [T, K], w1, v1 and w2 [E*F, D], all of the same dtype, the
+assignment, and whether to recompute."""
 
 GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
     "torch": Looped,
     "grouped_mm": TorchGrouped,
     "megablocks": MegaBlocks,
 }
-"""Only the GEMMs of each implementation, which adapters use."""
+"""The GEMMs of each implementation, for use by adapters."""
 
 _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | None], str | None]] = {
     "torch": lambda device, dtype, shape: None,
@@ -54,7 +55,8 @@ _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | No
 
 
 _PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
-"""What `auto` selects on CUDA, in order of preference; on other devices, or if none is available, it selects torch."""
+"""The implementations that `auto` selects on CUDA, in order of preference. On other devices, or if neither can be used,
+`auto` selects torch."""
 
 
 def passed_over_moe_impls(
@@ -74,7 +76,7 @@ def passed_over_moe_impls(
 def resolve_moe_impl(
     moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> str:
-    """The key of MOE_IMPLS to use on this device, in this dtype and for this (T, K, D); None means unknown.
+    """Return the key of MOE_IMPLS to use on this device, with this dtype and shape (T, K, D). None means unknown.
 
     Raises ValueError with the key and the reason if the requested implementation is not available.
     """
@@ -102,11 +104,11 @@ class ExpertsMLP(nn.Module):
         self.v1 = nn.Parameter(torch.empty(shape))
         self.w2 = nn.Parameter(torch.empty(shape))
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora: computes the experts together with their adapters."""
+        """Computes the experts together with their adapters. Set by lora.adapters.add_lora."""
         self.packed = False
-        """Set by lora.nf4.pack_parameters: the weights are stored in 4 bits."""
+        """Whether the weights are stored in 4 bits. Set by lora.nf4.pack_parameters."""
         self.parallel: ExpertParallel | None = None
-        """Set by train/distributed: the weights are DTensors, and this rank has the rows of its own experts."""
+        """Set by train/distributed if the weights are DTensors and this rank has only the rows of its experts."""
 
     def forward(self, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         device = x_TD.device.type
@@ -135,7 +137,7 @@ def _local(weight: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """A container, so that the weights have the name used by DBRX checkpoints: `ffn.experts.mlp.w1`."""
+    """A container, so that the weights have the same names as in DBRX checkpoints: `ffn.experts.mlp.w1`."""
 
     def __init__(self, d_model: int, config: FFNConfig) -> None:
         super().__init__()

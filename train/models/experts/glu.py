@@ -22,20 +22,20 @@ _SIMULATED = SimpleNamespace(
     fused_glu=lambda *tensors: None,
     fused_glu_backward=lambda *tensors: None,
 )
-"""Stand-ins for the kernels in a simulation, where tensors have no data: they only allocate memory."""
+"""Replacements for the kernels in a simulation, where tensors have no data. They only allocate memory."""
 
 
 @functools.cache
 def _triton() -> Any:
     try:
         from train.models.experts import glu_triton
-    except Exception:  # Triton passes on any exception of its driver
+    except Exception:  # Triton does not catch exceptions of its driver
         return None
     return glu_triton
 
 
 def _kernels(h_AF: Tensor) -> Any:
-    """The module of the Triton kernels if they support this tensor, else None."""
+    """The module of the Triton kernels if they support this tensor, otherwise None."""
     if h_AF.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return None
     if is_simulated("cuda"):
@@ -44,7 +44,7 @@ def _kernels(h_AF: Tensor) -> Any:
 
 
 def combine(y_AD: Tensor, slot_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """Sum the rows of y for each token: [T, D]. weights_TK: weights of the sum, or None. Without gradients."""
+    """Sum the rows of y for each token: [T, D]. weights_TK: weights of the sum, or None. Autograd is not supported."""
     if (kernels := _kernels(y_AD)) is not None:
         return kernels.fused_combine(y_AD, slot_TK, weights_TK)
     y_TKD = y_AD[slot_TK]

@@ -14,12 +14,12 @@ Let dy be the gradient of y, and dact_a the gradient of act_a for p_a = 1. Then
     dx_t   = sum of dh1_a w1_e + dh2_a v1_e over the assignments of t
 
 Saved for backward are x, p, the weights, h1 and h2. With recompute, h1 and h2 are recomputed instead of saved. act is
-always recomputed, by elementwise operations. No gradient needs an expert's output: dp_a is computed from act_a. x is
-gathered again in backward, because a copy for each assignment would take K times its memory.
+always recomputed, by elementwise operations. The outputs of experts are not needed, because dp_a is computed from
+act_a. x is gathered again in backward, because a copy for each assignment would need K times the memory of x.
 
-The elementwise equations are in glu.py. The equations with weights are `Products`, the only part that differs between
-backends. For frozen weights with adapters (lora/experts.py), w_e is replaced by w_e + s B_e A_e, and dw_e by the
-gradients of A and B.
+The elementwise equations are in glu.py. The equations with weights are in `Products`, the only part that differs
+between backends. For frozen weights with adapters (lora/experts.py), w_e is replaced by w_e + s B_e A_e, and dw_e by
+the gradients of A and B.
 
 Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, N assignments computed together, D d_model,
 E experts, F ffn_hidden_size.
@@ -39,7 +39,7 @@ class Products(Protocol):
     """The equations with weights, for N assignments sorted by expert: all assignments, or those of one expert."""
 
     def empty_like(self, h_NF: Tensor, /) -> Tensor:
-        """Memory for a result that is only used while these assignments are computed."""
+        """Memory for a result that is used only while these assignments are computed."""
         ...
 
     def preactivations(self) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class Products(Protocol):
         ...
 
     def activation_gradient(self, dy_TD: Tensor, /) -> Tensor:
-        """dact [N, F]; the caller may overwrite it."""
+        """dact [N, F]. The caller may overwrite it."""
         ...
 
     def add_output_weight_gradient(self, act_NF: Tensor, /) -> None:
@@ -64,15 +64,16 @@ class Products(Protocol):
 
 
 class LayerProducts(Protocol):
-    """The products of a layer; a new object is created for forward and for backward."""
+    """The products of a layer. A new object is created for each forward and each backward."""
 
     order_A: Tensor
-    """The index of each sorted assignment in [T, K] flattened."""
+    """The index of each sorted assignment in the flattened [T, K]."""
     splits: list[int]
     """The number of assignments of each part."""
 
     def parts(self, keep: bool) -> Iterable[Products]:
-        """The assignments, in one part or expert by expert. keep: the preactivations are also used after their part."""
+        """The assignments, in one part or in one part per expert. keep: whether the preactivations of a part are used
+        after the part was computed."""
         ...
 
     def output(self) -> Tensor:
@@ -80,27 +81,28 @@ class LayerProducts(Protocol):
         ...
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """The gradient of each input tensor; None where no gradient is needed."""
+        """The gradient of each input tensor, or None if it is not needed."""
         ...
 
 
 ProductsOf = Callable[[Sequence[Any], Sequence[bool]], LayerProducts]
-"""(x and the weights, whether each needs a gradient) -> the layer's products. Holds no tensor that needs a gradient."""
+"""(x and the weights, whether each needs a gradient) -> the layer's products. The function itself must not hold tensors
+that need a gradient."""
 
 
 def experts_glu(products_of: ProductsOf, recompute: bool, weights_TK: Tensor, *tensors: Tensor | None) -> Tensor:
-    """y [T, D]. The tensors are the inputs of products_of: x [T, D], then the experts' weights."""
+    """Return y [T, D]. tensors: the inputs of products_of, which are x [T, D] and then the experts' weights."""
     x_TD = tensors[0]
     assert x_TD is not None
     if not x_TD.shape[0]:
-        # Kernels cannot be launched on empty tensors, but zero gradients must still flow.
+        # Kernels cannot be launched on empty tensors, but the gradients must be zero and not None.
         trained = [tensor for tensor in tensors[1:] if tensor is not None and tensor.requires_grad]
         return x_TD * weights_TK.sum() + 0 * sum(tensor.sum() for tensor in trained)
     return _ExpertsGLU.apply(products_of, recompute, weights_TK, *tensors)  # pyright: ignore[reportReturnType]
 
 
 class _ExpertsGLU(torch.autograd.Function):
-    """The equations in the docstring of this module."""
+    """Implements the equations in the docstring of this module."""
 
     @staticmethod
     def forward(
@@ -134,7 +136,7 @@ class _ExpertsGLU(torch.autograd.Function):
             dh1_NF, dh2_NF, act_NF, products_N = glu_backward(dact_NF, h1_NF, h2_NF, weights_N, memory)
             dweights_N.copy_(products_N)
             part.add_output_weight_gradient(act_NF)
-            # Freed right after use: for a backend that computes all experts together, memory use peaks here.
+            # Freed right after use, because memory use peaks here if a backend computes all experts together.
             del dact_NF, act_NF, memory, h1_NF, h2_NF
             part.add_input_gradients(dh1_NF, dh2_NF)
         dweights_TK = None

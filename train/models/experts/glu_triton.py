@@ -1,6 +1,7 @@
-"""The Triton kernels behind glu.py. They read and write memory once, and compute in fp32 for every dtype.
+"""The Triton kernels that glu.py uses. They read each input once, write each output once, and compute in fp32 for every
+dtype.
 
-Imported only if Triton is installed; with TRITON_INTERPRET=1 the kernels run without a GPU.
+This module can only be imported if Triton is installed. With TRITON_INTERPRET=1, the kernels run without a GPU.
 """
 
 from typing import Any
@@ -61,7 +62,7 @@ def _combine_kernel(y, slots, weights, out, width, K: tl.constexpr, WEIGHTED: tl
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
-    """Write act."""
+    """Write the activation to act."""
     if act_AF.numel():
         _glu_kernel[(triton.cdiv(act_AF.numel(), _BLOCK),)](h1_AF, h2_AF, act_AF, act_AF.numel(), BLOCK=_BLOCK)
 
@@ -75,7 +76,7 @@ def fused_glu_backward(
     act_AF: Tensor,
     dweights_A: Tensor,
 ) -> None:
-    """Write the results of glu.glu_backward to the last three arguments; dh1 overwrites dact."""
+    """Write the results of glu.glu_backward to the last three arguments, except dh1, which overwrites dact."""
     A, width = h1_AF.shape
     if A:
         _glu_backward_kernel[(A,)](

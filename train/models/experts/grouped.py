@@ -17,7 +17,7 @@ class Grouped(Protocol):
     """The GEMMs of one layer's experts, and the operations that move tokens to the experts and back."""
 
     order_A: Tensor
-    """The index of each sorted assignment in [T, K] flattened."""
+    """The index of each sorted assignment in the flattened [T, K]."""
 
     def gather(self, x_TD: Tensor) -> Tensor:
         """[A, D]: the token of each assignment."""
@@ -36,7 +36,7 @@ class Grouped(Protocol):
         ...
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
-        """[E*F, D]: h_e^T x_e; zero for an expert without tokens."""
+        """[E*F, D]: h_e^T x_e. It is zero for an expert without tokens."""
         ...
 
 
@@ -47,7 +47,7 @@ def grouped_glu(
 
 
 class _GroupedProducts:
-    """Both LayerProducts and Products: all assignments are one part."""
+    """Implements both LayerProducts and Products, because all assignments are a single part."""
 
     def __init__(self, grouped: Grouped, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
         self.grouped, self.order_A, self.splits = grouped, grouped.order_A, [len(grouped.order_A)]

@@ -1,4 +1,4 @@
-"""Experts computed with torch's grouped GEMM, public since torch 2.10 (before: torch._grouped_mm)."""
+"""Experts computed with torch's grouped GEMM, which is public since torch 2.10 (before that, torch._grouped_mm)."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,8 @@ def grouped_mm_experts(
 
 
 class TorchGrouped:
-    """Needs no device synchronization: the GEMM itself reads where the tokens of each expert end."""
+    """Implements Grouped. Needs no device synchronization, because the kernel reads where the tokens of each expert
+    end."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK

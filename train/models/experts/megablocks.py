@@ -1,7 +1,8 @@
-"""Experts computed with MegaBlocks (Gale et al. 2022): its kernels move the tokens, and its grouped GEMM multiplies.
+"""Experts computed with MegaBlocks (Gale et al. 2022). Its kernels move the tokens, and its grouped GEMM computes the
+products.
 
-These are the functions behind MegaBlocks' own dropless layer with mlp_impl 'grouped', without that layer's router,
-module-global losses, and rejection of frozen weights.
+MegaBlocks' own dropless layer uses the same functions with mlp_impl 'grouped'. That layer also has a router, keeps
+losses in module globals, and rejects frozen weights. This module does not.
 """
 
 import functools
@@ -17,7 +18,7 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts per token, d_model). With expert parallelism, each token that a rank receives has one expert."""
+"""(tokens, experts per token, d_model). With expert parallelism, a rank receives each token for a single expert."""
 Library = tuple[Any, Any]
 """MegaBlocks' kernels and its grouped GEMM."""
 
@@ -80,12 +81,13 @@ def megablocks_experts(
 
 class MegaBlocks:
     def __init__(self, assignment: Assignment, library: Library | None = None) -> None:
-        """library: None means the installed one."""
+        """library: the library to use, or None for the installed one."""
         imported = library or _import()
         assert not isinstance(imported, str), imported
         self.kernels, self.backend = imported
         self.order_A, self.top_k = assignment.order_A, assignment.slot_TK.shape[1]
-        # Its kernels take 32-bit indices. The GEMM takes the counts on the CPU: the only device synchronization.
+        # The kernels need 32-bit indices. The GEMM needs the counts on the CPU, which is the only device
+        # synchronization.
         self.indices_A, self.bin_ids_A = assignment.order_A.int(), assignment.expert_A.int()
         self.bins_E = assignment.counts_E.cumsum(0, dtype=torch.int32)
         self.batch_sizes_E = assignment.counts_E.cpu()

@@ -1,7 +1,8 @@
-"""Expert parallelism: each rank of a group has some of the experts; tokens are sent to them and results sent back.
+"""Expert parallelism. Each rank of a group has some of the experts. Tokens are sent to the ranks that have their
+experts, and the results are sent back.
 
-Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, E experts, P ranks of the group,
-with E/P consecutive experts each; R assignments that a rank receives.
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, E experts, P ranks of the group
+(each has E/P consecutive experts), R assignments that a rank receives.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ class ExpertParallel:
 
     The gradient of an expert's weights is summed on the rank that has the expert, over the tokens of all P ranks. It is
     then averaged over the ranks with the same experts, of which there are P times fewer than ranks in total. `averaged`
-    means that gradients are averaged in this way. The gradient that enters the experts' backward pass is then divided
-    by P and the one that leaves it is multiplied by P, so that every gradient is the mean over all ranks.
+    states whether gradients are averaged in this way. If so, the gradient that enters the experts' backward pass is
+    divided by P, and the one that leaves it is multiplied by P, so that every gradient is the mean over all ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, averaged: bool) -> None:
@@ -49,7 +50,7 @@ class ExpertParallel:
 
         x_RD = there(_Gather.apply(x_TD, assignment.token_A, assignment.slot_TK))
         weights_R1 = there(weights_TK.flatten().index_select(0, assignment.order_A).unsqueeze(1))
-        # The assignments from each rank are already sorted.
+        # The assignments from each rank are already sorted by expert.
         E = received_PE.shape[1]
         experts_PE = torch.arange(E, device=received_PE.device).expand_as(received_PE)
         experts_R = experts_PE.flatten().repeat_interleave(received_PE.flatten(), output_size=sum(received))
@@ -113,7 +114,8 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
-        # Not saved for backward: recomputation of a block would continue to here and send all results again.
+        # save_for_backward is not used. With it, recomputation of a block would continue up to here, and would send all
+        # results again.
         ctx.token_A = token_A
         return combine(y_AD, slot_TK, None)
 

@@ -1,4 +1,5 @@
-"""Experts computed one after the other, on any device: one GEMM per expert and matrix, on views of the stacked weights.
+"""Experts computed one after the other, on any device: one GEMM per expert and matrix, with views of the stacked
+weights.
 
 Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, F ffn_hidden_size; N assignments
 of one expert.
@@ -26,7 +27,8 @@ def torch_experts(
 
 
 class _LoopedProducts:
-    """LayerProducts that computes one expert after the other. Sums over a token's assignments are in at least fp32."""
+    """LayerProducts that computes one expert after the other. Sums over a token's assignments are computed in at least
+    fp32."""
 
     def __init__(
         self, assignment: Assignment, splits: list[int], tensors: Sequence[Tensor], needs: Sequence[bool]
@@ -75,7 +77,7 @@ class _LoopedProducts:
 
 
 class _ExpertProducts:
-    """Products of one expert."""
+    """The products of one expert."""
 
     def __init__(
         self,
@@ -142,8 +144,8 @@ class _ExpertProducts:
 
 
 class _Scratch:
-    """Memory that all experts reuse for their results: it stays in the cache, and malloc is slow for sizes that always
-    differ."""
+    """Memory that all experts reuse for their results. It stays in the CPU cache, and avoids malloc, which is slow if
+    the sizes keep changing."""
 
     def __init__(self, like: Tensor, most: int) -> None:
         self.like, self.most = like, most
@@ -162,7 +164,7 @@ class _Scratch:
 
 
 class Looped:
-    """The GEMMs of grouped.Grouped, one expert after the other; adapters use them."""
+    """Implements grouped.Grouped with one GEMM after the other, for use by adapters."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK
@@ -199,5 +201,5 @@ def _rows(splits: list[int], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _flat(splits: list[int], *weights: Tensor | None) -> list[Sequence[Any]]:
-    """Split each tensor [E*F, D] into one [F, D] per expert; a None becomes one None per expert."""
+    """Split each tensor [E*F, D] into one [F, D] per expert. None becomes one None per expert."""
     return [[None] * len(splits) if w is None else w.unflatten(0, (len(splits), -1)).unbind() for w in weights]

@@ -1,4 +1,4 @@
 """Low-rank adapters (LoRA) on linear layers and experts, and frozen weights in 4 bits (NF4).
 
-Loading the frozen weights belongs to train/weights.
+train/weights loads the frozen weights.
 """

@@ -26,7 +26,7 @@ from train.models.shapes import adapted_experts, pair_shapes
 
 
 class LoraWeights(nn.Module):
-    """A [R, N] and B [M, R]; if each expert has its own A, A is [E*R, D]."""
+    """The weights A and B of an adapter. A is [R, N], or [E*R, D] if each expert has its own A. B is [M, R]."""
 
     def __init__(self, shape: tuple[int, int], config: LoraConfig, n_experts: int = 1) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class LoraLinear(LoraWeights):
 
 
 class LoraExperts(nn.Module):
-    """The experts and their adapters, for those of w1, v1 and w2 that have one.
+    """Computes the experts together with the adapters of those of w1, v1 and w2 that have one.
 
-    The base weights are arguments, so that the whole computation runs within this module's forward, while FSDP2 has its
-    parameters gathered.
+    The base weights are arguments of forward, so that the whole computation runs within this module's forward, for
+    which FSDP2 gathers the parameters of the adapters.
     """
 
     def __init__(self, base: ExpertsMLP, names: Iterable[str], config: LoraConfig) -> None:
@@ -72,7 +72,7 @@ class LoraExperts(nn.Module):
         recompute: bool,
         experts: slice | None = None,
     ) -> Tensor:
-        """experts: the experts that w1, v1 and w2 contain; None means all."""
+        """experts: the experts that w1, v1 and w2 contain. None means all experts."""
         dropout = self.dropout if self.training else 0.0
         dropped_TD = F.dropout(x_TD, dropout) if dropout else x_TD
         w1_pair, v1_pair, w2_pair = (self._pair(name, x_TD.dtype, experts) for name in ("w1", "v1", "w2"))
@@ -96,15 +96,15 @@ class LoraExperts(nn.Module):
 
 
 def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = torch.float32) -> None:
-    """Freeze the model and add adapters, whose values draw_adapter_rows must fill."""
+    """Freeze the model and add adapters. The caller must fill their values with draw_adapter_rows."""
     model.requires_grad_(False)
     experts = adapted_experts(config)
     for path, module in list(model.named_modules()):
         if isinstance(module, Linear) and path.rpartition(".")[2] in config.targets:
             module.lora = LoraLinear(module, config).to(dtype)
         elif isinstance(module, ExpertsMLP) and (experts or config.base_dtype == "nf4"):
-            # Also for 4-bit weights without adapters: other implementations would save the unpacked weights for
-            # backward.
+            # Also used for 4-bit weights without adapters, because other implementations would save the unpacked
+            # weights for backward.
             module.lora = LoraExperts(module, experts, config).to(dtype)
 
 
@@ -120,8 +120,8 @@ def is_adapter(name: str) -> bool:
 
 
 def draw_adapter_rows(seed: int, name: str, shape: tuple[int, ...], start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of an adapter's initial values, on CPU in fp32. As in PEFT, B is zero and A is uniform in +-1
-    / sqrt(inputs), i.e. Kaiming uniform with a = sqrt(5)."""
+    """Rows [start, stop) of an adapter's initial values, on the CPU in fp32. As in PEFT, B is zero and A is uniform
+    between -1 / sqrt(inputs) and 1 / sqrt(inputs), which is Kaiming uniform with a = sqrt(5)."""
     if name.endswith("lora_B"):
         return torch.zeros(stop - start, *shape[1:])
     bound = 1 / math.sqrt(shape[1])

@@ -1,4 +1,4 @@
-"""Experts with frozen weights and low-rank adapters (LoRA, Hu et al. 2021), on the same sorted tokens.
+"""Experts with frozen weights and low-rank adapters (LoRA, Hu et al. 2021), both applied to the same sorted tokens.
 
 Each of w1, v1 and w2, stacked [E*F, D], may have an adapter that adds scale * B_e A to the weight of expert e. A is [R,
 D] if the experts share it, or [E*R, D] with one A per expert; B is [E*F, R]. The sum is never materialized: A and B are
@@ -31,10 +31,10 @@ class Options(NamedTuple):
     scale: float
     per_expert: bool
     dropout: float
-    """Dropout on the input of w2's adapter; the input of the other adapters is passed in with dropout applied."""
+    """Dropout on the input of w2's adapter. The input of the other adapters already has dropout applied."""
     recompute: bool
     open_weight: Callable[[Tensor], Tensor] = _unchanged
-    """Returns [E*F, D] for a stored w1, v1 or w2, such as a packed one. Called each time a weight is needed."""
+    """Converts a stored w1, v1 or w2, which may be packed, to [E*F, D]. Called each time a weight is needed."""
 
 
 def lora_glu(
@@ -46,29 +46,29 @@ def lora_glu(
     grouped: Grouped,
     options: Options,
 ) -> Tensor:
-    """[T, D], computed from frozen w1, v1, w2, which get no gradients, and their adapters.
+    """Return [T, D], computed from the frozen w1, v1 and w2, which get no gradients, and from their adapters.
 
-    dropped is the input of the adapters of w1 and v1: x with dropout, or x itself without dropout.
+    dropped: the input of the adapters of w1 and v1, which is x with dropout, or x itself if there is no dropout.
     """
     adapters = [tensor for pair in pairs for tensor in (pair or (None, None))]
-    # Drawn on the CPU: this needs no device synchronization, and a recomputed forward draws the same seed.
+    # Drawn on the CPU, so that no device synchronization is needed, and a recomputed forward draws the same seed.
     seed = int(torch.randint(2**62, ())) if options.dropout and x_TD.shape[0] else 0
     products_of = functools.partial(_AdaptedProducts, grouped, options, seed)
     return experts_glu(products_of, options.recompute, weights_TK, x_TD, dropped_TD, *weights, *adapters)
 
 
 class _AdaptedProducts:
-    """Both LayerProducts and Products, with w_e + s B_e A_e in place of w_e: all assignments are one part.
+    """Implements both LayerProducts and Products, with w_e + s B_e A_e in place of w_e. All assignments are one part.
 
-    The equations of glu_function.py become (w1 stands for w1 and v1):
+    The equations of glu_function.py become, on the left for w1 and v1 (written as w1), and on the right for w2:
 
         h1 = x w1^T + s (x A^T) B^T         y = sum of p (act w2 + s (act B) A)
         dx = sum of dh1 w1 + s (dh1 B) A    dact = dy w2^T + s (dy A^T) B^T
         dB = dh1^T s (x A^T)                dB = (p act)^T s (dy A^T)
         dA = s (dh1 B)^T x                  dA = s (p act B)^T dy
 
-    With dropout, the adapters get dropped x and dropped act, and their contributions to dx and dact are dropped too.
-    Dropped x is a separate input with its own gradient.
+    With dropout, the inputs of the adapters are x and act after dropout. The same dropout is applied to the adapters'
+    contributions to dx and dact. x after dropout is a separate input with its own gradient.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class _AdaptedProducts:
         self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
         self.needs_x, self.needs_dropped = needs[:2]
-        # Any: the order of calls in Products determines which of them are set.
+        # Typed as Any, because the order of calls in Products ensures that they are set.
         self.y_TD: Any = None
         self.dy_TD: Any = None
         self.dy_AD: Any = None
@@ -147,7 +147,7 @@ class _AdaptedProducts:
 
 
 class _LowRank:
-    """The adapters' products, for a shared A and for one A per expert."""
+    """The products of the adapters, with a shared A or with one A per expert."""
 
     def __init__(self, grouped: Grouped, options: Options) -> None:
         self.grouped, self.options = grouped, options
@@ -156,7 +156,7 @@ class _LowRank:
         return low_AR.mul_(self.options.scale)
 
     def dropped(self, act_AF: Tensor, seed: int) -> Tensor:
-        """Apply dropout. The same seed drops the same elements, so that no mask is saved."""
+        """Apply dropout. The same seed drops the same elements, so no mask needs to be saved."""
         if not self.options.dropout:
             return act_AF
         generator = torch.Generator(act_AF.device).manual_seed(seed)
@@ -170,7 +170,7 @@ class _LowRank:
         return self.scaled(self.grouped.rows_by_columns(self.grouped.gather(x_TD) if x_AD is None else x_AD, A))
 
     def down_gradient(self, dlow_AR: Tensor, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        """The gradient of A, where dlow is the gradient of A x (or the reverse)."""
+        """dlow^T x, which is the gradient of A if dlow is the gradient of A x. For w2, it is called with low and dy."""
         if not self.options.per_expert:
             return torch.mm(self.grouped.combine(dlow_AR, None).t(), x_TD)
         return self.grouped.weight_gradient(dlow_AR, self.grouped.gather(x_TD) if x_AD is None else x_AD)
@@ -182,7 +182,7 @@ class _LowRank:
     def gradients(
         self, dh_AF: Tensor, x_TD: Tensor, A: Tensor | None, B: Tensor | None, dx_TD: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of A and B; the gradient of x is added to dx."""
+        """Return the gradients of A and B, and add the gradient of x to dx."""
         if A is None or B is None:
             return None, None
         dB = self.grouped.weight_gradient(dh_AF, self.down(x_TD, A))

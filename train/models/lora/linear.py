@@ -10,14 +10,14 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.lora: nn.Module | None = None
-        """Set by lora.adapters.add_lora: its output is added to the result."""
+        """A module whose output is added to the result. Set by lora.adapters.add_lora."""
         self.packed = False
-        """Set by lora.nf4.pack_parameters: the weight is stored in 4 bits."""
+        """Whether the weight is stored in 4 bits. Set by lora.nf4.pack_parameters."""
 
     def forward(self, input: Tensor) -> Tensor:
         if self.lora is None:
             return self._multiply(input)
-        # The adapter comes first, because selective checkpointing does not repeat the last product.
+        # The adapter is computed first, because selective checkpointing does not repeat the last product.
         added = self.lora(input)
         return self._multiply(input) + added
 

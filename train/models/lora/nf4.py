@@ -20,7 +20,7 @@ from train.models.precision import NF4_BLOCK, NF4_BLOCK_BYTES
 
 
 def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
-    """[M, P] of this dtype. N must be a multiple of 64."""
+    """Pack a weight into [M, P] of this dtype. N must be a multiple of 64."""
     import bitsandbytes.functional as bnb
 
     M, N = weight_MN.shape
@@ -30,7 +30,7 @@ def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
-    """[M, N], rounded to NF4."""
+    """Unpack a weight to [M, N]. Its values were rounded to NF4."""
     import bitsandbytes.functional as bnb
 
     bytes_M = packed_MP.detach().contiguous().view(torch.uint8)
@@ -48,7 +48,7 @@ def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the blocks' large weights of a model on meta by empty packed parameters."""
+    """In a model on meta, replace the large weights of the blocks by empty packed parameters."""
     for path, module in model.named_modules():
         for name, param in list(module.named_parameters(recurse=False)):
             if f"{path}.{name}".endswith(NF4_WEIGHTS):
@@ -80,5 +80,5 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
-    """How many rows of a weight to pack at a time: 64 MB in fp32."""
+    """The number of rows of a weight to pack at a time. They take up to 64 MB in fp32."""
     return max(1, (1 << 24) // math.prod(shape[1:]))

@@ -1,4 +1,4 @@
 """Predictions for a run on given nodes and GPUs: times, a search for better settings, and the report.
 
-Nothing here is measured; the code names its assumptions.
+Nothing is measured. The code states its assumptions.
 """

@@ -1,10 +1,10 @@
 """Known GPUs with their vendor's specifications, and files that describe other GPUs.
 
 Sources: NVIDIA's data sheets of A100, H100, H200, L40S and HGX B200, and the RTX Blackwell whitepaper for the RTX 5090.
-TFLOPs are dense (without sparsity), bf16 with fp32 accumulation; NVLink and PCIe are for one direction. Memory is the
-total that nvidia-smi shows, which is less than in the data sheets if ECC uses a part of it. `network` is not a property
-of the GPU but of typical nodes: one port of 400 Gb/s per GPU (A100: 200 Gb/s; L40S and RTX 5090: 100 Gb/s). We measured
-none of these numbers.
+TFLOPs are for dense GEMMs (without sparsity) in bf16 with fp32 accumulation. The bandwidths of NVLink and PCIe are for
+one direction. Memory is the total that nvidia-smi shows, which is less than in the data sheets if ECC uses a part of
+it. `network` does not depend on the GPU, but is that of typical nodes: one port of 400 Gb/s per GPU (A100: 200 Gb/s;
+L40S and RTX 5090: 100 Gb/s). This project has not measured these numbers.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Gpu(Section):
     memory_bandwidth: Positive
     """Memory bandwidth in GB/s (10^9 bytes per second)."""
     node_link: Positive
-    """Bandwidth to another GPU of the node, in GB/s for one direction: NVLink, else PCIe."""
+    """Bandwidth to another GPU of the node, in GB/s for one direction, through NVLink or, without it, PCIe."""
     network: Positive
     """Bandwidth to other nodes per GPU, in GB/s for one direction: its share of the node's network ports."""
 
@@ -123,7 +123,7 @@ GPUS = {
         network=12.5,
     ),
 }
-"""The GPUs by their names for --gpu. For others, see read_gpu."""
+"""The GPUs by their names for --gpu. For other GPUs, see find_gpu."""
 
 _CUDA_NAMES = {
     "NVIDIA A100-SXM4-40GB": "a100_40",
@@ -140,13 +140,14 @@ _CUDA_NAMES = {
 
 
 def known_gpu(cuda_name: str) -> Gpu | None:
-    """The GPU with this name in torch.cuda.get_device_name; None if its peaks are unknown."""
+    """The GPU for which torch.cuda.get_device_name returns this name, or None if its peaks are unknown."""
     name = _CUDA_NAMES.get(cuda_name)
     return GPUS[name] if name is not None else None
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU with this name in GPUS, or from a YAML file with Gpu's fields as keys. Raises ConfigError."""
+    """The GPU with this name in GPUS, or the GPU that a YAML file with Gpu's fields as keys describes. Raises
+    ConfigError."""
     refuse_path("--gpu", name)
     if Path(name).suffix in (".yaml", ".yml"):
         written = read(name)

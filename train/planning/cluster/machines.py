@@ -9,7 +9,7 @@ from train.planning.traffic import Traffic
 from train.planning.units import MeshDim
 
 _USUAL_GPUS = 8
-"""Number of GPUs of a node with one of GPUS."""
+"""Number of GPUs per node if --gpu is given but --gpus is not."""
 _GROUPED_MM = 8.0
 """Minimum compute capability of torch's grouped GEMM."""
 
@@ -22,7 +22,7 @@ class Cluster:
     gpus: int
     """Number of GPUs per node."""
     gpu: Gpu | None = None
-    """None if unknown; then no times are predicted."""
+    """None if unknown. No times are predicted then."""
 
     @property
     def ranks(self) -> int:
@@ -41,7 +41,7 @@ def make_cluster(nodes: int | None, gpus: int | None, gpu: str | None) -> Cluste
 
 
 def members_in_node(dim: MeshDim, gpus: int) -> int:
-    """The number of ranks of a group of this dimension within a node; ranks are numbered node by node."""
+    """The number of ranks of a group of this dimension that are in the same node. Ranks are numbered node by node."""
     return max(1, min(dim.size, gpus // dim.stride))
 
 
@@ -58,7 +58,7 @@ def between_nodes(sent: Traffic, gpus: int) -> float:
 
 def check_gpu(config: TrainConfig, gpu: Gpu) -> None:
     """Raise ConfigError if the run is for a CPU, or if torch's grouped GEMM is selected but does not support this GPU.
-    The checks are those of why_not_grouped_mm in train/models/experts, which needs the GPU itself."""
+    The checks are the same as in why_not_grouped_mm (train/models/experts), which can run only on the GPU itself."""
     if config.device == "cpu":
         raise ConfigError(f"is cpu, but --gpu {gpu.name} is given: remove one of them", key="device")
     if config.model.ffn_config.moe_impl != "grouped_mm":

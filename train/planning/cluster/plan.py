@@ -1,4 +1,4 @@
-"""The plan of a run on a cluster, from its config alone: all tables, and whether the run fits."""
+"""The plan of a run on a cluster, computed from the run's config: all tables, and whether the run fits."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,8 @@ _SHOWN = 8
 
 
 def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> Iterator[RenderableType]:
-    """batches: the length of the run; None if unknown. Raises ConfigError for kernels that the GPU does not support."""
+    """Yield the tables of the plan. batches: the length of the run, or None if unknown. Raises ConfigError if the GPU
+    does not support the selected kernels."""
     if cluster.gpu is not None:
         check_gpu(config, cluster.gpu)
     yield report.parameters_table(config)
@@ -42,8 +43,8 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
 
 
 def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Iterator[RenderableType]:
-    """With `always`, the fastest settings that fit. If the config does not fit, the smallest changes with which it
-    would."""
+    """If the config does not fit, yield the smallest changes with which it fits. If `always` is set, yield the fastest
+    settings that fit."""
     if cluster.gpu is None:
         return
     fit = fits(config, cluster)
@@ -64,8 +65,8 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
 
 
 def check_fit(config: TrainConfig, cluster: Cluster) -> None:
-    """Raise ConfigError if train.py would reject the run on this GPU, because memory is below the lower bound. Warn if
-    it is below the prediction."""
+    """Raise ConfigError if train.py would reject the run on this GPU, because its memory is below the lower bound. Log
+    a warning if the memory is below the prediction."""
     if cluster.gpu is None:
         return
     have = cluster.gpu.n_bytes

@@ -42,7 +42,7 @@ _SECONDS = {
 
 
 def parameters_table(config: TrainConfig) -> Group:
-    """Total and active parameters by part of the model."""
+    """Total and active parameters of each part of the model."""
     model, sizes = config.model, parameter_sizes(config.model)
     table = _table("part", "total", "active")
     for part, marks in _PARTS.items():
@@ -64,7 +64,7 @@ def _active(model: ModelConfig, part: str, total: int) -> int:
 
 
 def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
-    """FLOPs per token and per step, by part."""
+    """FLOPs per token and per step of each part of the model."""
     tokens = config.global_train_batch_size * config.max_seq_len
     title = f"FLOPs: GEMMs, attention over whole rows of {config.max_seq_len:,}; a step has {tokens:,} tokens"
     table = _table("part", *_FLOPS, "per token", "per step")
@@ -91,7 +91,7 @@ def _tokens(total: int, tokens: int) -> list[str]:
 def memory_table(
     parts: Mapping[str, MemoryParts], bounds: Mapping[str, float], have: float | None, ranks: int
 ) -> Group:
-    """Memory by part, with a column for each device. bounds: the lower bounds, below which a run is rejected."""
+    """Memory by category, with a column for each device. bounds: the lower bounds, below which a run is rejected."""
     title = f"memory of each of {ranks:,} rank(s) at the peak of a step (predicted)"
     table = _table("part", *parts)
     for field in fields(MemoryParts):
@@ -148,16 +148,16 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
 def assumptions_line(assumed: Assumptions) -> str:
     """The assumptions of the prediction."""
     return (
-        f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' and "
-        f"{assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the memory "
-        f"bandwidth and {assumed.link:.0%} of the links' bandwidth; gathers and reductions overlap with "
+        f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' "
+        f"GEMMs and {assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the "
+        f"memory bandwidth and {assumed.link:.0%} of the links' bandwidth; gathers and reductions overlap with "
         f"{assumed.overlap:.0%} of the computation; even load of the experts; no waiting for data, checkpoints or "
         "slower ranks"
     )
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """A table of candidates, each with its config changes."""
+    """The candidates, each with its config changes."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))
@@ -165,7 +165,7 @@ def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
 
 
 def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:
-    """Settings, the fastest first, and the overrides for the fastest."""
+    """The candidates' settings, fastest first, and the overrides for the fastest one."""
     table = _table("replicas", "EP", "microbatch", "recompute", "moe_recompute", *_PREDICTED)
     for each in candidates:
         found = Settings.of(each.config, cluster.ranks)
@@ -187,7 +187,7 @@ def _predicted(candidate: Candidate, cluster: Cluster) -> list[str]:
 
 
 def _titled(title: str, table: Table) -> Group:
-    """A table's own title would be wrapped to the width of the table."""
+    """Return the table below its title. A title set on the table itself would be wrapped to the table's width."""
     return Group(Text(f"\n{title}", style="bold"), table)
 
 
@@ -199,7 +199,7 @@ def _table(*columns: str) -> Table:
 
 
 def _short(number: float) -> str:
-    """A number with a unit prefix: `3.29e+12` as 3.29 T."""
+    """Format a number with a unit prefix: 3.29e12 becomes `3.29 T`."""
     power = min(max(int(math.log10(number)) // 3, 0), 7) if number else 0
     return f"{number / 1000**power:.3g}{' ' if power else ''}{('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z')[power]}"
 

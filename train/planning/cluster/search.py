@@ -1,6 +1,7 @@
-"""Searches other settings of a run on the same GPUs: those that fit, and those predicted to be the fastest.
+"""Searches for other settings of a run on the same GPUs: settings that fit, and settings that are predicted to be the
+fastest.
 
-Every candidate is the config with some keys changed, and passes the same checks.
+Every candidate is the config with some keys changed, and passes the checks that the config passes.
 """
 
 import math
@@ -19,7 +20,7 @@ from train.planning.traffic import traffic
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
 _POWERS = 4
-"""Microbatches of 1, 2, 4 and 8 rows are tried, and the config's own size."""
+"""Microbatches of 1, 2, 4 and 8 rows are tried, and the size in the config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class Settings:
         )
 
     def changes(self, config: TrainConfig, ranks: int) -> tuple[str, ...]:
-        """The overrides that change the config to these settings: one per setting, and one for all sharding keys."""
+        """The overrides that change the config to these settings: one per setting, where all sharding keys count as
+        one."""
         own, found = Settings.of(config, ranks), []
         if config.fsdp_config is None:
             found.append("fsdp_config={}")
@@ -74,7 +76,7 @@ class Settings:
         return tuple(found)
 
     def apply(self, config: TrainConfig) -> TrainConfig:
-        """Raises ConfigError if the config's rules reject the settings."""
+        """Return the config with these settings. Raises ConfigError if the config's rules reject them."""
         fsdp = replace(
             config.fsdp_config or FSDPConfig(),
             sharding_strategy="FULL_SHARD" if self.replicas == 1 else "HYBRID_SHARD",
@@ -89,7 +91,7 @@ class Settings:
 
 
 def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
-    """All settings that the config's checks accept, whether they fit or not; the fastest first."""
+    """All settings that pass the config's checks, fastest first, whether they fit or not."""
     found, flops_of = [], dict[tuple[Recompute, bool], list[Flops]]()
     for settings, changed in _changed(config, cluster):
         policy = settings.recompute, settings.moe_recompute
@@ -101,19 +103,19 @@ def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
 
 
 def fits(config: TrainConfig, cluster: Cluster) -> bool:
-    """Whether the GPU has the predicted memory."""
+    """Whether the GPU has at least the predicted memory."""
     assert cluster.gpu is not None, "a search requires a known GPU"
     return memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
 
 
 def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Candidate]:
-    """The fastest candidates that fit, at most this many. The candidates must be sorted by time."""
+    """Return up to `most` of the fastest candidates that fit. The candidates must be sorted by time."""
     return list(islice((each for each in found if fits(each.config, cluster)), most))
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Among the candidates and some changes outside the search, those that fit with the fewest changes; the fastest
-    first, at most this many."""
+    """Of the candidates and some changes outside the search, return those that fit with the fewest changes, fastest
+    first, up to `most`."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)
@@ -123,8 +125,9 @@ def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Cand
 
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
-    """The smallest number of nodes, a multiple of the cluster's, on which the config fits unchanged. None if up to 64
-    times as many are insufficient, or if rows cannot be divided among the ranks."""
+    """The smallest number of nodes on which the config fits unchanged. Multiples of the cluster's number of nodes are
+    tried, up to 64 times this number. None if they are insufficient, or if the rows cannot be divided among the
+    ranks."""
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = replace(cluster, nodes=cluster.nodes * factor)
         try:
@@ -137,7 +140,8 @@ def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
 
 
 def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, TrainConfig]]:
-    """Replicas consist of whole nodes or of one rank, because links within a node are faster."""
+    """Yield all settings to try, with the changed config. A replica consists of whole nodes or of one rank, because
+    links within a node are faster."""
     ranks = cluster.ranks
     own = Settings.of(config, ranks)
     rows = config.global_train_batch_size // ranks
@@ -165,7 +169,7 @@ def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, 
 
 
 def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
-    """Changes of single keys that affect what is trained or how, and are therefore not part of the search."""
+    """Yield changes of single keys that are not part of the search, such as another optimizer."""
     fsdp, optimizer, lora = config.fsdp_config, config.optimizer, config.lora
     changes: dict[str, dict[str, object]] = {}
     if optimizer.name in ("adamw", "decoupled_adamw"):

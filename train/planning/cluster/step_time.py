@@ -1,11 +1,11 @@
-"""Predicts the time of a training step on a cluster, from data sheet peaks and assumed efficiencies. Nothing is
-measured.
+"""Predicts the time of a training step on a cluster from the peaks in data sheets and from assumed efficiencies.
+Nothing is measured.
 
 The time of a step is the sum of: GEMMs and attention at a share of the peak TFLOPs; all other operations of the model
-at a share of the memory bandwidth; gathers and reductions of weights, as far as they do not overlap with computation;
-the exchange of tokens for expert parallelism, which is not overlapped; and the optimizer, which is limited by memory
-bandwidth. Not included: kernel launches and latencies of collectives, which dominate for small models; waiting for data
-or slower ranks, an uneven load of the experts, checkpoints and evaluations.
+at a share of the memory bandwidth; gathers and reductions of weights, if they do not overlap with computation; the
+exchange of tokens for expert parallelism, which does not overlap; and the optimizer, which is limited by memory
+bandwidth. The following are not included: kernel launches and latencies of collectives, which dominate in small models;
+waiting for data or slower ranks; an uneven load of the experts; checkpoints and evaluations.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from train.planning.units import trained_shard_size
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """The efficiency of a GPU relative to its data sheet. Estimates, not measured."""
+    """The efficiency of a GPU relative to its data sheet. These are estimates and not measurements."""
 
     gemm: float = 0.65
     """Share of peak TFLOPs for GEMMs of attention, head and adapters."""
@@ -38,7 +38,7 @@ class Assumptions:
     link: float = 0.75
     """Share of the bandwidth of links, within a node and between nodes."""
     overlap: float = 0.9
-    """Share of the computation time that gathers and reductions can overlap with."""
+    """Share of the computation time with which gathers and reductions can overlap."""
     host: float = 20e9
     """Bytes per second between GPU and host in one direction (activation_cpu_offload)."""
 
@@ -53,15 +53,15 @@ class StepTime:
     elementwise: float
     """Norms, activation functions, copies of tokens, additions: limited by memory bandwidth."""
     inside: float
-    """Communication between GPUs of a node that is not hidden by computation."""
+    """Communication between GPUs of a node that does not overlap with computation."""
     between: float
-    """Communication between nodes that is not hidden by computation."""
+    """Communication between nodes that does not overlap with computation."""
     optimizer: float
     """Clipping and the optimizer: limited by memory bandwidth."""
     offload: float
     """Transfer of activations to the host and back."""
     hidden: float
-    """Communication hidden by computation; not part of the total."""
+    """Communication that overlaps with computation. It is not part of the total."""
 
     @property
     def total(self) -> float:
@@ -85,7 +85,7 @@ class StepTime:
 
 
 def recompute_policy(config: TrainConfig) -> Recompute:
-    """activation_checkpointing with its older values converted."""
+    """The value of activation_checkpointing, with true and false converted to `block` and `none`."""
     policy = config.fsdp_config.activation_checkpointing if config.fsdp_config is not None else "none"
     if isinstance(policy, bool):
         return "block" if policy else "none"
@@ -159,10 +159,11 @@ def _known(cluster: Cluster) -> Gpu:
 def _communication(
     config: TrainConfig, cluster: Cluster, sent: Sequence[Traffic], computation: float, assumed: Assumptions
 ) -> tuple[float, float, float]:
-    """Seconds within and between nodes that are not hidden by computation, and seconds that are.
+    """Return three numbers: the seconds of communication within nodes and between nodes that do not overlap with
+    computation, and the seconds of communication that overlap.
 
-    A ring is as slow as its slowest hop. The first gather and the last reduction, one block's share, cannot overlap
-    with computation.
+    A ring is as slow as its slowest hop. The first gather and the last reduction cannot overlap with computation. They
+    are counted as the share of one block.
     """
     gpu = _known(cluster)
     exchange, weights = [0.0, 0.0], [0.0, 0.0]
@@ -183,8 +184,8 @@ def _communication(
 
 def _elementwise_bytes(config: TrainConfig) -> float:
     """The bytes per token that are read and written in a step outside of GEMMs: vectors of d_model in the residual
-    stream (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of a token for its experts and
-    back, and the GLU. Backward is counted twice, and recomputation once."""
+    stream (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of tokens to the experts and
+    back, and the GLU. Backward counts as two forward passes, and recomputation as one."""
     model, ffn = config.model, config.model.ffn_config
     width = FORMATS[precisions.computed(config.precision)].n_bytes
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim

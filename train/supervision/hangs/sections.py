@@ -1,4 +1,4 @@
-"""The section that a rank's main thread is in, and since when. The threads of the watchdog read this.
+"""The section that a rank's main thread is in, and since when. The watchdog's threads read this information.
 
 A process has one main thread, so `within(Section.SAVE)` needs no reference to the run; it does nothing if no run is
 watched.
