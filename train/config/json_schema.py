@@ -68,11 +68,11 @@ def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
-    classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
+    classes = {cls.__name__: cls for _, cls in _sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
     for name, cls in classes.items():
         _complete(definitions[name], cls, definitions)
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         _add_ignored(definitions[cls.__name__]["properties"], path)
     schema["properties"][VARIABLES] = {"type": ["object", "null"], "default": None, "description": _VARIABLES}
     schema["title"] = "A run of Dropless"
@@ -110,16 +110,16 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
-def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
+def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
     """Yield the path and the class of every section. NAME is any key of a mapping, [] any item of a list."""
     for option in options_of(hint):
         if is_section(option):
             yield path, option
             for name, below in hints_of(option).items():
-                yield from sections(below, join(path, name))
+                yield from _sections(below, join(path, name))
         elif get_origin(option) in (list, dict):
             below = f"{path}[]" if get_origin(option) is list else join(path, "NAME")
-            yield from sections(get_args(option)[-1], below)
+            yield from _sections(get_args(option)[-1], below)
 
 
 def explain(path: str) -> str:
@@ -178,7 +178,7 @@ def _bounds(cls: type[Section], name: str) -> list[str]:
 def key_reference() -> str:
     """The page, in Markdown. A class that is used for several sections has one table."""
     parts = [_KEYS_PAGE]
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         if path == _first_paths()[cls]:
             parts.append("\n".join(_section_of_page(path, cls)))
         elif "." not in path:
@@ -189,7 +189,7 @@ def key_reference() -> str:
 @functools.cache
 def _first_paths() -> dict[type[Section], str]:
     paths: dict[type[Section], str] = {}
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         paths.setdefault(cls, path)
     return paths
 
