@@ -135,8 +135,9 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
     elif "[" in split and (stream.local is not None or stream.remote is not None):
         yield Defect(
             "split",
-            f"is {split!r}, but for MDS shards it is the name of a folder, of which all samples are read: remove "
-            f"{split[split.index('[') :]!r} (choose takes fewer rows), or slice the data before writing the shards",
+            f"is {split!r}, but for MDS shards split is the name of a folder, and all samples in it are read: remove "
+            f"{split[split.index('[') :]!r} (set choose to use fewer rows), or slice the data before writing the "
+            "shards",
         )
 
 
