@@ -16,12 +16,11 @@ XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
 
-.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
+.PHONY: help install quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
-.PHONY: install
 install: .venv/installed  ## install everything into .venv
 
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, and ask it questions (about 6 minutes)
