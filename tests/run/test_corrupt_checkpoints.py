@@ -116,7 +116,7 @@ def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Pa
     assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
     assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint to resume from: restore")
     assert [f"ep0-ba{batch} is corrupt: __0_0" in none for batch in (2, 4, 6)] == [True] * 3
-    assert load_path.startswith(f"checkpoint {tmp_path / 'weights-only' / 'ep0-ba6'} is corrupt: __1_0.distcp has")
+    assert load_path.startswith(f"checkpoint {tmp_path / 'weights-only' / 'ep0-ba6'} is corrupt: __1_0.distcp does")
     assert [others[key][0] for key in ("stop", "none", "load_path")] == [stopped, none, load_path]
 
 

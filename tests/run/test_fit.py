@@ -63,11 +63,11 @@ def test_errors_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
     cases = {
         "max_duration=2ba save_folder=A_FILE/x": "save_folder A_FILE/x cannot be written: Not a directory",
-        "load_path=nowhere": "load_path is 'nowhere', but there is no such file or folder",
+        "load_path=nowhere": "load_path is 'nowhere', which does not exist",
         "load_path=A_FILE": "but it is not a complete checkpoint",
         "model.vocab_size=200": "model.vocab_size is 200, but the tokenizer has",
         "save_folder=azure://bucket/x": "save_folder is 'azure://bucket/x', but the supported object stores",
-        "save_folder='{name}/x'": "only {run_name} is filled in",
+        "save_folder='{name}/x'": "the only placeholder is {run_name}",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/few.jsonl": "but one global batch has 8",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/bad.jsonl": "bad.jsonl",
         "train_loader.dataset.hf_kwargs.data_files=FOLDER/blank.jsonl": "blank.jsonl",
