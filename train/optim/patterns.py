@@ -1,4 +1,5 @@
-"""Matches the optimizer's patterns with parameter names, which are computed from the config, without torch."""
+"""Matches the patterns in the optimizer's config with parameter names. The names are computed from the config, without
+torch."""
 
 import fnmatch
 from collections.abc import Sequence

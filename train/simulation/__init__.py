@@ -1,5 +1,6 @@
-"""A training step of one of many ranks, run on tensors without data: memory over time, traffic and FLOPs.
+"""Simulates a training step of one of many ranks, with tensors without data, to determine memory over time, traffic and
+FLOPs.
 
-The model, its sharding, loss, backward pass, clipping and optimizer are those of a real run. train/planning makes
-estimates from the config, without running the model.
+The model, its sharding, loss, backward pass, clipping and optimizer are those of a real run. In contrast,
+train/planning computes estimates from the config, without running the model.
 """

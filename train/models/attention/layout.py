@@ -1,7 +1,7 @@
 """The layout of a batch: packed documents, positions that restart in each document, and the attention backend.
 
-Shapes: B rows, S row length, T tokens that are not padding, N documents, P places in the attention backend's order,
-C head_dim.
+Shapes: B rows, S row length, T tokens that are not padding, N documents, P positions in the attention backend's token
+order, C head_dim.
 """
 
 import functools
@@ -120,7 +120,8 @@ def resolve_attn_impl(
 
 
 def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
-    """The backend that `auto` prefers on this device but cannot use, with the reason. Empty if `auto` can use it."""
+    """The backend that `auto` prefers on this device but cannot use, mapped to the reason. Empty if `auto` can use
+    it."""
     impl = _preferred(device)
     why = _why_not(impl, device, dtype, attn_pdrop)
     return {impl: why} if why else {}

@@ -28,7 +28,7 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
     yield report.parameters_table(config)
     flops = run_flops(config)
     yield report.flops_table(config, flops)
-    # Without --gpu, the run may be meant for a CPU.
+    # Without --gpu, the run may be intended for a CPU.
     devices = {"GPU": True} if cluster.gpu is not None else {"GPU": True, "CPU": False}
     parts = {name: memory_parts(config, cluster.ranks, gpu=gpu) for name, gpu in devices.items()}
     bounds = {name: memory_per_rank(config, cluster.ranks, gpu=gpu).total for name, gpu in devices.items()}
@@ -43,8 +43,8 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
 
 
 def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Iterator[RenderableType]:
-    """If the config does not fit, yield the smallest changes with which it fits. If `always` is set, yield the fastest
-    settings that fit."""
+    """If the config does not fit, yield a table of the smallest changes with which it fits. If `always` is set, yield a
+    table of the fastest settings that fit."""
     if cluster.gpu is None:
         return
     fit = fits(config, cluster)

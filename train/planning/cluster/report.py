@@ -146,7 +146,7 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
 
 
 def assumptions_line(assumed: Assumptions) -> str:
-    """The assumptions of the prediction."""
+    """The line that states the assumptions of the prediction."""
     return (
         f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' "
         f"GEMMs and {assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the "
@@ -157,7 +157,7 @@ def assumptions_line(assumed: Assumptions) -> str:
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """The candidates, each with its config changes."""
+    """The candidates, each with its changes of the config."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))
