@@ -107,13 +107,17 @@ def _describe(flag: str, *keys: str) -> None:
     from train.config.json_schema import explain, json_schema, key_reference
 
     if flag != "--explain" and keys:
-        raise ConfigError(f"{flag} takes no key, but {' '.join(keys)} is given: use --explain for one key")
+        raise ConfigError(
+            f"{flag} does not accept a key, but {' '.join(keys)} is given: use --explain to show a single key"
+        )
     if flag == "--schema":
         print(json.dumps(json_schema(), indent=2))
     elif flag == "--keys":
         print(key_reference(), end="")
     elif not keys:
-        raise ConfigError("no key: python train.py --explain KEY, such as train_loader.dataset.excess_length")
+        raise ConfigError(
+            "--explain needs a key: python train.py --explain KEY, such as train_loader.dataset.excess_length"
+        )
     for key in keys:
         print(explain(key))
 

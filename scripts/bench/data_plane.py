@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
-    what = "a tiktoken vocabulary; that of the quickstart has one token per letter (default: learned from the text)"
+    what = "a tiktoken vocabulary (the quickstart has one with a token per letter; default: learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
     parser.add_argument("--workers", type=int, help="default: one per core")

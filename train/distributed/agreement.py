@@ -45,8 +45,8 @@ _MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
 """Limits: the number of groups of ranks that are compared, the number of differences that are listed, and the number of
 characters of a value that are shown."""
 _POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
-"""The interval at which rank 0 checks whether the other ranks have read the differences, and the maximum time for this.
-When rank 0 ends, its store ends too."""
+"""When ranks differ, rank 0 checks at this interval, and for at most this time, whether the other ranks have read the
+differences. It waits for them because its store ends with rank 0."""
 
 
 def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -70,7 +70,7 @@ def scale_to_norm(params: Iterable[nn.Parameter], norm: float, max_norm: float) 
     for gradient in _gradients(params):
         groups.setdefault(gradient.dtype, []).append(_local(gradient))
     for dtype, gradients in groups.items():
-        # Rounded as in torch, where the norm has the same dtype as the gradients.
+        # The factor is rounded as in torch, where the norm has the same dtype as the gradients.
         factor = (max_norm / (torch.tensor(norm, dtype=dtype) + 1e-6)).item()
         if factor < 1:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,5 +1,5 @@
-"""The failure that ends a run. The rank that fails shares it with the other ranks through the store. If several ranks
-fail, the failure that was shared first is used.
+"""The failure that ends a run. The rank that fails shares the failure with the other ranks through the store. If
+several ranks fail, the failure that was shared first is used.
 
 This module requires neither Composer nor a process group, so that ranks can share failures before the process group
 exists.

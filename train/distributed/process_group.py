@@ -34,7 +34,7 @@ _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 @contextmanager
 def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
     """A context for everything up to and including initialize_dist. Within it, rank 0 serves the store. If a rank
-    fails, the ranks that wait for it raise its error. Errors in the launcher's environment variables are added to
+    fails, the ranks that wait for it raise the same error. Errors in the launcher's environment variables are added to
     `problems`, or raised if it is None."""
     held = None
     if _must_join():
@@ -109,7 +109,7 @@ def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
         check_agreement(store, facts, rank, world_size)
     except RuntimeError:  # torch's DistNetworkError
         raise ConfigError(
-            f"lost the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port}, which has ended: see its output"
+            f"lost the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port}: rank 0 has ended; see its output"
         ) from None
     return store
 
@@ -125,7 +125,7 @@ def _wait_for_server(place: str, timeout: float) -> None:
     if not _poll(is_served, lambda: f"Waiting for rank 0 at {place} ({why})", timeout):
         raise ConfigError(
             f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}; "
-            "see the output of rank 0, which may have ended, or set these variables to its address"
+            "rank 0 may have ended: see its output, or set these variables to its address"
         )
 
 

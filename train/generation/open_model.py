@@ -186,11 +186,11 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
     need = sum(n_bytes(shape, precision) for shape in parameter_shapes(model).values())
     have = available_memory(device)
     if need > have:
-        where = "the GPU" if device == "gpu" else "this machine"
-        has = f"{where} has {format_bytes(have, down=True)}"
+        where = "GPU" if device == "gpu" else "machine"
+        has = f"this {where} has {format_bytes(have, down=True)}"
         raise ConfigError(
-            f"{path} needs {format_bytes(need)} in {precision}, but {has}: use a larger one, or serve the exported "
-            "folder on several GPUs"
+            f"{path} needs {format_bytes(need)} in {precision}, but {has}: use a larger {where}, or serve the "
+            "exported folder on several GPUs"
         )
 
 

@@ -132,11 +132,11 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
 
 
 def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
-    """Raise ConfigError if the longest prompt and max_new_tokens exceed max_seq_len."""
+    """Raise ConfigError if the length of the longest prompt plus max_new_tokens exceeds max_seq_len."""
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(
-            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt this makes "
-            f"{longest + max_new_tokens}, and the model supports only {max_seq_len}: use at most "
+            f"--max_new_tokens is {max_new_tokens}, but together with the {longest} tokens of the longest prompt, this "
+            f"is {longest + max_new_tokens} tokens, and the model supports only {max_seq_len}: use at most "
             f"{max_seq_len - longest}"
         )

@@ -90,8 +90,8 @@ def choose_device(wanted: Device | None) -> Device:
     if not machine.torch_gpus and wanted == "gpu":
         vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
         raise ConfigError(
-            f"is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
-            f"start it on a machine with a GPU, {_ON_CPU}",
+            f"is gpu, but this machine has no GPU (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
+            f"start the run on a machine with a GPU, {_ON_CPU}",
             key="device",
         )
     return "gpu" if machine.torch_gpus else "cpu"

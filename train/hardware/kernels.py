@@ -58,7 +58,7 @@ def resolve_kernels(
     """Return the implementation of the experts, and lines for the console.
 
     dtype: the compute dtype of experts and attention. shape: the RoutedShape of the largest forward pass, or None if it
-    is unknown. Raises ConfigError if the requested implementation is not available, and if auto would select the loop
+    is unknown. Raises ConfigError if the requested implementation is not available, or if auto would select the loop
     over experts for a large model on a GPU.
     """
     try:

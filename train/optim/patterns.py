@@ -25,7 +25,8 @@ def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
     """Raise ConfigError if no parameter is trained."""
     if not trained:
         raise ConfigError(
-            f"is {optimizer.freeze}, but it freezes every parameter: nothing is left to train", key="optimizer.freeze"
+            f"is {optimizer.freeze}, but it freezes every parameter: remove a pattern, so that some are trained",
+            key="optimizer.freeze",
         )
 
 
@@ -38,6 +39,8 @@ def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str
             examples = ", ".join(
                 sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
             )
-            raise ConfigError(f"has {pattern!r}, but it matches no parameter; there are: {examples}", key=key)
+            raise ConfigError(
+                f"has {pattern!r}, but it matches no parameter; names of parameters are: {examples}", key=key
+            )
         matched.update(hits)
     return matched

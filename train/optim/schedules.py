@@ -27,14 +27,14 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter one, or "
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter warmup, or "
             f"scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'} for a short test",
             key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
-            f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left: use a shorter one, or "
+            f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} batches, only "
+            f"{total - warmup} of the run's {total} batches remain: use a shorter decay, or "
             "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur for a short test",
             key="scheduler.t_decay",
         )

@@ -40,9 +40,9 @@ class Throughput(Callback):
     evaluations, saves and text generation; `tokens/*` and `seconds/*` since the beginning of the run; `memory/peak_gib`
     of the rank with the highest peak; and `time/remaining_seconds`.
 
-    This callback must be the last in the list of callbacks, because others wait for saves at the end of a run. Requires
-    the token counts that callbacks/global_batch.py adds to the batch. It reads only values that are already computed,
-    so that no step has to wait for the device.
+    This callback must be the last in the list of callbacks, because other callbacks wait for saves at the end of a run.
+    Requires the token counts that callbacks/global_batch.py adds to the batch. It reads only values that are already
+    computed, so that no step has to wait for the device.
     """
 
     def __init__(

@@ -128,7 +128,7 @@ class Profile(Callback):
 
 @contextmanager
 def _named_ranges() -> Iterator[None]:
-    """Name attention and experts in the trace."""
+    """Within this context, the trace contains a named range for each call of attention and experts."""
     before = [(kind, name, getattr(kind, name)) for kind, name, _ in _RANGES]
     for kind, name, range_name in _RANGES:
         setattr(kind, name, record_function(range_name)(getattr(kind, name)))

@@ -120,8 +120,8 @@ def run(
 
 
 def _free_port() -> int:
-    """A port below the range of automatically assigned ports, so that no other program gets it before rank 0
-    listens on it."""
+    """A port below the range of automatically assigned ports, so that no other program is assigned this port before
+    rank 0 listens on it."""
     number = os.getpid() + time.monotonic_ns() // 1000
     while True:
         port = 20000 + number % 10000

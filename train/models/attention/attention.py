@@ -72,8 +72,8 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 @functools.cache
 def gradient_bound(clip: float, dtype: torch.dtype) -> float:
     """The smallest magnitude at which an input gets no gradient. This is the clip value in this dtype. If the installed
-    torch's clamp passes the gradient of an input that equals the clip value (as in torch 2.7, but not in 2.15), it is
-    the next larger number."""
+    torch's clamp passes the gradient of an input that equals the clip value (as in torch 2.7, but not in 2.15), the
+    result is the next larger number."""
     # These hooks replace those of activation checkpointing, which would otherwise count the tensors saved here.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)

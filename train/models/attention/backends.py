@@ -50,8 +50,8 @@ class FlexBackend(NamedTuple):
 
 @functools.cache
 def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
-    """FlexAttention: if `compiled`, a kernel that computes only the blocks that the mask selects; otherwise, a
-    reference implementation that computes all T x T scores."""
+    """The function for FlexAttention: if `compiled`, a kernel that computes only the blocks that the mask selects;
+    otherwise, a reference implementation that computes all T x T scores."""
     # Imported here, because it loads torch's compiler, which takes seconds.
     from torch.nn.attention.flex_attention import flex_attention
 

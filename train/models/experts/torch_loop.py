@@ -144,8 +144,8 @@ class _ExpertProducts:
 
 
 class _Scratch:
-    """Memory that all experts reuse for their results. It stays in the CPU cache, and avoids malloc, which is slow if
-    the sizes keep changing."""
+    """Memory that all experts reuse for their results. The memory stays in the CPU cache. Reusing it avoids calls of
+    malloc, which are slow if the sizes keep changing."""
 
     def __init__(self, like: Tensor, most: int) -> None:
         self.like, self.most = like, most

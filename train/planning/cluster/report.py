@@ -161,7 +161,7 @@ def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))
-    return _titled("the smallest changes with which it fits (predicted)", table)
+    return _titled("the smallest changes with which the run fits (predicted)", table)
 
 
 def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:
