@@ -135,8 +135,9 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
     elif "[" in split and (stream.local is not None or stream.remote is not None):
         yield Defect(
             "split",
-            f"is {split!r}, but for MDS shards it is the name of a folder, of which all samples are read: remove "
-            f"{split[split.index('[') :]!r} (choose takes fewer rows), or slice the data before writing the shards",
+            f"is {split!r}, but for MDS shards split is the name of a folder, and all samples in it are read: remove "
+            f"{split[split.index('[') :]!r} (set choose to use fewer rows), or slice the data before writing the "
+            "shards",
         )
 
 
@@ -172,7 +173,7 @@ class StreamConfig(Section):
     rows are already examples."""
 
     proportion: NotNegative | None = None
-    """Share of the run's tokens, relative to the other streams."""
+    """Share of the run's tokens that this stream contributes, relative to the other streams."""
     repeat: Positive | None = None
     """Alternative to proportion: how often each row of this stream occurs in an epoch of the mixture (default: 1)."""
     choose: Count | None = None

@@ -118,8 +118,8 @@ def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """Return a list of one item, which is set to the number of tokens once rows are prepared, and the variants by
-    name."""
+    """Return two values: a list with one item, which is set to the number of tokens when rows are prepared, and the
+    variants by name."""
     import datasets
     import streaming  # noqa: F401 - imported here, so that the import is not measured
 

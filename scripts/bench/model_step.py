@@ -4,7 +4,7 @@ Compares Dropless with each available moe_impl, transformers' DBRX, and only the
 The variants run in turn in every round, on the same rows of packed documents. Ratios are computed per round. All
 variants share one set of weights in --dtype and one optimizer with learning rate 0. Therefore, a layer of DBRX's width
 fits on a GPU with 80 GB (8 bytes per parameter), and the loss is the same in every step. The lower bound for the
-experts' time is one GEMM over all assignments.
+experts' time is the time of one GEMM over all assignments.
 """
 
 import sys

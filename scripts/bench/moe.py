@@ -1,7 +1,7 @@
 """Times the forward and backward passes of one MoE layer with our backends, of transformers' DBRX layer, of a dense
 layer, and of only the GEMMs.
 
-All variants run in turn in every round, on the same tokens, which are drawn anew for each round. Ratios are computed
+All variants run in turn in every round, on the same tokens, which are drawn again for each round. Ratios are computed
 per round. On a CPU, the CPU time of a single thread is measured, which other programs hardly affect. On a GPU, CUDA
 events are used.
 """

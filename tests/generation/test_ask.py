@@ -195,8 +195,8 @@ def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    fix = "together with the 2 tokens of the longest prompt, this is 65 tokens, and the model supports only 64: use at most 62\n"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {fix}")
+    sizes = "together with the 2 tokens of the longest prompt, this is 65 tokens, and the model supports only 64"
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: use at most 62\n")
     check_room([[0], [0, 0]], 62, 64)
     # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0

@@ -117,7 +117,7 @@ class WandBLoggerConfig(Section):
     project: Label | None = None
     """The project that the run belongs to."""
     entity: Label | None = None
-    """The user or team."""
+    """The user or team that the project belongs to."""
     group: Label | None = None
     """The group that the run belongs to."""
     name: Label | None = None

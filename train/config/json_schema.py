@@ -68,11 +68,11 @@ def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
-    classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
+    classes = {cls.__name__: cls for _, cls in _sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
     for name, cls in classes.items():
         _complete(definitions[name], cls, definitions)
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         _add_ignored(definitions[cls.__name__]["properties"], path)
     schema["properties"][VARIABLES] = {"type": ["object", "null"], "default": None, "description": _VARIABLES}
     schema["title"] = "A run of Dropless"
@@ -90,7 +90,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
             key["default"] = {} if isinstance(made, Section) else made
-        section = next(filter(is_section, options_of(hints_of(cls)[field.name])), None)
+        section = _section_of(hints_of(cls)[field.name])
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
@@ -110,16 +110,16 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
-def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
+def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
     """Yield the path and the class of every section. NAME is any key of a mapping, [] any item of a list."""
     for option in options_of(hint):
         if is_section(option):
             yield path, option
             for name, below in hints_of(option).items():
-                yield from sections(below, join(path, name))
+                yield from _sections(below, join(path, name))
         elif get_origin(option) in (list, dict):
             below = f"{path}[]" if get_origin(option) is list else join(path, "NAME")
-            yield from sections(get_args(option)[-1], below)
+            yield from _sections(get_args(option)[-1], below)
 
 
 def explain(path: str) -> str:
@@ -149,25 +149,36 @@ def explain(path: str) -> str:
 
 
 def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: bool) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
-    key = definition["properties"][name]
-    bounds = [] if is_item else [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
+    key = _definition(cls)["properties"][name]
+    bounds = [] if is_item else _bounds(cls, name)
     null = " or null" if type(None) in get_args(hint) else ""
     yield path
     yield f"  type     {', '.join([describe(hint) + null, *bounds])}"
     if not is_item:
         yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
     yield textwrap.indent(textwrap.fill(" ".join(key["description"].split()), 98), "  ")
-    section = next(filter(is_section, options_of(hint)), None)
+    section = _section_of(hint)
     if section is not None:
         yield f"  keys     {', '.join(hints_of(section)) or 'none'}"
+
+
+def _section_of(hint: Any) -> type[Section] | None:
+    return next(filter(is_section, options_of(hint)), None)
+
+
+def _definition(cls: type[Section]) -> dict[str, Any]:
+    schema = json_schema()
+    return schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+
+
+def _bounds(cls: type[Section], name: str) -> list[str]:
+    return [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
 
 
 def key_reference() -> str:
     """The page, in Markdown. A class that is used for several sections has one table."""
     parts = [_KEYS_PAGE]
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         if path == _first_paths()[cls]:
             parts.append("\n".join(_section_of_page(path, cls)))
         elif "." not in path:
@@ -178,14 +189,13 @@ def key_reference() -> str:
 @functools.cache
 def _first_paths() -> dict[type[Section], str]:
     paths: dict[type[Section], str] = {}
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         paths.setdefault(cls, path)
     return paths
 
 
 def _section_of_page(path: str, cls: type[Section]) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+    definition = _definition(cls)
     yield f"{_heading(path)}\n"
     if cls is not TrainConfig:
         yield f"{_prose(definition['description'])}\n"
@@ -219,8 +229,7 @@ def _type_cell(cls: type[Section], name: str, hint: Any) -> str:
     options = [_type_option(option) for option in options_of(hint)]
     if type(None) in get_args(hint):
         options.append("`null`")
-    bounds = [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
-    return _cell("; ".join([" or ".join(options), *bounds]))
+    return _cell("; ".join([" or ".join(options), *_bounds(cls, name)]))
 
 
 def _type_option(option: Any) -> str:
@@ -229,7 +238,7 @@ def _type_option(option: Any) -> str:
     if is_section(option):
         return f"section {_link(option)}"
     if get_origin(option) in (list, dict):
-        section = next(filter(is_section, options_of(get_args(option)[-1])), None)
+        section = _section_of(get_args(option)[-1])
         if section is not None:
             return f"{'list' if get_origin(option) is list else 'mapping'} of sections {_link(section)}"
     return describe(option)

@@ -11,7 +11,7 @@ from data.config.values import DurationText, NotNegative, Positive, Share
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroupConfig(Section):
-    """Parameters with their own learning rate or weight decay."""
+    """Parameters with a separate learning rate or weight decay."""
 
     match: list[str]
     """Shell-style patterns of parameter names, such as `*.experts.mlp.*`."""
@@ -45,7 +45,7 @@ class OptimizerConfig(Section):
     momentum: NotNegative = 0.0
     """Momentum of sgd."""
     weight_decay: NotNegative = 0.0
-    """Decay of the weights in each step."""
+    """The weight decay coefficient."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
@@ -68,7 +68,7 @@ class SchedulerConfig(Section):
         "inv_sqrt_with_warmup",
         "wsd_with_warmup",
     ]
-    """How the learning rate changes after the warmup."""
+    """The schedule: how the learning rate changes after the warmup."""
     t_warmup: DurationText = "0ba"
     """Length of the linear warmup from 0."""
     alpha_f: Share = 0.0

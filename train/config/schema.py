@@ -283,7 +283,7 @@ class TrainConfig(Section):
     """Name of the run, without slashes and braces. null uses $RUN_NAME. If this variable is not set, null uses a name
     with the date and time."""
     seed: Seed = 17
-    """Random seed of initial weights, dropout and the order of rows."""
+    """Random seed for the initial weights, dropout and the order of rows."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
@@ -312,7 +312,7 @@ class TrainConfig(Section):
     eval_interval: PositiveDuration = "1ep"
     """Time between evaluations."""
     eval_first: bool = False
-    """Also evaluate before the first step."""
+    """Also run an evaluation before the first step."""
     eval_subset_num_batches: CountOrAll = -1
     """Number of batches in an evaluation; -1 uses all."""
 

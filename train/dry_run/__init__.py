@@ -1,4 +1,4 @@
-"""`train.py CONFIG --dry-run`: opens everything that the run would read, and shows the run's plan and first batch.
+"""`train.py CONFIG --dry-run`: opens everything that the run would read, and shows the row plan and the first batch.
 
-Nothing is trained, and the save folder is not changed. The inputs are opened by train/run.
+It trains nothing and does not change the save folder. train/run opens the inputs.
 """

@@ -1,4 +1,4 @@
-"""What scripts/checkpoint.py shows about checkpoints and save folders, and what it deletes.
+"""The implementation of scripts/checkpoint.py, which shows, verifies and deletes checkpoints.
 
 Reading and retaining checkpoints belong in train/checkpoint. Runs do not use this package.
 """

@@ -87,8 +87,8 @@ def adapter_name(name: str) -> str:
 
 
 def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """Return the number of all parameters, and of active parameters: those of moe_top_k experts and of everything
-    else."""
+    """Return the total number of parameters, and the number of active parameters: those of moe_top_k experts in each
+    layer, and all parameters outside the experts."""
     sizes = parameter_sizes(model)
     total = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if ".experts." in name)

@@ -102,7 +102,8 @@ class _Step:
         )
         adapters = [self._buffers(unit) for unit in found.values()]
         self.fetches_late = config.lora is not None and any("attn" in name for name in found)
-        # No gradient flows through the attention of the first block, unless a parameter in it or before it is trained.
+        # Gradients flow through the attention of the first block only if a parameter in this attention, or before it,
+        # is trained.
         first = f"transformer.blocks.{self.first}.norm_attn_norm"
         self.ends_in_experts = not self.trains_embedding and not any(name.startswith(first) for name in trained)
         self.adapts_experts = any(name.startswith(EXPERTS) for name in found)

@@ -1,5 +1,5 @@
-"""The files of a checkpoint: written with hashes, committed by a manifest, verified when read, and unpickled without
-executing code.
+"""Reads and writes the files of a checkpoint. Files are written with hashes and committed by a manifest. They are
+verified when they are read, and unpickled without executing code.
 
 The content of the files (weights, optimizer, position) belongs in train/checkpoint.
 """

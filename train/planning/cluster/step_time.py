@@ -32,8 +32,8 @@ class Assumptions:
     experts: float = 0.55
     """Fraction of the peak TFLOPs that the experts' grouped GEMMs reach with an even load."""
     scores: float = 0.5
-    """Fraction of the peak TFLOPs that fused attention reaches, which computes only the causal half of a row's
-    scores."""
+    """Fraction of the peak TFLOPs that fused attention reaches. Fused attention computes only the causal half of a
+    row's scores."""
     memory: float = 0.75
     """Fraction of the memory bandwidth that is reached."""
     link: float = 0.75
