@@ -124,7 +124,7 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
         ids = encode_one(question, opened.tokenizer)
         name = f"prompt {number} ({redacted(question_text(question))[:40]!r})"
         if not ids:
-            raise DataError(f"{name} is empty: there is nothing to continue")
+            raise DataError(f"{name} is empty: a prompt must have at least one token")
         if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:
             raise DataError(f"{name} has {len(ids)} tokens, but the model supports only {opened.decoder.max_seq_len}")
         prompts.append(ids)

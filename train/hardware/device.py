@@ -98,8 +98,8 @@ def choose_device(wanted: Device | None) -> Device:
 
 
 def why_no_gpu(machine: Machine) -> str | None:
-    """The reason why a run cannot use the machine's GPUs, with a fix. None if the run can use them, or if there are no
-    GPUs."""
+    """The reason why a run cannot use the machine's GPUs, and how to fix it. None if the run can use them, or if there
+    are no GPUs."""
     if machine.torch_gpus:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
@@ -172,8 +172,8 @@ def _torch_error(machine: Machine) -> str:
 
 
 def _unsupported(machine: Machine) -> str | None:
-    """Why the wheel does not support this rank's GPU, or None. torch only logs a warning, and the first kernel that is
-    launched fails."""
+    """Why the wheel does not support this rank's GPU, or None. For an unsupported GPU, torch only logs a warning, and
+    the first kernel that is launched fails."""
     if machine.capability is None or not machine.torch_archs:
         return None
     if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):

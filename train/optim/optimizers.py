@@ -48,7 +48,7 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
 
 
 def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
-    """The settings of a group: those of optimizer.param_groups[entry], or the defaults if entry is None."""
+    """The settings of a parameter group: those of optimizer.param_groups[entry], or the defaults if entry is None."""
     own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
     default = config.weight_decay if decayed else 0.0
     of = "parameters" if entry is None else f"param_groups[{entry}]"

@@ -130,7 +130,7 @@ def _stage_points(
 
 def draw(run: RunData, file: Path) -> None:
     """Plot the planned shares of the streams over the run as stacked areas and, below them, lr_scale. The suffix of the
-    file selects the format."""
+    file determines the format."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -108,7 +108,8 @@ def memory_table(
 
 def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
     """Traffic by kind, mesh dimension and link."""
-    title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {cluster.nodes} node(s) of {cluster.gpus}"
+    nodes = f"{cluster.nodes} node(s) with {cluster.gpus} GPU(s) each"
+    title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {nodes}"
     table = _table("kind", "over", "of ranks", "inside a node", "between nodes")
     for each in sent:
         far = between_nodes(each, cluster.gpus)
