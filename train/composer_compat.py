@@ -2,7 +2,7 @@
 the patch are left unchanged.
 
 Subclasses and callbacks that use only Composer's public features are in train/callbacks (CheckpointSaver, RestoreRNG,
-LearningRate) and train/loggers, even if they replace Composer's own.
+LearningRate) and train/loggers, even if they replace a class of Composer.
 """
 
 import inspect
@@ -26,8 +26,8 @@ def leave_sharded_models() -> bool:
 
 
 def shards_again() -> bool:
-    """Whether Composer applies fully_shard without checking whether the model is already sharded. This searches
-    Composer's source code, because running the code requires ranks and a device."""
+    """Whether Composer applies fully_shard without checking whether the model is already sharded. This function
+    searches Composer's source code, because running that code requires several ranks and a device."""
     return not any("FSDPModule" in inspect.getsource(module) for module in (prepare_distributed, fsdp2))
 
 

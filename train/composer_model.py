@@ -1,4 +1,5 @@
-"""DBRX as a ComposerModel: the loss of a step and evaluation metrics. The only link between model and Trainer."""
+"""DBRX as a ComposerModel: the loss of a step and evaluation metrics. This module is the only link between the model
+and Composer's Trainer."""
 
 from typing import Any
 
@@ -17,7 +18,7 @@ Batch = dict[str, Tensor]
 
 
 class LanguageCrossEntropy(Metric):
-    """Mean loss over all trained tokens, independent of their split into batches and ranks."""
+    """Mean loss over all trained tokens. It does not depend on how the tokens are split into batches and over ranks."""
 
     full_state_update = False
 
@@ -78,11 +79,11 @@ class DbrxForComposer(ComposerModel):
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]: Composer accepts dicts, but its annotation does not
         self, outputs: DbrxOutput, batch: Batch
     ) -> dict[str, Tensor]:
-        """This microbatch's part of the mean over the trained tokens of the global batch (router losses: over its
-        routed tokens).
+        """This microbatch's contribution to the mean loss over the trained tokens of the global batch. (For router
+        losses, the mean is over the routed tokens of the global batch.)
 
         Composer multiplies the loss by the microbatch's share of the device's rows, and averages over ranks. This
-        method divides by both factors, so that the sum of all parts does not depend on the number of ranks and
+        method divides by both factors, so that the sum of all contributions does not depend on the number of ranks and
         microbatches. Requires the keys that callbacks/global_batch.py adds to the batch.
         """
         assert outputs.losses_BS is not None
@@ -102,7 +103,7 @@ class DbrxForComposer(ComposerModel):
         if "expert_counts" in batch:
             counts_LE = batch["expert_counts"][0]
         elif ffn.moe_lbl_scope != "microbatch" and ffn.moe_loss_weight > 0:
-            # With a single microbatch, the microbatches of all ranks are the global batch.
+            # If each rank has a single microbatch, the microbatches of all ranks form the global batch.
             counts_LE = counts_LE.clone()
             dist.all_reduce(counts_LE)
         # Every token is counted moe_top_k times in every layer.

@@ -1,4 +1,5 @@
-"""The command line: reads the config, reports what will run, checks that it fits, and trains.
+"""The command-line interface: reads the config, reports what will run, checks that the run fits on this machine, and
+trains.
 
 Nothing heavy is imported before the config has been read, so that help and errors appear quickly.
 """
@@ -50,7 +51,7 @@ key=value changes a key of CONFIG; the value is YAML, and dots separate nested k
 """
 
 _REHASH, _DRY_RUN, _DEBUG = _FLAGS = "--rehash", "--dry-run", "--debug"
-"""These flags may be at any position."""
+"""These flags may be at any position on the command line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +88,7 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
             _run(arguments, signals)
     except Exception as error:
         if signals.raised and isinstance(error, ConfigError | DataError):
-            raise  # for example, because the signal interrupted reading a checkpoint
+            raise  # the error may be a consequence of the signal, for example if it interrupted reading a checkpoint
         if (code := report(error, debug=_DEBUG in arguments)) is None:
             raise
         return code
@@ -106,13 +107,17 @@ def _describe(flag: str, *keys: str) -> None:
     from train.config.json_schema import explain, json_schema, key_reference
 
     if flag != "--explain" and keys:
-        raise ConfigError(f"{flag} takes no key, but {' '.join(keys)} is given: use --explain for one key")
+        raise ConfigError(
+            f"{flag} does not accept a key, but {' '.join(keys)} is given: use --explain to show a single key"
+        )
     if flag == "--schema":
         print(json.dumps(json_schema(), indent=2))
     elif flag == "--keys":
         print(key_reference(), end="")
     elif not keys:
-        raise ConfigError("no key: python train.py --explain KEY, such as train_loader.dataset.excess_length")
+        raise ConfigError(
+            "--explain needs a key: python train.py --explain KEY, such as train_loader.dataset.excess_length"
+        )
     for key in keys:
         print(explain(key))
 

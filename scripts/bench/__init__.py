@@ -1,4 +1,4 @@
-"""Benchmarks, and their shared code: common.py, gemms.py and watch.py.
+"""Benchmarks, and the code that they share (common.py, gemms.py and watch.py).
 
 Training does not need this package.
 """

@@ -1,11 +1,12 @@
-"""Compares saving in the background with blocking saves: how long training stalls, and step times during the write.
+"""Compares saving in the background with blocking saves: the time for which training stalls, and the step times during
+the write.
 
-One rank trains a small DBRX with one thread. Most of the checkpoint is filler tensors, which bring it to the requested
-size and which the steps do not use, so that a step is short compared with a write. In each round every variant saves
-once, and the order of the variants changes from round to round. The stall is the duration of the save call after a
-step. Steps "inside" begin and end while the thread writes. The same number of steps "outside" run before the save,
-while nothing is written. The results are medians, and ratios are computed per round. A plain write of the same number
-of bytes, followed by fsync, is also timed, because the speed of the disk varies.
+One rank trains a small DBRX with one thread. Most of the checkpoint consists of filler tensors, which increase its size
+to the requested value. The training steps do not use these tensors, so a step is short compared with a write. In each
+round every variant saves once, and the order of the variants changes from round to round. The stall is the duration of
+the save call after a step. Steps "inside" begin and end while the background thread writes. The same number of steps
+"outside" are run before the save, while nothing is written. The results are medians, and ratios are computed per round.
+A plain write of the same number of bytes, followed by fsync, is also timed, because the speed of the disk varies.
 """
 
 import sys
@@ -29,7 +30,7 @@ from scripts.bench import common
 
 VARIANTS = ("background", "waiting", "bare write")
 _FILLER_BYTES = 16 * 10**6
-"""The approximate size of one filler tensor in bytes."""
+"""The approximate size of a filler tensor in bytes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Return the figures of each round by variant."""
+    """Return the measured values of each round, by variant."""
     step, tensors = build(n_bytes, args)
     saver = build_saver(folder)
     count = 20
@@ -151,7 +152,8 @@ def save(saver: Any, folder: Path, tensors: dict[str, Any], batch: int, *, backg
 
 
 def timed(step: Callable[[], None]) -> tuple[float, float]:
-    """Return wall-clock seconds, and CPU seconds of this thread, which other programs do not affect."""
+    """Return the wall-clock seconds of a step, and the CPU seconds of this thread, which other programs do not
+    affect."""
     began, cpu = time.perf_counter(), time.thread_time()
     step()
     return time.perf_counter() - began, time.thread_time() - cpu

@@ -1,9 +1,10 @@
 """Injects faults into small real runs and compares the outcomes with the expected outcomes.
 
-Each fault gets its own copy of a run, which is then started as a user would start it. The trained weights must be
-bitwise equal to those of a run without a fault; the hashes of the exports are compared. --flips N also flips a random
-bit in a random checkpoint file, N times. The exit code is nonzero if an outcome is not as expected. Full disks are
-simulated with small tmpfs mounts, which require root. Without root, these faults are reported as not injected.
+Each fault is injected into a separate copy of a run, which is then started as a user would start it. The trained
+weights must be bitwise equal to those of a run without a fault, which is checked by comparing the hashes of the
+exported weights. With --flips N, a random bit in a random checkpoint file is also flipped, N times. The exit code is
+nonzero if an outcome is not as expected. Full disks are simulated with small tmpfs mounts, which require root. Without
+root, these faults are reported as not injected.
 """
 
 import sys

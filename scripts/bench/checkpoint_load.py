@@ -1,10 +1,11 @@
-"""Times loading a sharded checkpoint (weights and Adam's moments) into a model and its optimizer, and saving one.
+"""Times loading a sharded checkpoint (weights and Adam's moments) into a model and its optimizer, and saving such a
+checkpoint.
 
 All variants run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
 verification, and torch's own reader, which fills the same tensors. In each round every variant loads once with the
 files in the page cache, and once after they were dropped from the page cache. The order of the variants changes from
 round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds, and ratios
-are computed per round. The byte counts come from /proc/self/io: the bytes that a rank requested, and the bytes that
+are computed per round. Two byte counts are read from /proc/self/io: the bytes that a rank requested, and the bytes that
 were read from the disk. For saving, the writer that computes hashes is compared with torch's own writer; both call
 fsync.
 """
@@ -92,7 +93,7 @@ def measure_rank(folder: Path, rank: int, port: int, args: argparse.Namespace) -
 
 
 def build(args: argparse.Namespace) -> tuple[Any, Any]:
-    """A DBRX in FSDP2 units, and AdamW with moments."""
+    """A DBRX model in FSDP2 units, and an AdamW optimizer whose moments exist."""
     import torch
 
     from train.config.schema import FSDPConfig
@@ -136,7 +137,7 @@ def save(checkpoint: Path, model: Any, optimizer: Any) -> None:
 
 
 def measure_loads(checkpoint: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Return the figures of each round, by variant and by state of the page cache."""
+    """Return the measured values of each round, by variant and by state of the page cache."""
     found: dict[str, Any] = {variant: {state: [] for state in STATES} for variant in LOADS}
     variants = {variant: loader(variant, checkpoint, model, optimizer) for variant in LOADS}
     for order in turns(variants, rounds):
@@ -158,7 +159,7 @@ def loader(variant: str, checkpoint: Path, model: Any, optimizer: Any) -> Callab
         load(checkpoint, model, optimizer, verify=variant == "verified")
 
     def torchs() -> None:
-        # New moments, as in a run that has just started.
+        # Load into new moments, as in a run that has just started.
         for param, state in optimizer.state.items():
             state.update({key: torch.zeros_like(param).detach() for key in ("exp_avg", "exp_avg_sq")})
         with torch.no_grad():
@@ -186,7 +187,7 @@ def keep(checkpoint: Path, state: str) -> None:
 
 
 def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict[str, Any]:
-    """Return the figures of each round by variant."""
+    """Return the measured values of each round, by variant."""
     import torch.distributed as dist
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as torch_save
@@ -211,7 +212,7 @@ def measure_saves(folder: Path, model: Any, optimizer: Any, rounds: int) -> dict
 
 
 def turns(variants: Any, rounds: int) -> Any:
-    """Return the order of the variants for each round. Rank 0 also shows the progress."""
+    """Return the order of the variants for each round. Rank 0 also prints the progress."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:
@@ -281,8 +282,9 @@ def times(figures: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def ratios(figures: list[dict[str, Any]], base: list[dict[str, Any]]) -> str:
-    """The ratios of the seconds, of the CPU seconds, and of the shortest rounds. The shortest rounds are included
-    because on a virtual machine single loads can be many times slower, when the host must provide memory again."""
+    """The ratios of the wall-clock seconds, of the CPU seconds, and of the shortest rounds. The shortest rounds are
+    included because on a virtual machine, an individual load can be many times slower if the host must first provide
+    memory."""
     clock, cpu = (
         common.ratio([each[key] for each in figures], [each[key] for each in base])
         for key in ("seconds", "cpu_seconds")

@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """Return a parser with --json and one flag per integer, with the given defaults. Also enable the console output of
-    the measured code."""
+    """Return a parser with --json and one flag per integer, with the given defaults. The function also enables the
+    console output of the measured code."""
     from data.base.console import show_on_console
 
     show_on_console()
@@ -57,8 +57,8 @@ def model_config(args: argparse.Namespace, moe_recompute: bool = False) -> "Mode
 
 
 def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[str]:
-    """Yield the implementations that are available on this device for this dtype. For each of the others, append the
-    reason to notes."""
+    """Yield the implementations that are available on this device for this dtype. For each implementation that is not
+    available, append the reason to notes."""
     from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
     for moe_impl in MOE_IMPLS:
@@ -71,7 +71,8 @@ def available_moe_impls(device: str, dtype: Any, notes: list[str]) -> Iterator[s
 
 
 def prepare_process(threads: int) -> None:
-    """Set torch's number of threads, and configure the allocator as train/run/trainer.py does, for all variants."""
+    """Set torch's number of threads, and configure the memory allocator as in train/run/trainer.py, for all
+    variants."""
     import torch
 
     from train.hardware.allocator import keep_freed_memory
@@ -81,8 +82,7 @@ def prepare_process(threads: int) -> None:
 
 
 def rounds(variants: Iterable[str], n_rounds: int) -> Iterator[list[str]]:
-    """Yield the order of the variants for each round. The order rotates, so that a variant does not always run after
-    the same other variant."""
+    """Yield the order of the variants for each round. The order rotates, so that no variant is always the first."""
     names = list(variants)
     for number in range(n_rounds):
         print(f"round {number + 1} of {n_rounds}", file=sys.stderr, flush=True)
@@ -106,7 +106,8 @@ def alternated(
 
 
 def now(device: str) -> float:
-    """A clock in seconds. On a GPU, the wall clock after synchronization; on a CPU, the CPU time of this process."""
+    """Return the time of a clock in seconds: on a GPU, the wall-clock time after synchronization; on a CPU, the CPU
+    time of this process."""
     if device == "cpu":
         return time.process_time()
     import torch
@@ -134,12 +135,12 @@ def peak_bytes(who: int = resource.RUSAGE_SELF) -> int:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median over all rounds of the ratio `above / below`."""
+    """The median, over all rounds, of the ratio `above / below`."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
-    """For each prefix, the time in each round of the fastest variant whose name starts with it."""
+    """For each prefix, return the time, in each round, of the fastest variant whose name starts with this prefix."""
     return {
         floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
         for floor, prefix in prefixes.items()
@@ -156,7 +157,7 @@ def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
 
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print the cells by column. The first column is left-aligned, the others are right-aligned."""
+    """Print the rows as a table. The first column is left-aligned, the others are right-aligned."""
     columns = list(rows[0])
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
     for row in ({column: column for column in columns}, *rows):

@@ -1,9 +1,10 @@
-"""Times the data plane: preparing rows, loading them, and resuming at a row in the middle.
+"""Times the preparation and loading of training data: preparing rows, loading them, and resuming at a row in the
+middle.
 
 The text is the source code of Python's standard library, shuffled and repeated. Preparation is compared with two
-baselines: only tokenizing the same text with tiktoken, in CPU seconds of all processes, which other programs hardly
-affect; and `datasets.map` with `MDSWriter` in one process, in wall-clock seconds. All variants run in every round, and
-ratios are computed per round.
+baselines: tokenizing the same text with tiktoken and nothing else, compared in CPU seconds of all processes, which
+other programs hardly affect; and `datasets.map` with `MDSWriter` in one process, compared in wall-clock seconds. All
+variants run in every round, and ratios are computed per round.
 """
 
 import sys
@@ -35,7 +36,7 @@ GIGABYTE = 10**9
 TIKTOKEN, STOCK = "tiktoken alone", "stock: datasets.map + MDSWriter"
 RESUME_AT = (10, 10_000, 1_000_000)
 SHORT_ROW = 16
-"""Tokens per row, for measurements that need a million rows."""
+"""Number of tokens per row in measurements that need a million rows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.vocab_file is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
-        if args.gigabyte:  # first, so that memory used by later imports is not counted
+        if args.gigabyte:  # runs first, so that the memory of later imports is not counted
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
-    what = "a tiktoken vocabulary; that of the quickstart has one token per letter (default: learned from the text)"
+    what = "a tiktoken vocabulary (the quickstart has one with a token per letter; default: learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
     parser.add_argument("--workers", type=int, help="default: one per core")
@@ -117,8 +118,8 @@ def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """Return a list of one item, which is set to the number of tokens once rows are prepared, and the variants by
-    name."""
+    """Return two values: a list with one item, which is set to the number of tokens when rows are prepared, and the
+    variants by name."""
     import datasets
     import streaming  # noqa: F401 - imported here, so that the import is not measured
 
@@ -145,7 +146,8 @@ def encode_alone(texts: list[str], args: argparse.Namespace) -> None:
 
 
 def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
-    """Preparation without Dropless: `datasets.map` tokenizes, a loop splits rows, `MDSWriter` writes them."""
+    """The baseline without Dropless: `datasets.map` tokenizes the text, a loop splits the tokens into rows, and
+    `MDSWriter` writes the rows."""
     import datasets
     import numpy as np
     from streaming import MDSWriter
@@ -165,7 +167,7 @@ def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
 
 
 def timed(variant: Callable[[Path], None], out: Path) -> tuple[float, float]:
-    """Return wall-clock seconds, and CPU seconds of all cores."""
+    """Return the wall-clock seconds, and the CPU seconds of this process and its children."""
     cpu_began = cpu_seconds()
     return common.wall_seconds(variant, out), cpu_seconds() - cpu_began
 
@@ -188,8 +190,8 @@ def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure the seconds to prepare the rows, to open them, and to read the first batch after resuming at each row of
-    RESUME_AT."""
+    """Measure the time, in seconds, to prepare the rows, to open them, and to read the first batch after resuming at
+    each row of RESUME_AT."""
     file = folder / "short.jsonl"
     write_text(file, args.rows * SHORT_ROW * 1.1)
     config = make_config(file, max_seq_len=SHORT_ROW, cache_dir=str(folder / "cache"))

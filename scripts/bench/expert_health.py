@@ -1,10 +1,12 @@
-"""Measures the cost of expert health: times a training step without it, one between measurements, and a measured one.
+"""Measures the cost of train/expert_health: times a training step without it, a step between two of its measurements,
+and a step with a measurement.
 
 The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
-a CPU, CPU time is measured, with one thread by default. `without` omits the sums of squared logits, the metrics, the
-probe and the detection of experts to report. `default` is the average of the other two variants, weighted by how often
-each occurs with the default of `experts.interval`. For these two, `inside` is the share of a step that is spent in the
-functions of expert health. It is exact even if the difference between two steps is smaller than their noise.
+a CPU, CPU time is measured, with one thread by default. The variant `without` omits the sums of squared logits, the
+metrics, the probe, and the detection of experts to report. `default` is the average of the other two variants, weighted
+by how often each occurs with the default value of `experts.interval`. For these two variants, `inside` is the fraction
+of a step's time that is spent in the functions of train/expert_health. This value is reliable even if the difference
+between the variants' step times is smaller than the noise.
 """
 
 import sys
@@ -41,7 +43,7 @@ from train.supervision.events import Events
 
 VARIANTS = ("without", "between measurements", "measured")
 INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
-"""One in this many steps is measured."""
+"""One step out of this many is measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +83,7 @@ def no_sum(logits_TE: Tensor) -> Tensor:
 
 
 class Turn(Callback):
-    """Runs the work of the current variant in each step, and records the seconds it takes."""
+    """Performs the work of the current variant in each step, and records how many seconds this work takes."""
 
     def __init__(self, model: DbrxForComposer, args: argparse.Namespace) -> None:
         clock = Clock(tokens_per_batch=args.rows * args.max_seq_len, rows_per_batch=args.rows, rows_per_epoch=args.rows)
@@ -112,7 +114,7 @@ class Turn(Callback):
         self.measurement.add(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        # All variants do this reduction, because a step needs it even without expert health.
+        # All variants perform this reduction, because a training step needs it even without expert health.
         values = self.measurement.reduce([param for _, param in self.named], self.top_k)
         if self.variant == "without":
             return

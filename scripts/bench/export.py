@@ -1,9 +1,11 @@
-"""Compares exporting a checkpoint with copying the bytes that the export writes, and measures the export's peak memory.
+"""Compares the time to export a checkpoint with the time to copy the exported files, and measures the peak memory of
+the export.
 
-The checkpoint contains a random DBRX, in as many files as --ranks ranks would write. In every round both variants run
-in turn, each after all data was flushed to disk. The results are medians over the rounds. Ratios of wall-clock seconds
-and of CPU seconds are computed per round, because on a virtual machine the first use of memory can make writing a file
-up to eight times slower, for both variants. Both read the source from the page cache. The export is not verified.
+The checkpoint contains a random DBRX, in as many files as --ranks ranks would write. In every round, both variants run
+in turn. Before each variant, all data is flushed to disk. The results are medians over the rounds. Ratios of wall-clock
+seconds and of CPU seconds are computed per round, because on a virtual machine, the first use of memory can make
+writing a file up to eight times slower; this affects both variants. Both variants read their source files from the page
+cache. The export is not verified.
 """
 
 import sys
@@ -48,7 +50,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_checkpoint(folder: Path, gigabytes: float, d_model: int, ranks: int) -> dict[str, Any]:
-    """Create a save folder as a run on this number of ranks would, and return the sizes and number of its tensors."""
+    """Create a save folder like that of a run on this number of ranks, and return the sizes and the number of the
+    checkpoint's tensors."""
     import warnings
 
     import torch
@@ -96,7 +99,7 @@ def write_config_and_tokenizer(folder: Path, config: Any) -> None:
 
 def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
     """Return the wall-clock and CPU seconds of each variant in each round, and the peak memory of an export minus the
-    memory at its start. The order of the variants changes from round to round."""
+    memory in use at its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
     in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed
@@ -137,7 +140,7 @@ print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") 
 
 def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -> list[float]:
     """Return wall-clock seconds, CPU seconds, and the peak memory in bytes. Both variants run in a fresh process,
-    because the memory of a virtual machine is several times slower on first use."""
+    because the first use of memory on a virtual machine is several times slower than later uses."""
     command = [sys.executable, "-c", _VARIANT, variant, str(source), str(output), precision]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.split()[-3:]]

@@ -1,4 +1,4 @@
-"""The available GEMM implementations, so that benchmarks can compare with the fastest."""
+"""The available GEMM implementations. Benchmarks compare with the fastest of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor
 _ops: Any = torch.ops
 
 GEMM = Callable[[Tensor, Tensor, Tensor], Any]
-"""(a, b, out): writes the product a @ b to out. oneDNN ignores out and allocates a new tensor."""
+"""A GEMM is called with (a, b, out) and writes the product a @ b to out. oneDNN ignores out and allocates a new
+tensor."""
 
 
 def gemm_kinds(like: Tensor) -> dict[str, GEMM]:
@@ -21,6 +22,7 @@ def gemm_kinds(like: Tensor) -> dict[str, GEMM]:
 
 
 def _has_onednn() -> bool:
-    """Whether oneDNN's fp32 GEMM can be called: torch exposes it only to its compiler and on some processors."""
+    """Whether oneDNN's fp32 GEMM can be called: torch provides it only for use by its compiler, and only on some
+    processors."""
     built = torch.backends.mkldnn.is_available() and hasattr(_ops.mkldnn, "_linear_pointwise")
     return built and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -1,8 +1,8 @@
-"""Memory and time of training a tiny DBRX on one long row that contains one document or many.
+"""Measures the memory and time of training a tiny DBRX on one long row, which contains one document or many documents.
 
-Every measurement runs in a separate process. The reported memory is the peak resident memory of this process minus its
-peak after building the model and one step on a short row. The memory is linear in the row length if it doubles when the
-length doubles.
+Every measurement runs in a separate process. The reported memory is the peak resident memory of this process, minus the
+peak that it had reached after building the model and running one step on a short row. The memory is linear in the row
+length if it doubles when the length doubles.
 """
 
 import sys
@@ -69,7 +69,8 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) -> dict[str, Any]:
-    """Train on one row of this many tokens. The process must not have used more memory than this before."""
+    """Train on one row of `length` tokens, and return the measured values. Must be called in a new process, because the
+    peak memory of a process includes everything that it did before."""
     import torch
 
     torch.set_num_threads(threads)
@@ -94,8 +95,8 @@ def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) ->
 
 
 def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
-    """Return a function that trains on one row, with documents of the lengths passed to it, and returns the loss before
-    the update."""
+    """Return a function that trains on one row, with documents of the given lengths, and returns the loss before the
+    update."""
     import torch
 
     from train.models.config import PRESETS, AttnConfig, FFNConfig, ModelConfig
@@ -112,12 +113,14 @@ def make_step(max_seq_len: int, attn_impl: str) -> Callable[[list[int]], float]:
 
     def step(lengths: list[int]) -> float:
         documents = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-        # The ids count up from a random one. This can be learned, so a falling loss shows that training works.
+        # The ids are consecutive numbers that start from a random id. This pattern can be learned, so a decreasing loss
+        # shows that training works.
         first = torch.randint(config.vocab_size, (1,), generator=generator)
         ids = (first + torch.arange(documents.shape[1])[None]) % config.vocab_size
         losses = model(ids, (ids + 1) % config.vocab_size, documents).losses_BS
         losses.mean().backward()
-        # SGD without torch.optim, which imports torch's compiler. That takes seconds in each process.
+        # SGD is implemented without torch.optim, because torch.optim imports torch's compiler, which takes several
+        # seconds in each process.
         with torch.no_grad():
             for param in model.parameters():
                 assert param.grad is not None

@@ -2,10 +2,10 @@
 fp32, bf16 or 4 bits. Measures the time of a training step, the memory kept between steps, the peak memory added by a
 step, and the loss.
 
-All variants start from the same model, which was trained on random sequences that follow one permutation of the tokens,
-and they train on sequences that follow another. They run in turn in every round, in one process, which is the only rank
-of FSDP2. Ratios are computed per round. Bytes are those of the allocated tensors. On a CPU, CPU time is measured, with
-one thread by default.
+All variants start from the same model, which was trained on random sequences that follow one permutation of the tokens.
+The sequences on which the variants are trained follow another permutation. They run in turn in every round, in one
+process, which is the only rank of FSDP2. Ratios are computed per round. Bytes are those of the allocated tensors. On a
+CPU, CPU time is measured, with one thread by default.
 """
 
 import sys
@@ -104,7 +104,7 @@ def first_weights(args: argparse.Namespace) -> "Kept":
 
 
 class Kept:
-    """Weights in memory. Implements train.distributed.build_model.Weights."""
+    """Weights that are kept in memory. Implements the protocol train.distributed.build_model.Weights."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
@@ -117,7 +117,7 @@ class Kept:
 
 
 class Variant:
-    """A model, its optimizer and its batches. The batches depend only on chain_seed."""
+    """A model, its optimizer and its batches. The batches depend only on the args and on chain_seed."""
 
     def __init__(
         self, args: argparse.Namespace, lora: LoraConfig | None, base: Kept | None, chain_seed: int = 2
@@ -152,7 +152,8 @@ class Variant:
 
 
 def chain(args: argparse.Namespace, seed: int) -> Callable[[], Tensor]:
-    """Return a function that returns batches of rows in which a permutation determines most next tokens."""
+    """Return a function that generates batches of rows, in which most tokens determine the next token through a
+    permutation."""
     draw = torch.Generator().manual_seed(seed)
     follows = torch.randperm(args.vocab_size, generator=draw)
 

@@ -107,7 +107,7 @@ def make_model(args: argparse.Namespace, policy: Any, recompute: bool) -> DbrxFo
 
 
 def loss_peaks(args: argparse.Namespace) -> dict[str, int]:
-    """The peak memory of forward and backward of the head and the loss, including gradients."""
+    """Return the peak memory of the forward and backward passes of the head and the loss, including gradients."""
     T, V, D = args.loss_tokens, args.loss_vocab, args.loss_d_model
     labels = torch.randint(0, V, (1, T), device=args.device)
     place = torch.arange(T, device=args.device)

@@ -1,7 +1,9 @@
-"""The time and memory cost of planning rows, and the throughput of a loader with one stream and with several.
+"""Measures the time and memory of planning rows, and the throughput of a data loader with one stream and with several
+streams.
 
-A global batch is planned at the beginning of the run, in its middle (within a ramp) and at its end. The first batch of
-a new plan is "cold", because the plan then builds its tables of the shards. The batches after it are "warm".
+A global batch is planned at the beginning of the run, in the middle of the run (within a ramp) and at the end of the
+run. The first batch of a new plan is "cold", because the plan then builds its tables of the shards. The batches after
+it are "warm".
 """
 
 import sys
@@ -106,7 +108,7 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
     warm = []
     for place in places:
         plan.rows(place, 0, args.batch)
-        # Later batches are timed, because a batch that was already planned would only be looked up.
+        # Later batches are timed, because the rows of a batch that was already planned would only be looked up.
         later = range(place + 1, place + 1 + args.rounds)
         warm += [1e3 * common.wall_seconds(plan.rows, number, 0, args.batch) for number in later]
     return {
@@ -121,7 +123,8 @@ def plan_once(args: argparse.Namespace, n_rows: int, n_streams: int) -> dict[str
 
 def mixture(n_rows: int, n_streams: int) -> tuple[DataLoaderConfig, dict[str, Shape]]:
     """A mixture of streams of very different sizes, with a ramp between two sets of proportions. Together, the streams
-    have half of the rows that the run needs. Tokens per row differ between streams by up to a factor of 100."""
+    have half of the rows that the run needs. The number of tokens per row differs between streams by up to a factor of
+    100."""
     rng = np.random.default_rng(0)
     names = [f"s{number}" for number in range(n_streams)]
     sizes = rng.dirichlet(np.full(n_streams, 0.5)) * n_rows / 2
@@ -145,8 +148,8 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
 
 
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Measure the tokens per second of a loader without workers. The same number of rows is split into 1 stream and
-    into 10 streams, which are timed in turn."""
+    """Measure the tokens per second of a loader without workers. The same number of rows is loaded from 1 stream and
+    from 10 streams. Both cases are timed in turn."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

@@ -2,9 +2,9 @@
 Compares Dropless with each available moe_impl, transformers' DBRX, and only the GEMMs of the step.
 
 The variants run in turn in every round, on the same rows of packed documents. Ratios are computed per round. All
-variants share one set of weights in --dtype and one optimizer with learning rate 0. A layer of DBRX's width therefore
+variants share one set of weights in --dtype and one optimizer with learning rate 0. Therefore, a layer of DBRX's width
 fits on a GPU with 80 GB (8 bytes per parameter), and the loss is the same in every step. The lower bound for the
-experts' time is one GEMM over all assignments.
+experts' time is the time of one GEMM over all assignments.
 """
 
 import sys
@@ -79,8 +79,8 @@ def build_variants(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.P
 
 
 def draw_weights(config: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, nn.Parameter]:
-    """Draw the weights on the device, which is fast even for a layer of DBRX's width. train.models.init would draw them
-    on the CPU."""
+    """Draw the weights on the device, which is fast even for a layer of DBRX's width. train.models.init is not used,
+    because it would draw them on the CPU."""
     with torch.device("meta"):
         model = DbrxForCausalLM(config).to(dtype)
     model.to_empty(device=device)
@@ -107,7 +107,7 @@ def transformers_loss(config: ModelConfig, state: dict[str, nn.Parameter], batch
     import transformers
 
     param = next(iter(state.values()))
-    # Not built on meta, because its buffers must be computed, and must stay in fp32.
+    # The model is not built on the meta device, because its buffers must be computed, and must stay in fp32.
     with param.device:
         model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(state, assign=True)
@@ -162,7 +162,7 @@ def summarise(
     losses: dict[str, float],
     peaks: dict[str, int | None],
 ) -> dict[str, dict[str, Any]]:
-    """For each variant, the median of the seconds over the rounds, and the medians of the ratios."""
+    """Return, for each variant, the median of the seconds over the rounds, and the medians of the ratios."""
     best = common.floors_of(times, {"best": "GEMMs"})["best"]
     rows: dict[str, dict[str, Any]] = {}
     for name, seconds in times.items():

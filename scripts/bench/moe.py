@@ -1,7 +1,7 @@
-"""Times forward and backward of one MoE layer: our backends, transformers' DBRX layer, a dense layer, and only the
-GEMMs.
+"""Times the forward and backward passes of one MoE layer with our backends, of transformers' DBRX layer, of a dense
+layer, and of only the GEMMs.
 
-All variants run in turn in every round, on the same tokens, which are drawn anew for each round. Ratios are computed
+All variants run in turn in every round, on the same tokens, which are drawn again for each round. Ratios are computed
 per round. On a CPU, the CPU time of a single thread is measured, which other programs hardly affect. On a GPU, CUDA
 events are used.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from scripts.bench import common
 from scripts.bench.moe_variants import Variant, build_variants
 
-# A small layer in fp32 on a CPU, the full width of DBRX in bf16 on a GPU.
+# On a CPU, a small layer in fp32; on a GPU, a layer with the full width of DBRX in bf16.
 DEFAULTS = {
     "cpu": {"d_model": 512, "ffn_hidden_size": 896, "tokens": 2048, "dtype": "float32"},
     "cuda": {"d_model": 6144, "ffn_hidden_size": 10752, "tokens": 8192, "dtype": "bfloat16"},
@@ -119,7 +119,7 @@ def saved_bytes(args: argparse.Namespace, variant: Variant) -> int:
 def summarise(
     args: argparse.Namespace, times: dict[str, list[float]], saved: dict[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """For each variant, the medians over the rounds, of times and of ratios."""
+    """Return, for each variant, the medians of the times and of the ratios over the rounds."""
     flops = 18 * args.tokens * args.moe_top_k * args.d_model * args.ffn_hidden_size
     floors = common.floors_of(times, {"torch.mm": "GEMMs, torch.mm", "best GEMMs": "GEMMs"})
     rows = {}

@@ -59,14 +59,15 @@ def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) 
 
 
 def layer_variant(layer: Any, batched: bool = False) -> Variant:
-    """Run forward and backward of a module. Its first result is [T, D], or [1, T, D] if batched."""
+    """Return a variant that runs forward and backward of a module. The module's first result is [T, D], or [1, T, D] if
+    batched."""
 
     def variant(x: Tensor, dy: Tensor) -> Any:
         x = x.detach().requires_grad_()
         y = layer(x.unsqueeze(0) if batched else x)
         y = y if hasattr(y, "backward") else y[0]
         y.reshape(dy.shape).backward(dy)
-        # Free the gradients before the next variant runs: at DBRX's width, those of a layer need 6 GB.
+        # Free the gradients before the next variant runs. At DBRX's width, the gradients of a layer need 6 GB.
         for param in layer.parameters():
             param.grad = None
         return y
@@ -75,10 +76,11 @@ def layer_variant(layer: Any, batched: bool = False) -> Variant:
 
 
 def skewed_variant(args: argparse.Namespace, layer: Any, part: float) -> Variant:
-    """Route a part of the tokens to the first expert. The other experts of these tokens remain random.
+    """Return a variant in which a fraction of the tokens is routed to the first expert. The other experts of these
+    tokens remain random.
 
     With the chosen logits, the weights of the other experts are small but not denormal: Intel CPUs are 100 times slower
-    with denormals, which no real router produces.
+    with denormal numbers, which a real router does not produce.
     """
     tokens = torch.arange(args.tokens, device=args.device) < part * args.tokens
 
@@ -167,15 +169,15 @@ class DenseGLU(torch.nn.Module):
 
 
 def dense_variant(args: argparse.Namespace) -> Variant:
-    """A GLU as wide as all active experts of a token combined."""
+    """A dense GLU that is as wide as all active experts of a token combined."""
     with torch.device(args.device):
         layer = DenseGLU(args.d_model, args.moe_top_k * args.ffn_hidden_size)
     return layer_variant(layer.to(getattr(torch, args.dtype)))
 
 
 def add_gemms(args: argparse.Namespace, variants: dict[str, Variant]) -> None:
-    """Add variants that run only the nine GEMMs of a layer: once as for a single expert, and once split equally over
-    all experts."""
+    """Add variants that run only the nine GEMMs of a layer: once as for a single expert, and once with the assignments
+    split equally over all experts."""
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)

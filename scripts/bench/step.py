@@ -3,9 +3,10 @@ weights, a dense model with the same active FLOPs, and only the GEMMs of the ste
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
 training, because in one process they would fragment each other's memory. Ratios are computed per round. On a CPU, CPU
-time is measured, which other programs hardly affect, with one thread by default. The lower bound is the forward GEMM
-and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all assignments and with
-one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm and oneDNN.
+time is measured, which other programs hardly affect, with one thread by default. The lower bound is the time of the
+forward GEMM and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all
+assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm and
+oneDNN.
 """
 
 import sys
@@ -92,7 +93,8 @@ class Variant:
     """Runs the step that `build` returns, in a separate process, which waits while other variants run."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        # Forked, because imports take longer than most steps. No GPU is initialized yet.
+        # The process is forked, because imports take longer than most steps. This is possible because no GPU is
+        # initialized yet.
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=self._serve, args=(build, other), daemon=True)

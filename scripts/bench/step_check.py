@@ -1,9 +1,10 @@
-"""Measures the cost of the step check: times a full training step with the check, with torch's clip_grad_norm_ instead
-(which Composer's GradientClipping calls), and with neither.
+"""Measures the cost of StepCheck: times a full training step with the check, with torch's clip_grad_norm_ (which
+Composer's GradientClipping calls) instead of the check, and with neither of them.
 
 The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
-a CPU, CPU time is measured, with one thread by default. `inside` is the share of a step that is spent in the check's
-own functions. It is exact even if the difference between two steps is smaller than their noise.
+a CPU, CPU time is measured, with one thread by default. `inside` is the fraction of a step's time that is spent in the
+check's own functions. This value is reliable even if the difference between the variants' step times is smaller than
+the noise.
 """
 
 import sys
@@ -79,7 +80,7 @@ def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
         algorithms=AlgorithmsConfig(gradient_clipping=clipping),
         max_duration="1000ba",
         global_train_batch_size=args.rows,
-        # Measured by scripts/bench/expert_health.py.
+        # The cost of these measurements is measured by scripts/bench/expert_health.py.
         experts=ExpertsConfig(interval=None),
     )
 
@@ -94,7 +95,7 @@ def plan() -> Any:
 
 
 class Turn(Callback):
-    """Runs the work of the current variant in each step, and records the seconds spent in the check."""
+    """Performs the work of the current variant in each step, and records the seconds spent in the check."""
 
     def __init__(self, check: StepCheck, args: argparse.Namespace) -> None:
         self.check, self.device, self.variant = check, args.device, VARIANTS[0]

@@ -1,4 +1,4 @@
-"""The batch and the models of the benchmarks of a training step. Imports neither Composer nor transformers."""
+"""The batch and the models that the benchmarks of a training step use. Imports neither Composer nor transformers."""
 
 import argparse
 
@@ -14,7 +14,8 @@ Batch = dict[str, Tensor]
 
 
 def make_batch(args: argparse.Namespace) -> Batch:
-    """Rows of documents of different lengths. Every token except the first of each document is trained on."""
+    """Return a batch whose rows contain documents of different lengths. Every token except the first of each document
+    is trained on."""
     draw = torch.Generator().manual_seed(0)
     shape = (args.rows, args.max_seq_len)
     ids = torch.randint(0, args.vocab_size, shape, generator=draw)
@@ -26,7 +27,8 @@ def make_batch(args: argparse.Namespace) -> Batch:
 
 
 def dense(config: ModelConfig) -> ModelConfig:
-    """A model with one expert as wide as all active experts of a token."""
+    """Return the config of a dense model: it has one expert, which is as wide as all active experts of a token
+    combined."""
     ffn = config.ffn_config
     width = ffn.ffn_hidden_size * ffn.moe_top_k
     one = FFNConfig(ffn_hidden_size=width, moe_num_experts=1, moe_top_k=1, moe_loss_weight=0.0)
@@ -41,8 +43,8 @@ def initial_model(config: ModelConfig) -> DbrxForCausalLM:
 
 
 def transformers_batch(batch: Batch) -> Batch:
-    """The same rows in the format of transformers: a block-diagonal mask separates documents, and positions restart
-    with each document."""
+    """Return the same rows in the format of transformers: a block-diagonal mask separates documents, and positions
+    restart in each document."""
     ids, documents = batch["input_ids"], batch["document_ids"]
     index = torch.arange(ids.shape[1])
     starts = torch.ones_like(documents, dtype=torch.bool)

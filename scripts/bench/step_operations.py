@@ -80,8 +80,8 @@ GROUPS = {
 
 
 def profile(step: Callable[[], Any]) -> dict[str, float]:
-    """Return the seconds of the fastest of three steps by group of operations. They are self times, including the
-    profiler's overhead."""
+    """Return the seconds of the fastest of three steps by group of operations. The seconds are self times (without
+    nested operations), and include the overhead of the profiler."""
     tables = []
     for _ in range(3):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

@@ -75,7 +75,7 @@ def trainer_step(model: ComposerModel, batch: Batch, callbacks: list[Callback], 
 
 
 def prepared_model(args: argparse.Namespace) -> DbrxForComposer:
-    """Prepare the process as args specify, and return the model."""
+    """Prepare the process for the given args, and return the model."""
     warnings.filterwarnings("ignore")
     common.prepare_process(args.threads)
     config = common.model_config(args)
@@ -100,7 +100,7 @@ class TransformersForComposer(ComposerModel):
 
 
 def transformers_variant(config: ModelConfig, batch: Batch, args: argparse.Namespace) -> Any:
-    """transformers' own model and loss, with SDPA and the same weights."""
+    """Return a training step with transformers' own model and loss, with SDPA and the same weights."""
     model = transformers.DbrxForCausalLM(transformers_config(config, attn_implementation="sdpa"))
     model.load_state_dict(initial_model(config).state_dict())
     return trainer_step(TransformersForComposer(model), transformers_batch(batch), [], args)

@@ -11,7 +11,7 @@ _GEMMS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm
 
 
 class Watch(TorchDispatchMode):
-    """Tracks allocated bytes, their peak, and the number and FLOPs of GEMMs within the context."""
+    """Tracks the allocated bytes, their peak, and the number and FLOPs of GEMMs within the context."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -195,8 +195,8 @@ def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    fix = "with the 2 tokens of the longest prompt this makes 65, and the model supports only 64: use at most 62\n"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {fix}")
+    sizes = "together with the 2 tokens of the longest prompt, this is 65 tokens, and the model supports only 64"
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: use at most 62\n")
     check_room([[0], [0, 0]], 62, 64)
     # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0
@@ -232,7 +232,7 @@ def test_folders_without_a_model_are_reported(exported, tmp_path):
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(run, exported, monkeypatch):
     monkeypatch.setattr("train.generation.open_model.available_memory", lambda device: 1e5)
     for folder in (run, exported):
-        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.65kb: use a larger one"):
+        with pytest.raises(ConfigError, match=r"needs [\d.]+kb in fp32, but .* has 97.65kb: use a larger machine"):
             open_here(folder)
 
 

@@ -119,7 +119,9 @@ def test_null_takes_the_gpu_where_there_is_one(of_this_machine) -> None:
     assert (choose_device(None), choose_device("gpu")) == ("gpu", "gpu")
     of_this_machine(CPU_ONLY)
     assert choose_device(None) == "cpu"
-    with pytest.raises(ConfigError, match=r"device is gpu, but this machine has none .* or choose the CPU: device=cpu"):
+    with pytest.raises(
+        ConfigError, match=r"device is gpu, but this machine has no GPU .* or choose the CPU: device=cpu"
+    ):
         choose_device("gpu")
     of_this_machine(replace(CPU_ONLY, torch_hip="6.4"))
     with pytest.raises(ConfigError, match=r"\(no NVIDIA or AMD GPU on its PCI bus, no /dev/nvidia0 or /dev/kfd\)"):

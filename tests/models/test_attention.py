@@ -509,7 +509,7 @@ def test_unavailable_attention_backends_give_the_reason(monkeypatch: pytest.Monk
     assert "expected one of auto, sdpa, blocks, flex, flash, got 'eager'" in message("eager")
     assert message("blocks").endswith("blocks runs only on a CPU, and this run is on cuda: use auto or sdpa")
     assert "blocks does not support dropout, and attn_pdrop is not 0" in message("blocks", CPU, attn_pdrop=0.1)
-    assert "only fp32 and fp64, and attention is in bfloat16" in message("blocks", CPU, dtype=torch.bfloat16)
+    assert "only fp32 and fp64, but attention is computed in bfloat16" in message("blocks", CPU, dtype=torch.bfloat16)
     assert message("flash", CPU).endswith("runs only on a CUDA GPU, and this run is on cpu: use auto or sdpa")
     assert "does not support dropout, and attn_pdrop is not 0" in message("flex", attn_pdrop=0.1)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
@@ -532,7 +532,7 @@ def test_auto_takes_flash_attn_where_it_can_compute(monkeypatch: pytest.MonkeyPa
     assert resolve_attn_impl("auto", CPU, attn_pdrop=0.1) == "sdpa"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.bfloat16) == "flash"
     assert resolve_attn_impl("auto", CUDA, dtype=torch.float32) == "sdpa"
-    with pytest.raises(ValueError, match="supports only bf16 and fp16, and attention is in float32"):
+    with pytest.raises(ValueError, match="supports only bf16 and fp16, but attention is computed in float32"):
         resolve_attn_impl("flash", CUDA, dtype=torch.float32)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a T4")

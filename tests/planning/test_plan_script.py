@@ -56,7 +56,9 @@ def test_a_plan_rejects_what_a_run_rejects(
 def test_less_memory_than_the_bound_is_refused_with_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = plan(capsys, DBRX, "--gpu", "rtx5090")
     assert code == 2
-    assert re.fullmatch(r"error: it does not fit: each rank needs at least .*, but RTX 5090 32 GB has 31.84gb\n", err)
+    assert re.fullmatch(
+        r"error: the run does not fit: each rank needs at least .*, but RTX 5090 32 GB has 31.84gb\n", err
+    )
     assert "neither other settings nor" in out
 
 

@@ -1,8 +1,8 @@
-"""Checks that config, source code, packages and rows are the same on all ranks. Otherwise, a rank could train a
-different model, or wait in a collective that the other ranks do not call.
+"""Checks that the config, the source code, the package versions and the training rows are the same on all ranks.
+Otherwise, a rank could train a different model, or wait in a collective that the other ranks do not call.
 
-Ranks exchange their values through the store before the process group is created, because ranks that differ may be
-unable to create one.
+Ranks exchange these facts through the rendezvous store before the process group is created, because ranks that differ
+may be unable to create a process group.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from train.config.schema import TrainConfig
 
 _WHERE_DATA_LIES = ("hf_name", "hf_kwargs.data_dir", "hf_kwargs.data_files*", "local", "text")
 MAY_DIFFER = (
-    # These depend on the node's disks. They affect neither rows nor checkpoints.
+    # These keys depend on the node's disks. They affect neither the rows nor the checkpoints.
     "*_loader.dataset.cache_dir",
     "*_loader.dataset.cache_limit",
     "*_loader.dataset.max_prepare_bytes",
-    # Where data is on a node. The rows are compared instead.
+    # These keys specify where the data is stored on a node. The rows are compared instead.
     *(f"*_loader.dataset.{place}{key}" for place in ("", "streams.*.") for key in _WHERE_DATA_LIES),
     "tokenizer.kwargs.vocab_file",
-    # These depend on the node's processors. They do not affect the order of rows.
+    # These keys depend on the node's processors. They do not affect the order of rows.
     "*_loader.dataset.prepare_workers",
     "*_loader.num_workers",
     "*_loader.prefetch_factor",
@@ -45,13 +45,13 @@ _MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
 """Limits: the number of groups of ranks that are compared, the number of differences that are listed, and the number of
 characters of a value that are shown."""
 _POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
-"""The interval at which rank 0 checks whether the other ranks have read the differences, and the maximum time for this.
-When rank 0 ends, its store ends too."""
+"""When ranks differ, rank 0 checks at this interval, and for at most this time, whether the other ranks have read the
+differences. It waits for them because its store ends with rank 0."""
 
 
 def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:
     """The facts that must be the same on all ranks: the config with secrets masked, the fingerprint of each stream's
-    rows, the kind of device, package versions, and a hash of each source file."""
+    rows, the type of device, package versions, and a hash of each source file."""
     values = yaml.safe_load(masked_yaml(config))
     facts = {key: yaml_of(value) for key, value in leaves(values) if not _may_differ(key)}
     facts |= {f"rows of {name}": fingerprint for name, fingerprint in fingerprints.items()}
@@ -69,10 +69,11 @@ def announce(store: Store, facts: Mapping[str, str], rank: int) -> None:
 
 
 def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_size: int) -> None:
-    """Raise the same ConfigError on every rank, unless all ranks have announced the same facts. Only rank 0 shows it.
-    Every rank must call this, after all ranks have called announce.
+    """Raise the same ConfigError on every rank if the ranks have announced different facts. Only rank 0 shows the
+    error. Every rank must call this function, after all ranks have called announce.
 
-    The facts, about 30 kB, are exchanged only if digests differ, by the first rank of each digest.
+    The facts themselves (about 30 kB) are exchanged only if digests differ. The first rank with each digest publishes
+    its facts.
     """
     announced = store.multi_get([f"facts of rank {each}" for each in range(world_size)])  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
     digests, nodes = zip(*(text.decode().split(" ", 1) for text in announced), strict=True)
@@ -96,7 +97,7 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
 
 
 def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
-    """On rank 0, wait until all ranks have read the facts that they need from its store."""
+    """On rank 0, wait until all ranks have read the facts that they need from the store that rank 0 serves."""
     compared, end = store.add("compared", 1), time.monotonic() + _COMPARED_SECONDS
     while rank == 0 and compared < world_size and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

@@ -1,7 +1,8 @@
-"""Distributes the model over ranks: FSDP2 units, precision, activation checkpointing, and sharded initialization.
+"""Builds the model distributed over ranks: FSDP2 units, precision, activation checkpointing, and sharded
+initialization.
 
-Every rank builds the model on meta, shards it, and then fills only its own shards, so that no rank ever has the
-full model.
+Every rank builds the model on the meta device, shards it, and then fills only its own shards, so that the full model is
+never in the memory of a single rank.
 """
 
 from typing import Protocol
@@ -67,11 +68,11 @@ def build_model(
     pretrained: Weights | None = None,
     lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """Build a DBRX, sharded as in fsdp_config (None: not sharded), with pretrained weights or, if pretrained is None,
-    initial weights.
+    """Build a DBRX model, sharded according to fsdp_config (if it is None, the model is not sharded), with pretrained
+    weights or, if pretrained is None, with initial weights.
 
-    With lora, the model is frozen and stored in lora.base_dtype, and gets adapters in dtype. If any rank reads weights
-    that are not finite, NotFinite is raised on every rank.
+    If lora is given, the model's weights are frozen and stored in lora.base_dtype, and adapters in dtype are added. If
+    any rank reads weights that are not finite, NotFinite is raised on every rank.
     """
     model = meta_model(config, fsdp_config, precision=precision, device=device, dtype=dtype, lora=lora)
     model.to_empty(device=device)
@@ -96,7 +97,8 @@ def meta_model(
     dtype: torch.dtype = torch.float32,
     lora: LoraConfig | None = None,
 ) -> DbrxForCausalLM:
-    """The model that build_model returns, with all weights on meta: `to_empty(device=device)` allocates them."""
+    """The model that build_model returns, but with all weights on the meta device: `to_empty(device=device)` allocates
+    them."""
     gathered = precisions.gathered(precision, fsdp_config.mixed_precision if fsdp_config is not None else None)
     kept = precisions.frozen(lora.base_dtype, gathered) if lora is not None else None
     base_dtype = FORMATS[kept].torch_dtype if kept is not None else dtype
@@ -119,7 +121,8 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
         for module in model.transformer.blocks:
             assert isinstance(module, DbrxBlock)
             module.norm_attn_norm.selective = True
-            # Of nested saved-tensor hooks, only the innermost applies, so offloading excludes selective recomputation.
+            # If saved-tensor hooks are nested, only the innermost hooks apply, so this recomputation cannot be combined
+            # with offloading.
             module.selective = not config.activation_cpu_offload
     if not block and not config.activation_cpu_offload:
         return
@@ -135,7 +138,8 @@ def checkpoint_activations(model: DbrxForCausalLM, config: FSDPConfig) -> None:
 
 
 def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """The mesh to shard over. It has a dimension "shard" and, with HYBRID_SHARD, a dimension "replicate" before it."""
+    """The mesh over which the model is sharded. It has a dimension "shard" and, with HYBRID_SHARD, a dimension
+    "replicate" before "shard"."""
     world_size = dist.get_world_size()
     if config.sharding_strategy == "FULL_SHARD":
         return init_device_mesh(device_type, (world_size,), mesh_dim_names=("shard",))
@@ -145,9 +149,9 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 
 def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
-    """The mesh of the experts. The ranks of the shard dimension are split into groups of consecutive ranks, and the
-    experts are divided over each group (dimension `expert`). Ranks along `expert_shard` have the same experts, and
-    shard them."""
+    """The mesh of the experts. The ranks along the shard dimension are split into groups of consecutive ranks. Within
+    each group, along `expert`, each rank has some of the experts. Ranks along `expert_shard` have the same experts,
+    which are sharded over these ranks."""
     replicas, degree = config.data_parallel_replicate_degree, config.expert_parallel_degree
     sizes = (dist.get_world_size() // ((replicas or 1) * degree), degree)
     names = ("expert_shard", "expert")
@@ -169,8 +173,8 @@ def _shard(model: DbrxForCausalLM, config: FSDPConfig, policy: MixedPrecisionPol
 
 
 def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.Module, DeviceMesh]]:
-    """Keep only the rows of this rank's experts. Returns the units of the experts, each with the mesh to shard it
-    over."""
+    """Keep only the rows of this rank's experts. Returns the experts' modules that become FSDP2 units, each with the
+    mesh over which it is sharded."""
     shards = mesh["replicate", "expert_shard"] if mesh.ndim > 2 else mesh["expert_shard"]
     units: list[tuple[nn.Module, DeviceMesh]] = []
     for module in model.modules():
@@ -180,14 +184,16 @@ def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.M
                 trained = trained or param.requires_grad
                 divided = distribute_tensor(param.data, mesh["expert"], [Shard(0)], src_data_rank=None)
                 setattr(module, name, nn.Parameter(divided, requires_grad=param.requires_grad))
-            # True if the experts' own weights are trained. Adapters are on every rank, and are averaged over all ranks.
+            # `trained` is True if the experts' own weights are trained. Adapters are on every rank, so their gradients
+            # are averaged over all ranks.
             module.parallel = ExpertParallel(mesh.get_group("expert"), averaged=trained)
             units.append((module, shards))
     return units
 
 
 def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:
-    """computed: the compute dtype of the weights, if it differs from their own dtype and precision does not set it."""
+    """computed: the compute dtype of weights that FSDP2 gathers in the dtype in which they are stored, or None to
+    compute in that dtype."""
     if gathered is None:
         return MixedPrecisionPolicy(param_dtype=computed)
     reduced = precisions.reduced(config.mixed_precision)
@@ -196,13 +202,14 @@ def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtyp
 
 @torch.no_grad()
 def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights | None) -> set[str]:
-    """Fill this rank's rows of every parameter: read those that are in pretrained, and draw all others.
+    """Fill this rank's rows of every parameter: read the parameters that `pretrained` contains, and draw initial values
+    for all others.
 
     Returns the names of the weights in which this rank has read NaN or infinite values.
     """
     shapes, not_finite = parameter_shapes(config), set()
     for name, param in named_parameters(model):
-        # For weights packed in 4 bits, the shape before packing.
+        # For weights that are packed in 4 bits, this is the shape before packing.
         shape = shapes.get(name, tuple(param.shape))
         if isinstance(param, DTensor):
             mesh, placements = param.device_mesh, param.placements
@@ -232,8 +239,8 @@ def _fill(model: nn.Module, config: ModelConfig, seed: int, pretrained: Weights 
 
 
 def _refuse(mine: set[str] | ConfigError, model: nn.Module) -> None:
-    """Raise on all ranks if any rank could not read its rows, or found values that are not finite. Otherwise the other
-    ranks would wait for that rank."""
+    """Raise on all ranks if any rank could not read its rows, or found values that are not finite. Otherwise, the other
+    ranks would wait for the rank that failed."""
     found = [mine]
     if dist.is_initialized():
         found = [mine] * dist.get_world_size()

@@ -1,7 +1,7 @@
-"""Computes the norm of all gradients and scales by it. The result is bitwise equal to that of torch's clip_grad_norm_.
-It is computed in separate steps, so that the caller can combine the reduction over ranks with its own reductions.
+"""Clips gradients by their total norm. The result is bitwise equal to that of torch's clip_grad_norm_. The computation
+is split into separate functions, so that the caller can combine the reduction over ranks with its own reductions.
 
-Only the shards of each rank are used, so parameters can be on different meshes.
+Each rank uses only its own shards, so the parameters can be on different meshes.
 """
 
 import functools
@@ -19,7 +19,7 @@ Copies = Callable[[Tensor], int]
 
 def copies_over_ranks(gradient: Tensor) -> int:
     """The number of ranks that have a copy of each element of the gradient: the world size divided by the sizes of the
-    mesh dimensions over which it is sharded. Without a mesh, the world size."""
+    mesh dimensions over which the gradient is sharded. For a gradient without a mesh, the world size."""
     if not isinstance(gradient, DTensor):
         return dist.get_world_size()
     mesh = gradient.device_mesh
@@ -49,15 +49,15 @@ def squared_norms(params: Sequence[nn.Parameter], copies: Copies = copies_over_r
         gradients = [param.grad for param in map(params.__getitem__, of_kind) if param.grad is not None]
         norms = torch._foreach_norm([_local(gradient) for gradient in gradients])  # pyright: ignore[reportPrivateImportUsage]
         n_copies = torch.tensor([copies(gradient) for gradient in gradients], dtype=torch.float64).to(device)
-        # Squared in the dtype of the gradients, in which torch reduces the norm of a DTensor. For a single part, the
-        # root of the square is the norm again.
+        # The norms are squared in the dtype of the gradients, because torch reduces the norm of a DTensor in this
+        # dtype.
         squares_P[of_kind] = torch.stack(norms).square().to(device, torch.float64) / n_copies
     return squares_P
 
 
 def total_norm(squares_P: Sequence[float], params: Sequence[nn.Parameter]) -> float:
     """The L2 norm of all gradients, from the squared norms summed over ranks. As in torch, it is computed as the norm
-    of the individual norms, in the dtype of the gradients."""
+    of the parameters' gradient norms, in the dtype of the gradients."""
     dtypes = [param.grad.dtype for param in params if param.grad is not None]
     dtype = functools.reduce(torch.promote_types, dtypes, torch.bfloat16)
     return torch.linalg.vector_norm(torch.tensor(squares_P, dtype=torch.float64).to(dtype).sqrt()).item()
@@ -65,12 +65,12 @@ def total_norm(squares_P: Sequence[float], params: Sequence[nn.Parameter]) -> fl
 
 @torch.no_grad()
 def scale_to_norm(params: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
-    """Multiply all gradients by max_norm / (norm + 1e-6) if that is below 1."""
+    """Multiply all gradients by max_norm / (norm + 1e-6) if this factor is below 1."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for gradient in _gradients(params):
         groups.setdefault(gradient.dtype, []).append(_local(gradient))
     for dtype, gradients in groups.items():
-        # Rounded as in torch, where the norm has the same dtype as the gradients.
+        # The factor is rounded as in torch, where the norm has the same dtype as the gradients.
         factor = (max_norm / (torch.tensor(norm, dtype=dtype) + 1e-6)).item()
         if factor < 1:
             torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
@@ -85,14 +85,14 @@ def clip_gradients(params: Sequence[nn.Parameter], norm: float, clipping: Gradie
 
 
 def drop_gradients(params: Iterable[nn.Parameter]) -> None:
-    """Remove all gradients, so that an optimizer changes neither weights nor moments nor step counters."""
+    """Remove all gradients, so that the optimizer's next step changes neither weights nor moments nor step counters."""
     for param in params:
         param.grad = None
 
 
 @torch.no_grad()
 def not_finite_gradients(named: Sequence[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of parameters whose gradient on this rank contains NaN, infinite values, or values so large that the
+    """The names of parameters whose gradient on this rank contains NaN or infinite values, or values so large that the
     squared norm is infinite."""
     return [
         name

@@ -1,7 +1,8 @@
-"""The failure that ends a run, which a rank shares with the other ranks through the store. If several ranks fail, the
-first failure is used.
+"""The failure that ends a run. The rank that fails shares the failure with the other ranks through the store. If
+several ranks fail, the failure that was shared first is used.
 
-Needs neither Composer nor a process group, so that ranks can share failures before the process group exists.
+This module requires neither Composer nor a process group, so that ranks can share failures before the process group
+exists.
 """
 
 import json
@@ -21,11 +22,12 @@ class Failure:
     rank: int
     """The rank that shared the failure."""
     code: int
-    """The exit code of all ranks."""
+    """The exit code with which all ranks end."""
     text: str
     """The message for the user, or the traceback if the error is a bug."""
     kind: str = "failed"
-    """`failed`: the rank raised an error with this text. `hung` or `lost`: the text names the ranks concerned."""
+    """`failed`: the rank raised an error with this text. `hung` or `lost`: some ranks hang or have ended unexpectedly,
+    and the text names these ranks."""
     lost: tuple[int, ...] = ()
     """Ranks that have ended already, or that cannot end themselves."""
     shown_by: int = 0

@@ -1,4 +1,4 @@
-"""Work that one rank does for all, such as writing a shared file."""
+"""Work that one rank does for all ranks, such as writing a shared file."""
 
 import time
 from collections.abc import Callable
@@ -12,8 +12,8 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.002, 0.5
 
 
 def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None:
-    """Run `write` on global rank 0. If it raises ConfigError, DataError or OSError, the error is raised on every rank,
-    an OSError as ConfigError. Every rank must call this.
+    """Run `write` on global rank 0. If it raises ConfigError, DataError or OSError, the error is raised on every rank.
+    An OSError is converted to a ConfigError. Every rank must call this.
 
     slow: a key of the store. It is required if `write` may take longer than the timeout of a collective. The other
     ranks then poll for this key, as in from_first_rank.
@@ -37,8 +37,8 @@ def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None
 
 
 def from_first_rank(key: str, value: str) -> str:
-    """Return the value that rank 0 passes for the key. The other ranks poll for it instead of waiting in a collective,
-    which could time out. Every rank must call this."""
+    """Return the value that rank 0 passes for the key. The other ranks poll the store for the value instead of waiting
+    in a collective, which could time out. Every rank must call this."""
     if dist.get_world_size() == 1:
         return value
     store = _get_default_store()

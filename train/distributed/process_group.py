@@ -1,6 +1,6 @@
 """Initializes the default process group when every rank is ready to join it, however long that takes.
 
-Composer is imported inside functions, because `sharing_failures` must be entered before anything slow happens.
+Composer is imported inside functions, because `sharing_failures` must be entered before any slow operation.
 """
 
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
 _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
-"""Seconds after which each node logs what it waits for, and seconds until it repeats the message."""
+"""Seconds after which each node logs what it is waiting for, and seconds until the message is repeated."""
 _REPORT_SECONDS = 5.0
-"""Seconds for which a rank that fails tries to reach the store."""
+"""Seconds for which a failed rank tries to connect to the store, to share its failure."""
 _SHOWN_SECONDS = 10.0
 """Seconds for which a failed rank waits until rank 0 shows its error, because the launcher ends all other ranks when
 the failed rank ends."""
@@ -34,7 +34,7 @@ _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 @contextmanager
 def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
     """A context for everything up to and including initialize_dist. Within it, rank 0 serves the store. If a rank
-    fails, the ranks that wait for it raise its error. Errors in the launcher's environment variables are added to
+    fails, the ranks that wait for it raise the same error. Errors in the launcher's environment variables are added to
     `problems`, or raised if it is None."""
     held = None
     if _must_join():
@@ -63,11 +63,12 @@ def _share(error: Exception) -> None:
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
     """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here, the timeout starts
-    when the last rank has called this function, so ranks may first prepare or download data, however long that takes.
-    Rank 0 must do this within sharing_failures, because the other ranks wait for its server no longer than the timeout.
+    only when all ranks have called this function, so each rank can first prepare or download data, however long that
+    takes. Rank 0 must prepare its data within sharing_failures, which starts the store's server: the other ranks wait
+    for the server only for the timeout.
 
-    facts: returns the values that must be the same on all ranks (facts_of_start). If they differ, ConfigError is raised
-    on all ranks.
+    facts: returns the values that must be the same on all ranks (see facts_of_start). If they differ between ranks,
+    ConfigError is raised on all ranks.
     """
     from composer.utils import dist
 
@@ -108,7 +109,7 @@ def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
         check_agreement(store, facts, rank, world_size)
     except RuntimeError:  # torch's DistNetworkError
         raise ConfigError(
-            f"lost the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port}, which has ended: see its output"
+            f"lost the connection to rank 0 at MASTER_ADDR:MASTER_PORT {host}:{port}: rank 0 has ended; see its output"
         ) from None
     return store
 
@@ -124,13 +125,13 @@ def _wait_for_server(place: str, timeout: float) -> None:
     if not _poll(is_served, lambda: f"Waiting for rank 0 at {place} ({why})", timeout):
         raise ConfigError(
             f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}; "
-            "see the output of rank 0, which may have ended, or set these variables to its address"
+            "rank 0 may have ended: see its output, or set these variables to its address"
         )
 
 
 def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float = float("inf")) -> bool:
-    """Wait until the condition holds, and return whether it did so within the timeout. This waits in Python, because
-    signals are not handled while torch waits for a store."""
+    """Wait until the condition is true or the timeout expires, and return whether the condition is true. The wait is in
+    Python, because signals are not handled while torch waits for a store."""
     start = time.monotonic()
     notice_at, seconds = start + _NOTICE_SECONDS, _POLL_SECONDS
     while not is_so():

@@ -1,5 +1,5 @@
-"""The store through which ranks find each other. torch creates it from the launcher's environment variables. Errors are
-explained.
+"""The store through which ranks find each other. torch creates the store from the launcher's environment variables.
+This module converts torch's errors to messages that suggest a fix.
 
 Does not import Composer.
 """
@@ -19,14 +19,15 @@ _CONNECT_SECONDS = 30.0
 
 
 def serves() -> bool:
-    """Whether this process serves the store. As in torch, rank 0 does, unless a launcher such as torchrun does."""
+    """Whether this process serves the store. As in torch, this is rank 0, unless a launcher such as torchrun serves the
+    store."""
     return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
     """Connect to the store in a thread, because torch waits indefinitely, without handling signals, for a server that
-    accepts connections but does not answer. All stores of a process for the same address share one server, which runs
-    as long as any of these stores exists."""
+    accepts connections but does not answer. All store objects of a process for the same address share one server, which
+    runs as long as any of these objects exists."""
     (host, port), is_master, future = address(), serves(), Future[TCPStore]()
     timeout = timedelta(seconds=seconds)
 
@@ -38,7 +39,7 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
 
     Thread(target=connect, daemon=True).start()
     try:
-        # A store served by torchrun may contain keys of an earlier attempt.
+        # If torchrun serves the store, the store may contain keys of an earlier attempt to start the run.
         return PrefixStore(f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(seconds))
     except (RuntimeError, TimeoutError) as error:
         why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not respond like rank 0"

@@ -1,5 +1,5 @@
-"""Ranks that are started by `srun`: converts Slurm's environment variables to those of torch and Composer. Does not
-import torch.
+"""Ranks that are started by `srun`: converts Slurm's environment variables to those that torch and Composer read. Does
+not import torch.
 
 Slurm's variables: https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES.
 """
@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from data.base.errors import ConfigError
 
 _FIRST_PORT, _N_PORTS = 12000, 16000
-"""These ports are below those that Linux assigns to connections (from 32768)."""
+"""The first port, and the number of ports, of the range to choose from. The range is below the ports that Linux assigns
+to outgoing connections (32768 and above)."""
 
 
 def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE and related variables for a task of a Slurm step with several tasks. Empty if a launcher has set
-    them, or if Slurm has started a single process.
+    """RANK, WORLD_SIZE and related variables for a task of a Slurm step with several tasks. The result is empty if a
+    launcher has already set these variables, or if Slurm has started a single process.
 
     Raises ConfigError if a job has several tasks but srun did not start this process, because independent runs would
     overwrite each other's checkpoints.
@@ -76,7 +77,7 @@ def _counted(name: str, counts: str, node: int) -> int:
 
 
 def _first_node(environment: Mapping[str, str]) -> str:
-    """The node of task 0: gpu03 for `gpu[03-05,9],login`."""
+    """The node of task 0, such as gpu03 for the node list `gpu[03-05,9],login`."""
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     nodes = next((environment[name] for name in names if environment.get(name)), None)
     if nodes is None:

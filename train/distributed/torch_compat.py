@@ -1,7 +1,7 @@
 """Patches of torch. Each patch states its purpose and has a probe, so that torch versions that do not need the patch
 are left unchanged.
 
-All patches are for torch 2.7 (requirements-classic.lock), and can be deleted when torch 2.7 is no longer supported.
+All patches are for torch 2.7 (requirements-classic.lock). They can be deleted when torch 2.7 is no longer supported.
 """
 
 import torch
@@ -31,8 +31,8 @@ def patch_fsdp2_on_gloo() -> list[str]:
 
 
 def all_reduce_asserts_an_event() -> bool:
-    """Whether torch's HSDP needs the patch. In torch 2.7 its backward requires an event from every stream, but CPU
-    streams record no events (pytorch PR 150316)."""
+    """Whether torch's HSDP needs the patch. In torch 2.7, the backward pass of HSDP requires an event from every
+    stream, but CPU streams record no events (pytorch PR 150316)."""
     try:
         # A private name, imported here because other versions of torch may not have it.
         from torch.distributed.fsdp._fully_shard._fsdp_param_group import AllReduceState
@@ -43,9 +43,9 @@ def all_reduce_asserts_an_event() -> bool:
 
 
 def reduce_scatter_averages() -> bool:
-    """Whether torch's reduce-scatter can average. In torch 2.7, gloo's reduce-scatter sums instead, so every gradient
-    is world_size times too large (pytorch issue 162338). Adam is not affected by this factor, but SGD, clipping and
-    logged norms are."""
+    """Whether torch's reduce-scatter can average. In torch 2.7, gloo's reduce-scatter computes the sum instead, so
+    every gradient is world_size times too large (pytorch issue 162338). Adam is not affected by this factor, but SGD,
+    clipping and logged norms are."""
     averaged = torch.empty(1)
     dist.reduce_scatter_tensor(averaged, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
     return averaged.item() == 1.0
@@ -57,6 +57,7 @@ def _divide_factors(
     reduce_dtype: torch.dtype,
     device_type: str = "",
 ) -> tuple[float, float]:
-    """The factors by which FSDP2 divides before and after the reduction. With these, FSDP2 requests a sum."""
+    """The factors by which FSDP2 divides gradients before and after the reduction. With these factors, FSDP2 requests a
+    sum instead of an average."""
     ranks = reduce_scatter_group.size() * (all_reduce_group.size() if all_reduce_group is not None else 1)
     return 1.0, float(ranks)

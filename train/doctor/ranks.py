@@ -91,7 +91,7 @@ class RankExchange:
             there = [rank for rank, key in zip(ranks, keys, strict=True) if self.store.check([key])]
             return {rank: json.loads(self.store.get(f"{subject}/{rank}")) for rank in there}
         except RuntimeError:  # torch's DistNetworkError
-            raise ConfigError("lost the connection to rank 0, which has ended: see its output") from None
+            raise ConfigError("lost the connection to rank 0: it has ended; see its output") from None
 
     def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
         """Return the values that rank 0 has collected from these ranks within the time limit. The result is the same on

@@ -1,4 +1,5 @@
-"""A run up to its first step: ranks connect, the model is built on meta, and the plan and first batch are shown."""
+"""Performs a run up to its first step: ranks connect, the model is built on the meta device, and the plan and the first
+batch are shown."""
 
 import sys
 
@@ -30,11 +31,12 @@ _WIDTH = 160
 
 
 def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> None:
-    """Show the start of the run. inputs: the result of `opened`. device: the result of choose_device, or None. Every
-    rank must call this within sharing_failures.
+    """Show what the run would do at its start. inputs: the result of `opened`. device: the result of choose_device, or
+    None. Every rank must call this within sharing_failures.
 
-    Raises the ConfigError or DataError that the run would raise before its first step, except for errors in the tensors
-    of a checkpoint, which are not read, and errors when taking ownership of the save folder, which is not changed.
+    Raises the ConfigError or DataError that the run would raise before its first step, with two exceptions: errors in
+    the tensors of a checkpoint, because the tensors are not read, and errors in taking ownership of the save folder,
+    because the folder is not changed.
     """
     device = device or choose_device(config.device)
     inputs = initialize(inputs, config, get_device(device))
@@ -54,7 +56,8 @@ def dry_run(config: TrainConfig, inputs: Inputs, *, device: Device | None) -> No
 
 
 def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
-    """Build everything that depends on the config and the data, so that all errors are raised, and discard it."""
+    """Build everything that depends on the config and the data, so that all errors are raised. The built objects are
+    discarded."""
     clock, where = inputs.data.clock, torch.device("cuda" if device == "gpu" else "cpu")
     build_scheduler(config.scheduler, clock)
     build_callbacks(config.callbacks)

@@ -21,14 +21,14 @@ _SHOWN_ROWS, _SHOWN_CHARACTERS = 2, 3000
 @dataclass(frozen=True, kw_only=True)
 class FirstBatch:
     number: int
-    """Counted from 0."""
+    """The number of the batch, counted from 0."""
     rank_shape: tuple[int, int]
     """The shape of a rank's input_ids: rows, max_seq_len."""
     n_rows: int
     tokens: int
-    """Tokens of all ranks, without padding."""
+    """Number of tokens on all ranks, without padding."""
     trained_tokens: int
-    """Labels for which the loss is computed."""
+    """Number of labels, on all ranks, for which the loss is computed."""
     rows: list[tuple[str, int, Row]]
     """The first rows of this rank, each with the name of its stream and its id in that stream."""
 
@@ -80,8 +80,8 @@ def _rows_of_rank(inputs: Inputs) -> list[tuple[str, int, Row]]:
 
 
 def texts_of(batch: FirstBatch, inputs: Inputs, *, marks: bool) -> Iterator[Text]:
-    """Rows in the format of scripts/inspect_data.py: trained tokens are green. If marks is set, they are also enclosed
-    in ⟦ ⟧."""
+    """The shown rows in the format of scripts/inspect_data.py: trained tokens are green. If marks is set, they are also
+    enclosed in ⟦ ⟧."""
     for stream, row_id, row in batch.rows:
         text = show_row(row_id, row, inputs.tokenizer, marks=marks)
         if (more := len(text) - _SHOWN_CHARACTERS) > 0:

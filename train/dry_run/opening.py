@@ -1,4 +1,5 @@
-"""Opens the inputs of a run as the run does, except that a save folder in an object store is only read."""
+"""Opens the inputs of a run in the same way as the run, except that nothing is written to a save folder in an object
+store."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +14,9 @@ from train.run.inputs import Inputs, open_inputs
 
 @contextmanager
 def opened(config: TrainConfig, problems: Problems, *, rehash: bool) -> Iterator[Inputs]:
-    """Open the inputs. A real run downloads the checkpoint that it resumes from to the staging folder, which it may
-    have to clear first. Here, the checkpoint is downloaded without its tensors to a temporary folder, which is deleted
-    at the end. Raises the exceptions of open_inputs."""
+    """Open the inputs. A real run downloads the checkpoint that it resumes from to the staging folder, which may have
+    to be cleared first. Here, the checkpoint is downloaded without its tensors to a temporary folder, which is deleted
+    at the end. Raises the same errors as `open_inputs`."""
     here = config
     with ExitStack() as stack:
         with problems.collect():

@@ -1,4 +1,4 @@
-"""The plan of a run whose data has been opened, for the console."""
+"""The plan of a run whose data has been opened, in a form for the console."""
 
 import os
 from functools import partial
@@ -16,7 +16,7 @@ from train.run.inputs import Inputs
 
 
 def plan_of(config: TrainConfig, inputs: Inputs, world_size: int) -> list[RenderableType]:
-    """The output of scripts/plan.py for these ranks and this data, as a list of lines and rich tables."""
+    """The output of scripts/plan.py for this data and number of ranks, as a list of lines and rich tables."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cluster = Cluster(nodes=max(world_size // local_ranks, 1), gpus=local_ranks)
     shown: list[RenderableType] = [*plan_tables(config, cluster, inputs.max_batches)]

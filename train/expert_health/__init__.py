@@ -1,5 +1,5 @@
-"""Metrics of the experts of a run: loads, routers and gradients of each layer, and reports of experts without tokens or
-with nearly all.
+"""Metrics of the experts of a run: loads, routers and gradients of each layer, and reports of experts that get no
+tokens or nearly all tokens.
 
-The sums of a step are collected in train/stability; metrics are written by train/loggers.
+train/stability collects the sums of a step, and train/loggers writes the metrics.
 """

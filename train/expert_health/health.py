@@ -1,4 +1,5 @@
-"""Measures the experts at an interval, and reports experts that get no tokens, or nearly all, for many steps."""
+"""Measures the experts at regular intervals, and reports experts that get no tokens, or nearly all tokens, in many
+consecutive steps."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -31,8 +32,8 @@ class ExpertHealth:
         self._overloaded = Streaks(config.max_share_steps, shape_LE)
 
     def is_due(self, state: State) -> bool:
-        """Whether this step is measured: the first of the run, the last of each interval, and the last of the run. Must
-        be called before the step is counted in the timestamp."""
+        """Whether this step is measured: the first step of the run, the last step of each interval, and the last step
+        of the run are measured. Must be called before state.timestamp counts the step."""
         assert state.max_duration is not None
         trained = state.timestamp.batch.value + 1
         return self._every is not None and (trained % self._every == 0 or trained in (1, state.max_duration.value))
@@ -46,7 +47,7 @@ class ExpertHealth:
     ) -> None:
         """Log the metrics of each layer. Every rank must call this with the same values.
 
-        names: names of the trained parameters. squares_P: squared norm of the gradient of each.
+        names: names of the trained parameters. squares_P: squared gradient norm of each of these parameters.
         """
         metrics = layer_metrics(sums) | gradient_norms(names, squares_P)
         if self._probe is not None and (unchanged_L := self._probe.measure(state, self._model)) is not None:
@@ -54,7 +55,7 @@ class ExpertHealth:
         logger.log_metrics(metrics)
 
     def report(self, batch: int, logger: Logger, sums: RoutingSums) -> None:
-        """Report the events of a step. batch: number of batches before it."""
+        """Report the events of a step. batch: number of batches before this step."""
         config, dead_LE, too_many_LE = self._config, sums.counts_LE == 0, self._has_too_many(sums)
         share = f"more than {config.max_share:.4g} of the layer's tokens"
         no_tokens = f"no tokens in {config.dead_steps} consecutive steps"
@@ -69,7 +70,7 @@ class ExpertHealth:
 
     def _has_too_many(self, sums: RoutingSums) -> np.ndarray:
         n_experts = sums.counts_LE.shape[1]
-        # If most experts are selected for each token, it is normal for an expert to get nearly all tokens.
+        # If each token selects more than half of the experts, it is normal for an expert to get nearly all tokens.
         is_meaningful = n_experts >= 2 * sums.top_k
         return (sums.counts_LE > self._config.max_share * sums.tokens_L[:, None]) & is_meaningful
 
@@ -86,7 +87,8 @@ class ExpertHealth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state. Parts that are missing in checkpoints of earlier versions are left unchanged."""
+        """Restore the state. Parts of the state that are missing in a checkpoint of an earlier version are left
+        unchanged."""
         for name, streaks in (("dead", self._dead), ("overloaded", self._overloaded)):
             if name in state:
                 streaks.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""A fixed batch whose routing is compared between measurements.
+"""The probe: a fixed batch whose routing is compared between measurements.
 
 Shapes: R rows, S positions, T tokens of the probe, L layers, E experts, K experts per token.
 """
@@ -29,15 +29,15 @@ class Probe:
         self._rows: list[tuple[list[int], list[int]]] = []
         """Token ids and document ids of each row, without padding."""
         self._chosen: np.ndarray | None = None
-        """[L, T, E] whether the expert was selected for the token."""
+        """bool [L, T, E]: whether the expert was selected for the token."""
 
     @property
     def is_empty(self) -> bool:
         return not self._rows
 
     def measure(self, state: State, model: nn.Module) -> np.ndarray | None:
-        """[L] the share of selected experts that are the same as in the last call. None in the first call. Every rank
-        must call this between the backward pass of a step and the next forward pass.
+        """Return [L]: for each layer, the fraction of selected experts that are the same as in the previous call. None
+        in the first call. Every rank must call this between the backward pass of a step and the next forward pass.
 
         Does not change the model's weights, gradients or mode, or the random state.
         """
@@ -45,7 +45,7 @@ class Probe:
         assert isinstance(size, int)
         if self.is_empty:
             self._take(batch, size)
-        # FlexAttention is already compiled for the shape of a microbatch.
+        # This is at least the shape of a microbatch, for which FlexAttention is already compiled.
         shape = (max(size, len(self._rows)), batch["input_ids"].shape[1])
         before, self._chosen = self._chosen, self._route(state, model, shape)
         if before is None or before.shape != self._chosen.shape:
@@ -88,8 +88,8 @@ class Probe:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state. If it has a different n_tokens, it is ignored, and the next measurement takes a new
-        probe."""
+        """Restore the state. If the state was saved with a different n_tokens, it is ignored, and the next measurement
+        uses a new probe."""
         if state["n_tokens"] != self._n_tokens:
             return
         self._rows = [(ids, documents) for ids, documents in state["rows"]]
@@ -109,8 +109,8 @@ def _reshard(model: nn.Module) -> None:
 
 @contextmanager
 def _choices(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within this context, collect a bool tensor [T, E] for each layer that is computed: whether the expert was
-    selected for the token."""
+    """Within this context, collect a bool tensor [T, E] for each layer that is computed. An element is True if the
+    expert was selected for the token."""
     chosen: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, routing: Routing) -> None:

@@ -26,29 +26,31 @@ class RoutingSums:
 
     @property
     def tokens_L(self) -> np.ndarray:
-        """Number of tokens that each layer routed; the same for all layers."""
+        """Number of tokens that each layer routed. It is the same for all layers."""
         return self.counts_LE.sum(1) / self.top_k
 
 
 def load_imbalance(counts_LE: np.ndarray) -> np.ndarray:
-    """[L] the maximum divided by the mean of the tokens per expert; 1 if there are no tokens."""
+    """Return [L]: the maximum divided by the mean of the number of tokens per expert, or 1 if there are no tokens."""
     mean_L = counts_LE.mean(1)
     return np.divide(counts_LE.max(1), mean_L, out=np.ones_like(mean_L), where=mean_L > 0)
 
 
 def load_shares(counts_LE: np.ndarray) -> np.ndarray:
-    """[L, E] each expert's share of the assignments of its layer; 0 if there are none."""
+    """Return [L, E]: each expert's share of its layer's assignments, or 0 if there are no assignments."""
     return counts_LE / counts_LE.sum(1, keepdims=True).clip(min=1)
 
 
 def effective_experts(shares_LE: np.ndarray) -> np.ndarray:
-    """[L] exp(entropy of the shares) / E. It is 1 for an even load, and 1/E if one expert has all tokens."""
+    """Return [L]: exp(entropy of the shares) / E. This is 1 if the load is even, and 1/E if one expert gets all
+    tokens."""
     logs_LE = np.log(shares_LE, out=np.zeros_like(shares_LE), where=shares_LE > 0)
     return np.exp(-(shares_LE * logs_LE).sum(1)) / shares_LE.shape[1]
 
 
 def layer_metrics(sums: RoutingSums) -> dict[str, float]:
-    """`experts/layer_L/...`: load shares and metrics derived from them, and the magnitude of the router logits."""
+    """Return the metrics `experts/layer_L/...`: the load shares, metrics that are computed from the shares, and the
+    magnitude of the router logits."""
     shares_LE, tokens_L = load_shares(sums.counts_LE), sums.tokens_L.clip(min=1)
     columns_L = {
         "load_imbalance": load_imbalance(sums.counts_LE),
@@ -62,7 +64,7 @@ def layer_metrics(sums: RoutingSums) -> dict[str, float]:
 
 
 def by_layer(columns_L: dict[str, np.ndarray]) -> dict[str, float]:
-    """The metrics of all layers under their full names."""
+    """Return the metrics of all layers, by their full names."""
     return {
         f"experts/layer_{layer}/{name}": value
         for name, values in columns_L.items()
@@ -71,9 +73,10 @@ def by_layer(columns_L: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def gradient_norms(names: Iterable[str], squares_P: Iterable[float]) -> dict[str, float]:
-    """`experts/layer_L/{router,experts}_grad_norm` of the trained parameters of each layer: weights or adapters.
+    """Return `experts/layer_L/{router,experts}_grad_norm`: the gradient norms over the trained parameters (weights or
+    adapters) of each layer's router and experts.
 
-    names: names of the trained parameters. squares_P: squared norm of the gradient of each.
+    names: names of the trained parameters. squares_P: squared gradient norm of each of these parameters.
     """
     sums: dict[tuple[str, str], float] = {}
     for name, square in zip(names, squares_P, strict=True):

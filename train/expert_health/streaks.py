@@ -1,4 +1,5 @@
-"""Experts for which a condition has held for many consecutive steps: no tokens, or nearly all."""
+"""Finds experts for which a condition has held in many consecutive steps, such as getting no tokens, or nearly all
+tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,17 +7,18 @@ from typing import Any
 import numpy as np
 
 Place = tuple[int, int]
-"""Layer and expert."""
+"""The numbers of a layer and of an expert in this layer."""
 _MOST_NAMED = 4
-"""A message names up to this number of experts. If there are more, it lists their number per layer."""
+"""A message lists up to this number of experts. If there are more, the message contains only their number per layer."""
 _MOST_LAYERS = 6
 
 
 class Streaks:
-    """Tracks for which experts a condition has held, step after step. Its state is JSON-serializable.
+    """Tracks, step by step, for which experts a condition has held. Its state is JSON-serializable.
 
-    Beginnings of streaks are reported at most once in `steps` steps, and so are their ends. Changes in between are
-    included in the next report. This limits the number of reports if many experts change often.
+    A streak is a number of consecutive steps in which the condition held. Beginnings of streaks are reported at most
+    once in `steps` steps, and so are ends of streaks. Changes between two reports are included in the next report. This
+    limits the number of reports if many experts change often.
     """
 
     def __init__(self, steps: int, shape_LE: tuple[int, int]) -> None:
@@ -26,10 +28,12 @@ class Streaks:
         self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
         self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
-        """For beginnings and for ends of streaks, the number of steps until they may be reported again."""
+        """The number of steps until beginnings of streaks may be reported again, and the same number for ends of
+        streaks."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
-        """The experts to report in this step: those whose streak is long enough, and those whose streak has ended."""
+        """Record a step, and return the experts to report: those whose streak is now long enough, and those whose
+        streak has ended."""
         self._lengths_LE = np.where(holds_LE, self._lengths_LE + 1, 0)
         self._quiet = [max(left - 1, 0) for left in self._quiet]
         begun_LE = self._due(0, (self._lengths_LE >= self.steps) & ~self._reported_LE)
@@ -61,7 +65,7 @@ def _places(chosen_LE: np.ndarray) -> list[Place]:
 
 
 def named(places: Sequence[Place]) -> str:
-    """The experts as a short text, for any number of experts."""
+    """Describe the experts in a short text, whatever their number."""
     if len(places) <= _MOST_NAMED:
         return ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places)
     counts: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Answers prompts in batches."""
+"""Generates answers to prompts, in batches."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ def ask(
     batch_size: int,
     on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
-    """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its text. It is
-    called for one prompt after the other: the text of later prompts of a batch is kept until the earlier prompts are
-    complete."""
+    """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its answer. The
+    answers are passed to it one after the other: the text of later answers of a batch is held back until the earlier
+    answers are complete."""
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         events = stream_answers(
@@ -36,7 +36,7 @@ def ask(
 
 
 def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
-    """Reorder events so that those of a row come after the answers of all rows before it."""
+    """Reorder events so that the events of a row follow the answers of all rows before this row."""
     held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
     turn = 0
     for event in events:
@@ -50,7 +50,7 @@ def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> I
 
 
 def as_json(question: Question, answer: Answer) -> str:
-    """A line of the output file: the question, the response, and whether the model or a limit ended it."""
+    """A line of the output file: the question, the response, and whether the model or a limit ended the response."""
     asked = (
         {"prompt": question.prompt} if isinstance(question, PromptResponse) else {"messages": question.messages[:-1]}
     )

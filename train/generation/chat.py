@@ -1,4 +1,4 @@
-"""A conversation in the terminal."""
+"""An interactive conversation with the model in the terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ def chat(
     read: Callable[[], str],
     write: Callable[[str], None],
 ) -> None:
-    """Run a conversation until `read` raises EOFError or returns "/exit". If it returns "/new", a new conversation
+    """Run a conversation until `read` raises EOFError or returns "/exit". If `read` returns "/new", a new conversation
     starts. ^C ends an answer, not the chat."""
     beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages = list(beginning)
@@ -48,15 +48,15 @@ def chat(
             write(f"{error}; {NEW} starts a new conversation\n")
             messages.pop()
             continue
-        # All turns derive from the same seed, but each turn draws different numbers.
+        # The seeds of all turns are derived from the same seed, but each turn draws different random numbers.
         text = _answer(opened, prompt, replace(sampling, seed=(sampling.seed + turn) % 2**32), write)
         turn += 1
-        # A template may reject an empty turn.
+        # An empty answer is removed with its question, because a chat template may reject an empty message.
         messages.append({"role": "assistant", "content": text}) if text.strip() else messages.pop()
 
 
 def _answer(opened: "Opened", prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> str:
-    """Write the answer and return it, or the part of it that was written before ^C."""
+    """Write the answer, and return it. If ^C is pressed, return the part that was written before."""
     text = ""
     try:
         for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], sampling, opened.stop_token_ids):

@@ -19,18 +19,19 @@ class Decoder(Protocol):
     max_seq_len: int
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Clear the cache and read the prompts, which must not be empty. Returns the logits [B, V] of the token after
-        each prompt."""
+        """Clear the cache and read the prompts, which must not be empty. Returns the logits [B, V] for the token that
+        follows each prompt."""
         ...
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """Add one token to each document (None for documents that have ended). Returns the next logits [B, V]."""
+        """Add one token to each document (None for documents that have ended). Returns the logits [B, V] for the token
+        that follows."""
         ...
 
 
 class DbrxDecoder:
-    """Our own model with its KV cache. The model must be in eval mode. If it is sharded, every rank must run the same
-    steps."""
+    """Our own model with its KV cache. The model must be in eval mode. If the model is sharded, every rank must run the
+    same steps."""
 
     def __init__(self, model: DbrxForCausalLM) -> None:
         self.model = model

@@ -1,4 +1,4 @@
-"""Measures how many held-out prompts a model answers exactly."""
+"""Measures for how many held-out prompts a model generates exactly the expected answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ class Checked:
 
 
 def exact_match(opened: Opened, questions: Sequence[Question], batch_size: int) -> list[Checked]:
-    """Return the greedy answers in order, each up to its end token. An answer is exact if it equals the expected text.
+    """Return the greedy answers in order, each without its end token. An answer is exact if it equals the expected
+    text.
 
-    Raises DataError if a prompt leaves no room for an answer.
+    Raises DataError if a prompt is so long that no tokens can be generated within max_seq_len.
     """
     expected = [len(opened.tokenizer.encode(expected_answer(question))) for question in questions]
     # Allows the end token and one more token, to detect an answer that is longer than expected.

@@ -1,4 +1,4 @@
-"""Generates text token by token, greedy or sampled, for a batch of prompts of different lengths.
+"""Generates text token by token, by greedy decoding or by sampling, for a batch of prompts of different lengths.
 
 Shapes: B prompts, V vocab_size.
 """
@@ -28,7 +28,8 @@ def generate(
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[list[int | None]]:
     """Step by step, yield the new token of each prompt, or None for prompts whose answer has ended. A stop token ends
-    an answer and is not returned. An answer also ends after max_new_tokens, or at the model's max_seq_len (see room).
+    an answer and is not returned. An answer also ends after max_new_tokens tokens, or when the document reaches the
+    model's max_seq_len (see room).
 
     first_number: the number of the first prompt among all prompts (see Sampling.seed). agree: overwrites the chosen ids
     [B] in place, so that they are the same on all ranks.
@@ -51,13 +52,13 @@ def generate(
             yield tokens
         if not any(left):
             return
-        # The model need not read the last token of a document, which was already yielded.
+        # The last token of a document was already yielded, and the model does not need to read it.
         logits_BV = decoder.step([token if rest else None for token, rest in zip(tokens, left, strict=True)])
 
 
 def _key(seed: int, number: int) -> int:
-    # Hashed, because torch uses only the lower 32 bits of a generator's seed, and the first numbers drawn with similar
-    # seeds are similar.
+    # The seed is a hash, because torch uses only the lower 32 bits of a generator's seed, and because generators with
+    # similar seeds draw similar first numbers.
     digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "little")
 
@@ -68,14 +69,15 @@ def choose(logits_BV: Tensor, sampling: Sampling, draws: Sequence[torch.Generato
     if sampling.temperature == 0:
         return logits_BV.argmax(1)
     logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-    # The maximum is subtracted, so that even a very low temperature causes no NaN: exp(-inf) is 0.
+    # The maximum is subtracted, so that even a very low temperature does not cause NaN values: exp(-inf) is 0.
     scaled_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / sampling.temperature
     probs_BV, ids_BV = scaled_BV.softmax(1).sort(dim=1, descending=True, stable=True)
     sums_BV = probs_BV.cumsum(1)
-    # The token that reaches top_p is still included: the sum before it is less than top_p.
+    # The token with which the sum reaches top_p is included, because the sum of the tokens before it is less than
+    # top_p.
     kept_B = ((sums_BV - probs_BV) < sampling.top_p).sum(1).clamp(1, sampling.top_k)
     total_B1 = sums_BV.gather(1, kept_B.unsqueeze(1) - 1)
-    # Drawn on the CPU, so that the numbers are the same for every device.
+    # The random numbers are drawn on the CPU, so that they are the same for every device.
     drawn_B = torch.stack([torch.rand((), generator=draw, dtype=torch.float64) for draw in draws])
     at_B1 = drawn_B.to(sums_BV).unsqueeze(1) * total_B1
     rank_B = torch.minimum((sums_BV <= at_B1).sum(1), kept_B - 1)
@@ -92,8 +94,9 @@ class TextStream:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._start = self._read = 0
-        """Ids before _start are no longer needed. The text of ids before _read was already returned. They are decoded
-        again, because the text of an id may depend on the ids before it (such as a leading space)."""
+        """Ids before _start are no longer needed. The text of ids before _read was already returned. The ids from
+        _start to _read are decoded again, because the text of an id may depend on the ids before it (for example,
+        whether it has a leading space)."""
         self._n_emitted = 0
         """Number of characters after _read that were already returned."""
 
@@ -109,7 +112,7 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """Return the remaining text, from bytes that do not form a complete character."""
+        """Return the remaining text, which results from bytes that do not form a complete character."""
         return self._new_text()[self._n_emitted :]
 
     def _new_text(self) -> str:
@@ -124,7 +127,7 @@ class Answer:
     tokens: list[int]
     text: str
     ended: bool
-    """Whether a stop token ended the answer, and not max_new_tokens or max_seq_len."""
+    """Whether a stop token ended the answer, rather than max_new_tokens or max_seq_len."""
 
 
 def stream_answers(
@@ -137,8 +140,8 @@ def stream_answers(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[tuple[int, str, Answer | None]]:
-    """While text is generated, yield tuples (index of the prompt, next piece of its text, complete answer or None).
-    See generate."""
+    """While text is generated, yield tuples: the index of a prompt, the next piece of its answer, and the Answer if it
+    is complete, otherwise None. For the arguments, see generate."""
     streams = [TextStream(tokenizer) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     texts = ["" for _ in prompts]

@@ -1,4 +1,4 @@
-"""Patches of Hugging Face libraries: for huggingface_hub 1.33, datasets 5.2 and earlier versions."""
+"""Patches of Hugging Face libraries: huggingface_hub up to version 1.33, and datasets up to version 5.2."""
 
 import importlib
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from types import ModuleType
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within this context, huggingface_hub and datasets use only the local cache. Otherwise, they would try to reach
-    the hub for half a minute.
+    """Within this context, huggingface_hub and datasets use only the local cache. Otherwise, without a network
+    connection, they would try to connect to the hub for half a minute.
 
-    They read HF_HUB_OFFLINE once, at import. According to the documentation of huggingface_hub, it can later only be
-    changed by assigning to the module's variable. lm-eval, which calls both libraries, has no `local_files_only`
-    argument.
+    The libraries read the environment variable HF_HUB_OFFLINE once, at import. According to the documentation of
+    huggingface_hub, the setting can afterwards be changed only by assigning to the variable of this name in the module.
+    lm-eval, which calls both libraries, has no `local_files_only` argument.
     """
     patched = online_modules()
     try:
@@ -26,7 +26,7 @@ def offline() -> Iterator[None]:
 
 
 def online_modules() -> list[ModuleType]:
-    """The probe: the modules of the libraries that would query the hub, because the variable was not set when they were
-    imported."""
+    """The probe of this patch: return the modules of these libraries that would query the hub, because the environment
+    variable was not set when they were imported."""
     modules = [importlib.import_module(name) for name in ("huggingface_hub.constants", "datasets.config")]
     return [module for module in modules if not module.HF_HUB_OFFLINE]

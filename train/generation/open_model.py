@@ -1,4 +1,5 @@
-"""Opens a model for generation: an exported folder with Hugging Face's transformers, or a checkpoint with our model."""
+"""Opens a model for generation: an exported folder (opened with Hugging Face's transformers), or a checkpoint (opened
+with our own model)."""
 
 import dataclasses
 import json
@@ -45,7 +46,8 @@ class Opened:
 def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
     """Open the model of an exported folder, of a checkpoint, or of the newest checkpoint in a save folder.
 
-    folder: see resolve_model. precision: see default_precision. Raises ConfigError if the folder is none of these.
+    folder: see resolve_model. precision: by default, that of default_precision. Raises ConfigError if the folder
+    contains no model.
     """
     folder = resolve_model(folder)
     precision = precision or default_precision(device)
@@ -74,7 +76,7 @@ def resolve_model(folder: Path) -> Path:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether the folder looks like a Hugging Face folder. Whether it is complete is checked by check_exported."""
+    """Whether the folder looks like a Hugging Face folder. check_exported checks whether the folder is complete."""
     return (folder / "config.json").is_file()
 
 
@@ -97,8 +99,8 @@ def _open_exported(folder: Path, precision: Precision, device: Device) -> Opened
 
 
 def check_exported(folder: Path) -> PretrainedFolder:
-    """Raise ConfigError if the folder is not a complete DBRX in Hugging Face's format, or if transformers would run
-    code from it.
+    """Raise ConfigError if the folder does not contain a complete DBRX model in Hugging Face's format, or if
+    transformers would run code from the folder.
 
     Reads no tensors.
     """
@@ -121,7 +123,7 @@ def _not_finite(model: nn.Module) -> list[str]:
 
 
 def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> Opened:
-    """Open a checkpoint of our model. Adapters are merged into their base."""
+    """Open a checkpoint of our model. Adapters are merged into the base weights."""
     run = open_run(checkpoint)
     model_config = _for_generation(run.config.model)
     wording = Wording(
@@ -143,8 +145,8 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
 
 
 def _for_generation(model: ModelConfig) -> ModelConfig:
-    """The model config for generation: without recomputation, and with moe_impl and attn_impl set to auto, because
-    those of the run were chosen for its device and precision."""
+    """The model config for generation: without recomputation, and with moe_impl and attn_impl set to auto, because the
+    run's values were chosen for the device and precision of the run."""
     return dataclasses.replace(
         model,
         attn_config=dataclasses.replace(model.attn_config, attn_impl="auto"),
@@ -157,7 +159,7 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
         raise ConfigError(
             f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own tokenizer there"
         )
-    # Chat templates get the current date, as in transformers.
+    # As in transformers, chat templates receive the current date.
     tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
@@ -168,7 +170,7 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """The ids in generation_config.json, or those of the tokenizer if there is no such file."""
+    """The ids of the stop tokens in generation_config.json, or those of the tokenizer if there is no such file."""
     file = folder / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]
@@ -184,11 +186,11 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
     need = sum(n_bytes(shape, precision) for shape in parameter_shapes(model).values())
     have = available_memory(device)
     if need > have:
-        where = "the GPU" if device == "gpu" else "this machine"
-        has = f"{where} has {format_bytes(have, down=True)}"
+        where = "GPU" if device == "gpu" else "machine"
+        has = f"this {where} has {format_bytes(have, down=True)}"
         raise ConfigError(
-            f"{path} needs {format_bytes(need)} in {precision}, but {has}: use a larger one, or serve the exported "
-            "folder on several GPUs"
+            f"{path} needs {format_bytes(need)} in {precision}, but {has}: use a larger {where}, or serve the "
+            "exported folder on several GPUs"
         )
 
 

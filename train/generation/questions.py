@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from train.generation.open_model import Opened
 
 Question = PromptResponse | Conversation
-"""The question is the prompt, or all messages except the last. The response or last message is the expected answer, and
-is empty if there is no expected answer."""
+"""The question itself is the prompt, or all messages except the last. The response, or the last message, is the
+expected answer. It is empty if there is no expected answer."""
 
 
 def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:
@@ -48,10 +48,11 @@ def read_questions(
     """Read prompts from a .jsonl file with `{prompt}` or `{messages}`, or from a text file with one prompt per line.
 
     with_answers: the file must be JSONL. Each row must have the form `{prompt, response}`, have messages that end with
-    the assistant, or be converted to one of these by preprocess. Rows for which preprocess returns None are counted and
-    skipped.
+    the assistant, or be converted to one of these by preprocess. Rows for which preprocess returns None are skipped,
+    and their number is logged.
 
-    Raises ConfigError if the file cannot be read or has no prompts, and DataError with the line of each invalid row.
+    Raises ConfigError if the file cannot be read or has no prompts, and DataError with the line number of each invalid
+    row.
     """
     with os_errors_named(file):
         lines = file.read_bytes().splitlines()
@@ -79,7 +80,7 @@ def _text(line: bytes, place: str) -> str:
 
 
 def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Add a placeholder answer to rows without an answer, so that the usual checks of examples can be used."""
+    """Add a placeholder answer to rows without an answer, so that the checks for training examples can be used."""
     for place, row in rows:
         if isinstance(row, dict) and "prompt" in row:
             row = {"prompt": row["prompt"], "response": "any"}
@@ -102,8 +103,8 @@ def _only_questions(example: Example, file: Path) -> Question:
 
 
 def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
-    """Encode a question. Raises DataError for invalid text, which may come from a terminal, and for invalid
-    conversations."""
+    """Encode a question. Raises DataError for text that is not valid Unicode, which is possible if it was entered in a
+    terminal, and for invalid conversations."""
     texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
     for text in texts:
         try:
@@ -116,14 +117,14 @@ def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) -> list[list[int]]:
-    """Encode questions as in training. Raises DataError with the number of a prompt if it is empty, or leaves no room
-    for an answer."""
+    """Encode questions as in training. Raises DataError with the number of a prompt if the prompt is empty, or so long
+    that no tokens can be generated within max_seq_len."""
     prompts = []
     for number, question in enumerate(questions, start=1):
         ids = encode_one(question, opened.tokenizer)
         name = f"prompt {number} ({redacted(question_text(question))[:40]!r})"
         if not ids:
-            raise DataError(f"{name} is empty: there is nothing to continue")
+            raise DataError(f"{name} is empty: a prompt must have at least one token")
         if room(len(ids), sampling, opened.decoder.max_seq_len) < 1:
             raise DataError(f"{name} has {len(ids)} tokens, but the model supports only {opened.decoder.max_seq_len}")
         prompts.append(ids)
@@ -131,11 +132,11 @@ def encode(questions: Sequence[Question], opened: "Opened", sampling: Sampling) 
 
 
 def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_len: int) -> None:
-    """Raise ConfigError if the longest prompt and max_new_tokens exceed max_seq_len."""
+    """Raise ConfigError if the length of the longest prompt plus max_new_tokens exceeds max_seq_len."""
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(
-            f"--max_new_tokens is {max_new_tokens}, but with the {longest} tokens of the longest prompt this makes "
-            f"{longest + max_new_tokens}, and the model supports only {max_seq_len}: use at most "
+            f"--max_new_tokens is {max_new_tokens}, but together with the {longest} tokens of the longest prompt, this "
+            f"is {longest + max_new_tokens} tokens, and the model supports only {max_seq_len}: use at most "
             f"{max_seq_len - longest}"
         )

@@ -20,8 +20,8 @@ MARKER = "<!-- evaluation -->"
 """Marks the beginning and the end of the generated part of the card. The rest of the card is not changed."""
 
 Result = dict[str, Any]
-"""Keys: `asked`, the number of questions or None; `metrics`, values by metric; `stderr`, standard errors by metric, for
-metrics that have one; and settings."""
+"""The result of an evaluation. Its keys are `asked`, the number of questions or None; `metrics`, the values by metric;
+`stderr`, the standard errors by metric, for metrics that have a standard error; and the settings of the evaluation."""
 
 
 def rows_of(results: Mapping[str, Result]) -> list[tuple[str, str, str, str]]:
@@ -89,7 +89,7 @@ def with_section(card: str, text: str) -> str:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write the whole file atomically."""
+    """Replace the file atomically."""
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

@@ -29,12 +29,12 @@ def run_tasks(
     limit: int | None = None,
     apply_chat_template: bool = False,
 ) -> dict[str, Result]:
-    """Run the lm-evaluation-harness on an exported folder with transformers' own DBRX. Returns results by task and
-    group.
+    """Run the lm-evaluation-harness on an exported folder with transformers' own DBRX. Returns the results by the name
+    of the task or task group.
 
-    A task is the name of a harness task, a YAML file, or a folder, which stands for all of its tasks. Raises
-    ConfigError if the harness is not installed, if the folder is not a complete DBRX, or if a task does not exist or
-    cannot be loaded.
+    Each of `tasks` is the name of a task of the harness, the path of a YAML file, or the path of a folder, which stands
+    for all tasks that its YAML files define. Raises ConfigError if the harness is not installed, if the folder is not a
+    complete DBRX, or if a task does not exist or cannot be loaded.
     """
     harness = _harness()
     weights = check_exported(folder)
@@ -63,7 +63,8 @@ def run_tasks(
 
 
 def _limit_template(tokenizer: Any) -> None:
-    """Limit the resources of the chat template, because the harness renders with transformers' tokenizer directly."""
+    """Limit the resources of the chat template, because the harness renders conversations directly with transformers'
+    tokenizer, which has no limits."""
     render = tokenizer.apply_chat_template
 
     def limited(*args: Any, **kwargs: Any) -> Any:
@@ -74,8 +75,8 @@ def _limit_template(tokenizer: Any) -> None:
 
 
 def results_of(out: Mapping[str, Any]) -> dict[str, Result]:
-    """Convert the harness's results to our format. Metrics keep their names, except that the filter `none` is omitted:
-    `acc,none` becomes `acc`."""
+    """Convert the harness's results to our format. The names of metrics are unchanged, except that the suffix for the
+    filter `none` is removed: `acc,none` becomes `acc`."""
     results: dict[str, Result] = {}
     for name, values in out["results"].items():
         metrics = {key: value for key, value in values.items() if "," in key and isinstance(value, int | float)}
@@ -129,7 +130,7 @@ def _is_path(task: str) -> bool:
 
 
 def _names_in(path: Path, manager: Any) -> list[str]:
-    """The tasks defined by a YAML file, or by all YAML files of a folder."""
+    """The names of the tasks that a YAML file defines, or that all YAML files of a folder define."""
     path = path.resolve()
     names = [
         name

@@ -1,17 +1,18 @@
-"""How the process's allocator treats freed memory."""
+"""Configures what the process's memory allocator does with freed memory."""
 
 import ctypes
 
-# Parameter numbers from glibc's malloc.h, and the largest M_MMAP_THRESHOLD that glibc accepts.
+# The numbers of mallopt's parameters in glibc's malloc.h, and the largest value that glibc accepts for
+# M_MMAP_THRESHOLD.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 25
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for later allocations. Has no effect with other C libraries.
+    """Make glibc keep freed memory for later allocations. This has no effect with other C libraries.
 
-    By default, glibc returns the memory of gradients and activations to the kernel in every step, so a step on a CPU
-    spends a tenth of its time in page faults. Memory for tensors larger than 32 MiB is still requested from the kernel.
+    By default, glibc returns the memory of gradients and activations to the kernel in every step, so on a CPU, page
+    faults take a tenth of the time of a step. Memory for tensors larger than 32 MiB is still requested from the kernel.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

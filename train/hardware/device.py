@@ -16,29 +16,30 @@ from typing import Any, Literal
 from data.base.errors import ConfigError
 
 Device = Literal["cpu", "gpu"]
-"""Composer's names."""
+"""The types of devices, by the names that Composer uses."""
 
 _ON_CPU = "or choose the CPU: device=cpu (in scripts: --device cpu)"
 _INSTALL = "uv pip install --torch-backend"
 _LEAST_DRIVER = {12: 525, 13: 580}
-"""The minimum driver version by major version of CUDA (NVIDIA's CUDA Compatibility guide). It is sufficient for wheels
-of all CUDA versions with this major version."""
+"""The minimum driver version by major version of CUDA (NVIDIA's CUDA Compatibility guide). This driver version is
+sufficient for wheels built for any CUDA version with this major version."""
 _PCI_GPUS = {"nvidia": ("0x10de", "0x03"), "amd": ("0x1002", "0x12")}
-"""Vendor id and class prefix of the PCI devices that count as GPUs: display controllers for NVIDIA, and only
-accelerators for AMD, because many AMD processors include graphics that no wheel supports."""
+"""Vendor id and class prefix of the PCI devices that count as GPUs: for NVIDIA, display controllers; for AMD, only
+accelerators, because many AMD processors include a graphics unit that no torch wheel supports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The facts that determine whether torch can use a GPU. `torch_*` and capability are read from torch. All others
-    are determined without torch."""
+    """The facts that determine whether torch can use a GPU. The fields `torch_*` and `capability` are read from torch.
+    All other fields are determined without torch."""
 
     nvidia_gpus: int = 0
-    """Number of GPUs that have a device file. If there are no device files, number of GPUs on the PCI bus, which is
-    also visible in a container."""
+    """Number of NVIDIA GPUs that have a device file or, if there are no device files, number of NVIDIA GPUs on the PCI
+    bus. The PCI bus is also visible in a container."""
     amd_gpus: int = 0
     device_files: int = 0
-    """Number of files /dev/nvidia0 and so on. A container has only those that were passed to it."""
+    """Number of files /dev/nvidia0 and so on. In a container, only the device files that were passed to the container
+    exist."""
     driver: str | None = None
     """Version of the loaded NVIDIA driver, such as 570.86.15."""
     driver_cuda: tuple[int, int] | None = None
@@ -48,10 +49,10 @@ class Machine:
     torch_cuda: str | None = None
     torch_hip: str | None = None
     torch_archs: tuple[str, ...] = ()
-    """The architectures that the wheel is compiled for, such as sm_90."""
+    """The GPU architectures for which the torch wheel is compiled, such as sm_90."""
     torch_gpus: int = 0
     torch_error: str = ""
-    """torch's error message if it finds no GPU."""
+    """torch's error message if torch finds no GPU."""
     capability: tuple[int, int] | None = None
     """Compute capability of this rank's GPU."""
 
@@ -78,7 +79,7 @@ def choose_device(wanted: Device | None) -> Device:
     Raises ConfigError if torch cannot use the machine's GPU and wanted is not cpu, and if gpu is wanted but there is
     none.
     """
-    # torch's warnings are not needed: either our error covers them, or the CPU was chosen.
+    # torch's warnings are not needed: either ConfigError reports the same problem, or the CPU was chosen.
     warnings.filterwarnings("ignore", message="CUDA initialization")
     if wanted == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -89,16 +90,16 @@ def choose_device(wanted: Device | None) -> Device:
     if not machine.torch_gpus and wanted == "gpu":
         vendors, files = ("NVIDIA or AMD", " or /dev/kfd") if machine.torch_hip else ("NVIDIA", "")
         raise ConfigError(
-            f"is gpu, but this machine has none (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
-            f"start it on a machine with a GPU, {_ON_CPU}",
+            f"is gpu, but this machine has no GPU (no {vendors} GPU on its PCI bus, no /dev/nvidia0{files}): "
+            f"start the run on a machine with a GPU, {_ON_CPU}",
             key="device",
         )
     return "gpu" if machine.torch_gpus else "cpu"
 
 
 def why_no_gpu(machine: Machine) -> str | None:
-    """The reason why a run cannot use the machine's GPUs, with a fix. None if it can use them, or if there are no
-    GPUs."""
+    """The reason why a run cannot use the machine's GPUs, and how to fix it. None if the run can use them, or if there
+    are no GPUs."""
     if machine.torch_gpus:
         ranks = int(machine.environment.get("LOCAL_WORLD_SIZE", "1"))
         if ranks > machine.torch_gpus:
@@ -171,8 +172,8 @@ def _torch_error(machine: Machine) -> str:
 
 
 def _unsupported(machine: Machine) -> str | None:
-    """Why the wheel does not support this rank's GPU, or None. torch only warns about this, and the first kernel then
-    fails."""
+    """Why the wheel does not support this rank's GPU, or None. For an unsupported GPU, torch only logs a warning, and
+    the first kernel that is launched fails."""
     if machine.capability is None or not machine.torch_archs:
         return None
     if any(_runs_on(arch, machine.capability) for arch in machine.torch_archs):
@@ -185,8 +186,9 @@ def _unsupported(machine: Machine) -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether code for this architecture runs on a GPU. Machine code (sm_86) runs within its major version. PTX
-    (compute_80) is compiled at load time for the same and all later versions."""
+    """Whether code for this architecture runs on a GPU. Machine code (sm_86) runs on GPUs with the same major version
+    and the same or a higher minor version. PTX (compute_80) is compiled at load time, for GPUs with the same or any
+    later version."""
     found = re.match(r"(sm|compute)_(\d+)(\d)", arch)
     if found is None:
         return True
@@ -199,11 +201,11 @@ def _dotted(version: tuple[int, int]) -> str:
 
 
 def look(root: Path = Path("/")) -> Machine:
-    """Inspect this machine by reading Linux's files below root, and through torch."""
+    """Collect the facts about this machine from Linux's files below `root` and from torch."""
     pci = _pci_gpus(root / "sys/bus/pci/devices")
     files = len(list((root / "dev").glob("nvidia[0-9]*")))
     driver_cuda = _driver_cuda()
-    # Windows Subsystem for Linux has this file instead of /dev/nvidia0.
+    # In the Windows Subsystem for Linux, this file exists instead of /dev/nvidia0.
     if (root / "dev/dxg").exists() and driver_cuda is not None:
         files = max(files, 1)
     facts = _torch_facts(int(os.environ.get("LOCAL_RANK", "0")))

@@ -1,4 +1,5 @@
-"""Chooses the implementations of experts and attention once, before the first step, and reports them with reasons."""
+"""Selects the implementations of experts and attention once, before the first step, and reports which were selected and
+why."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,8 +17,8 @@ from train.models.experts.megablocks import RoutedShape
 from train.models.shapes import count_parameters
 
 _LOOP_LIMIT = 1_000_000_000
-"""The maximum number of parameters for which `auto` may use the loop over experts on a GPU. The GPU is mostly idle in
-this loop."""
+"""The maximum number of parameters for which `auto` may select the loop over experts on a GPU. During this loop, the
+GPU is mostly idle."""
 
 
 class Wording(NamedTuple):
@@ -25,9 +26,9 @@ class Wording(NamedTuple):
 
     choice: str
     bf16: str
-    """The fix that switches to bf16."""
+    """The suggestion to switch to bf16."""
     loop: str
-    """The fix that accepts slow experts."""
+    """The suggestion to accept the slow loop over experts."""
 
 
 _OF_CONFIG = Wording(
@@ -40,10 +41,10 @@ _OF_CONFIG = Wording(
 def choose_kernels(
     config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ModelConfig, list[str]]:
-    """Return config.model, in which `auto` in moe_impl is replaced by the chosen implementation, and lines for the
-    console. Steps then need not choose again.
+    """Return config.model, in which moe_impl: auto is replaced by the selected implementation, so that steps need not
+    select it again, and lines for the console.
 
-    dtype and errors: see resolve_kernels.
+    For dtype and the errors that are raised, see resolve_kernels.
     """
     model = config.model
     shape = routed_sizes(config, max(microbatch_rows(config, world_size).values()))
@@ -56,16 +57,17 @@ def resolve_kernels(
 ) -> tuple[str, list[str]]:
     """Return the implementation of the experts, and lines for the console.
 
-    dtype: the compute dtype of experts and attention. shape: the routed sizes of the largest forward pass, or None if
-    they are unknown. Raises ConfigError if the requested implementation is not available, and if auto would select the
-    loop over experts for a large model on a GPU.
+    dtype: the compute dtype of experts and attention. shape: the RoutedShape of the largest forward pass, or None if it
+    is unknown. Raises ConfigError if the requested implementation is not available, or if auto would select the loop
+    over experts for a large model on a GPU.
     """
     try:
         moe_impl, attn_impl = _resolve(model, device, dtype, shape)
     except ValueError as error:
         fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
         raise ConfigError(f"model.{error}{fix}") from None
-    # Only determined for auto, because this imports MegaBlocks and flash-attn, which otherwise need not be installed.
+    # The reasons are determined only for auto, because this imports MegaBlocks and flash-attn, which need not be
+    # installed otherwise.
     experts = attention = ", as configured"
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))

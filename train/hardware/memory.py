@@ -1,4 +1,4 @@
-"""The memory of a rank's GPU, or of this machine."""
+"""The memory of a rank's GPU, and of this machine."""
 
 import os
 from contextlib import suppress
@@ -10,7 +10,8 @@ from train.hardware.device import Device
 
 _LIMITS = ("memory.max", "memory.limit_in_bytes")
 _USED = ("memory.current", "memory.usage_in_bytes")
-"""Names of the files of a control group that contain its limit and its usage, in cgroup v2 and v1."""
+"""Names of the files of a control group that contain its limit and its usage: first the name in cgroup v2, then the
+name in cgroup v1."""
 
 
 def available_memory(device: Device) -> float:
@@ -27,14 +28,15 @@ def gpu_memory() -> float:
 
 
 def cpu_memory() -> float:
-    """Memory of this machine in bytes: the minimum of its physical memory and the limits of control groups."""
+    """Memory of this machine in bytes: the minimum of the physical memory and the limits of the process's control
+    groups."""
     limits = cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().total, *limits]))
 
 
 def free_cpu_memory() -> float:
-    """Memory in bytes that can still be allocated, including reclaimable page cache: the minimum over the machine and
-    the process's control groups."""
+    """Memory in bytes that can still be allocated, including reclaimable page cache: the minimum of these values for
+    the machine and for each of the process's control groups."""
     left = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().available, *left]))
 
@@ -45,8 +47,8 @@ def cgroup_limits(membership: Path, root: Path) -> list[int]:
 
 
 def cgroup_free(membership: Path, root: Path) -> list[int]:
-    """The remaining memory of the same control groups as in cgroup_limits, including file pages that the kernel would
-    reclaim first."""
+    """The remaining memory of the same control groups as in cgroup_limits, including the file pages that the kernel
+    would reclaim first."""
     return [left for folder in _cgroups(membership, root) for left in _left(folder)]
 
 
@@ -58,13 +60,13 @@ def _left(folder: Path) -> list[int]:
     droppable = 0
     with suppress(OSError, ValueError):
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # In v1, the counters that include child groups have other names.
+        # In cgroup v1, the counters that include child groups have other names.
         droppable = int(counts.get("total_inactive_file", counts.get("inactive_file", "0")))
     return [max(limit - used + droppable, 0)]
 
 
 def _number(folder: Path, *names: str) -> int | None:
-    """The number in the first of these files that exists. None if it contains something else, such as `max`."""
+    """The number in the first of these files that exists. None if the file contains something else, such as `max`."""
     for name in names:
         with suppress(OSError):
             text = (folder / name).read_text().strip()
@@ -87,8 +89,8 @@ def _cgroups(membership: Path, root: Path) -> list[Path]:
             top = root / "memory"
         else:
             continue
-        # In a container, this may be a path on the host, which does not exist here. The container's group is then at
-        # `top`.
+        # In a container, this may be a path on the host that does not exist in the container. In this case, the
+        # container's own group is at `top`.
         below = top / group.lstrip("/")
         found += [below, *below.parents[: len(below.parts) - len(top.parts)]]
     return found

@@ -11,8 +11,9 @@ Preset = Literal["132b", "73b", "35b", "18b", "9b", "tiny"]
 
 MEGABLOCKS_LIMIT = 2**31
 """MegaBlocks' kernels that copy tokens (megablocks/backend/kernels.py, 0.10.0, `_padded_copy`) compute a row's offset,
-row * d_model, in 32 bits, for up to tokens * moe_top_k rows. If tokens * moe_top_k * d_model reaches this limit,
-addresses overflow silently. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not limited."""
+row * d_model, in 32 bits, and there are up to tokens * moe_top_k rows. If tokens * moe_top_k * d_model reaches this
+limit, the offsets overflow without an error. MegaBlocks' grouped GEMM uses 64 bits, so ffn_hidden_size is not
+limited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class AttnConfig(Section):
     clip_qkv: Positive | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null disables clamping."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
-    """The attention backend. sdpa: torch's SDPA, for each document separately. blocks: GEMMs over blocks of queries
+    """The attention backend. sdpa: torch's scaled_dot_product_attention. blocks: GEMMs over blocks of queries
     (only on a CPU, in fp32 or fp64). flex: FlexAttention. flash: flash-attn's varlen kernels. auto selects flash on a
     CUDA machine that has flash-attn, blocks on a CPU, and sdpa otherwise."""
     kv_n_heads: Count = 8
@@ -66,9 +67,9 @@ class FFNConfig(Section):
     """The weights of the experts that a token selects are divided by their p-norm. This key is the order p of the norm.
     null disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """The tokens for which the load-balancing loss counts the assignments to experts. ranks: a microbatch on all ranks,
-    which takes one all-reduce. batch: the whole global batch, which takes an extra forward pass if there are several
-    microbatches. microbatch: only this rank's microbatch."""
+    """The tokens over which the load-balancing loss counts the assignments to experts. ranks: the current microbatch of
+    every rank, which requires one all-reduce. batch: the whole global batch, which requires an extra forward pass if
+    there are several microbatches. microbatch: only this rank's current microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:
@@ -100,8 +101,9 @@ class ModelConfig(Section):
     preset: Preset | None = None
     """A preset of the model family (see PRESETS). Other keys in this section override the values of the preset."""
     pretrained_model_name_or_path: str | None = None
-    """The folder or hub name of stock DBRX weights (safetensors) to start from. The keys of this section are read from
-    the config.json of the weights. Keys that affect the meaning of the weights cannot be overridden."""
+    """A local folder or a Hugging Face Hub repository with standard DBRX weights (safetensors) to start from. The keys
+    of this section are read from the config.json of the weights. Of these, the keys that determine how the weights are
+    interpreted cannot be overridden."""
     d_model: Count = 6144
     """Width of the residual stream."""
     n_heads: Count = 48
@@ -109,7 +111,7 @@ class ModelConfig(Section):
     n_layers: Count = 40
     """Number of transformer blocks."""
     max_seq_len: Count = 32768
-    """The length of the longest sequence that the model supports. The max_seq_len of the run may be smaller."""
+    """The length of the longest sequence that the model supports. The run's own max_seq_len may be smaller."""
     vocab_size: Count = 100352
     """Number of rows of the embedding and the head. Must not be smaller than the tokenizer's vocabulary."""
     resid_pdrop: DropProbability = 0.0
@@ -149,7 +151,7 @@ LORA_TARGETS: dict[str, tuple[str, ...]] = {
     "layer": ("layer",),
     "router": ("layer",),
 }
-"""For each valid name in target_modules, the weights or modules that it adapts, by the last part of their names."""
+"""For each valid name in target_modules, the last parts of the names of the weights or modules that get an adapter."""
 
 
 NF4_WEIGHTS = ("attn.Wqkv.weight", "attn.out_proj.weight", "mlp.w1", "mlp.v1", "mlp.w2")
@@ -194,7 +196,7 @@ class LoraConfig(Section):
 
     @property
     def targets(self) -> list[str]:
-        """The last parts of the names of the adapted modules, or of the weights for w1, v1 and w2."""
+        """The last parts of the names of the modules with adapters or, for w1, v1 and w2, of the weights."""
         return sorted({name for target in self.target_modules for name in LORA_TARGETS[target]})
 
 
@@ -204,8 +206,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "35b": _family(4096, 32, 24),
     "18b": _family(3072, 24, 22),
     "9b": _family(2048, 16, 24),
-    # Chosen so that it learns fast on a CPU: a narrow model needs larger initial weights, and short rows need a smaller
-    # theta.
+    # These values make the model learn fast on a CPU: a narrow model needs larger initial weights, and short rows need
+    # a smaller rope_theta.
     "tiny": {
         "d_model": 64,
         "n_heads": 4,
@@ -217,4 +219,4 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "initializer_range": 0.1,
     },
 }
-"""For each preset, the values that differ from ModelConfig's defaults. The defaults are those of the 132B model."""
+"""For each preset, the values that differ from ModelConfig's defaults. The defaults describe the 132B model."""

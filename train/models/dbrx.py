@@ -2,7 +2,7 @@
 
 Modules are nested and named as in Hugging Face's DbrxForCausalLM, so that every parameter has the same name and shape.
 Padding is removed once, at the start: everything between the embedding and the head works on [T, D], where T counts
-only the tokens that are not padding. Padding is therefore not computed, routed or counted.
+only the tokens that are not padding. Padding tokens are therefore never computed, routed or counted.
 
 Shapes: B rows, S row length, T tokens that are not padding, N trained tokens, D d_model, V vocab_size, L layers,
 E experts.
@@ -25,7 +25,8 @@ from train.models.recompute import recomputed, up_to_last
 
 
 class DbrxOutput(NamedTuple):
-    """Results that were not requested are None, and are not kept in memory. Values at padding positions are 0."""
+    """The outputs of a forward pass. Optional outputs that were not requested are None. Values at padding positions are
+    0."""
 
     losses_BS: Tensor | None
     """Cross-entropy of each position in at least fp32; 0 where the label is IGNORED. None without labels."""
@@ -88,7 +89,8 @@ class NormAttnNorm(nn.Module):
 
 class DbrxBlock(nn.Module):
     selective = False
-    """Whether the backward pass recomputes the experts' input from the residual stream. Set by train/distributed."""
+    """Whether the backward pass recomputes the input of the experts from the residual stream, instead of keeping it in
+    memory. Set by train/distributed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -176,7 +178,8 @@ class DbrxForCausalLM(nn.Module):
         B, S = input_ids.shape
 
         def in_rows(x_TX: Tensor) -> Tensor:
-            # The result is not a view of [B*S, X], because FSDP2 can lose its hook on a view.
+            # The result is not a view of [B*S, X], because FSDP2 registers hooks on outputs, and the hook on a view can
+            # be lost.
             row_T, position_T = layout.place_T.div(S, rounding_mode="floor"), layout.place_T % S
             return x_TX.new_zeros(B, S, x_TX.shape[-1]).index_put((row_T, position_T), x_TX)
 
@@ -188,7 +191,7 @@ class DbrxForCausalLM(nn.Module):
             losses_BS, correct_BS = head_losses(x_TD, self.lm_head.weight, labels, layout.place_T)
         logits_BSV = None
         if return_logits == "last":
-            # The logits of rows without tokens are zero, as for padding.
+            # For rows without tokens, the logits are zero, as at padding positions.
             last_BSD = in_rows(x_TD).gather(1, _last_token(document_ids).expand(-1, -1, x_TD.shape[1]))
             logits_BSV = self.lm_head(last_BSD.flatten(0, 1)).unsqueeze(1)
         elif return_logits:

@@ -1,4 +1,5 @@
-"""The kind of device on which a model computes: the device of its tensors or, in a simulation, the simulated device.
+"""The type of device on which a model computes: the type of its tensors' device or, in a simulation, the simulated
+type.
 
 Fake tensors on a GPU need a GPU driver, so train/simulation uses fake CPU tensors instead. Code whose choices depend on
 the device, such as the size of a chunk, uses these functions.
@@ -18,7 +19,7 @@ def device_type(tensor: Tensor) -> str:
 
 
 def is_simulated(device: str) -> bool:
-    """Whether this kind of device is simulated, that is, whether fake tensors represent tensors on it."""
+    """Whether this type of device is simulated, that is, whether fake tensors represent tensors on such a device."""
     return _simulated == device
 
 

@@ -1,8 +1,8 @@
 """The number of floating-point operations of a training step, computed from the config, without torch.
 
-GEMMs are counted with two operations per multiply-add, as in torch's FlopCounterMode. Attention is counted over whole
-rows (S x S scores, of which a causal kernel computes half). All tokens are counted as trained tokens, for which logits
-are computed.
+GEMMs are counted with two operations per multiply-add, as in torch's FlopCounterMode. For attention, all S x S scores
+of a row are counted, although a causal kernel computes only half of them. All tokens are counted as trained tokens,
+that is, logits are counted for every token.
 
 Shapes: L layers, S row length, D d_model, K experts per token, F ffn_hidden_size, R rank of the adapters.
 """
@@ -16,12 +16,14 @@ from train.models.shapes import adapter_shapes, count_adapters, count_parameters
 
 Recompute = Literal["none", "block", "selective"]
 PARTS = ("attention", "scores", "router", "experts", "adapters", "head")
-"""attention: the projections of attention. scores: the products of queries and keys, and of scores and values."""
+"""The parts of the model. attention: the projections of attention. scores: the product of queries and keys, and that of
+scores and values."""
 
 
 def flops_per_token(model: ModelConfig, seq_len: int, lora: LoraConfig | None = None) -> int:
     """The FLOPs per token of a training step, forward and backward, as in the PaLM paper: 6 per active parameter (4 if
-    it is frozen, with LoRA), without the embedding, which is a lookup, plus 12 L S D for attention over whole rows."""
+    the parameter is frozen, with LoRA), plus 12 L S D for attention over whole rows. The embedding is not counted,
+    because it is a lookup."""
     active = count_parameters(model)[1] - model.vocab_size * model.d_model
     attention = 12 * model.n_layers * seq_len * model.d_model
     if lora is None:
@@ -136,7 +138,8 @@ class _Block:
         yield from self._experts(enters)
 
     def _linear(self, part: str, name: str, n_in: int, n_out: int, *, repeats: bool = False) -> Iterator[Flops]:
-        """x W^T with the required gradients of x and W and, with an adapter, also (x A^T) B^T."""
+        """The products of a linear layer: x W^T and, with an adapter, (x A^T) B^T, each with the gradients that
+        backward needs."""
         size, enters = 2 * n_in * n_out, self.flows
         is_trained = f"{name}.weight" in self.trained
         yield Flops(part=part, forward=size, backward=size * (enters + is_trained))
@@ -157,8 +160,9 @@ class _Block:
         )
 
     def _experts(self, enters: bool) -> Iterator[Flops]:
-        """Three products per assignment. If any gradient flows, backward also needs the products with the weights, for
-        the gradients of the router and of the activations."""
+        """The experts' three products (w1, v1 and w2) per assignment. If any gradient flows, backward also computes the
+        products of gradients and weights, from which the gradients of the router and of the activations are
+        computed."""
         ffn = self.model.ffn_config
         size = 2 * ffn.ffn_hidden_size * self.model.d_model * ffn.moe_top_k
         names = [f"ffn.experts.mlp.{name}" for name in ("w1", "v1", "w2")]
@@ -172,8 +176,8 @@ class _Block:
             yield from self._adapted_experts(self.lora, enters)
 
     def _adapted_experts(self, lora: LoraConfig, enters: bool) -> Iterator[Flops]:
-        """Backward recomputes the products with A and, for w2, those with B (train/models/lora/experts.py). An A that
-        all experts share is applied once per token."""
+        """The products of the experts' adapters. Backward recomputes the products with A and, for w2, the products with
+        B (train/models/lora/experts.py). An A that all experts share is applied once per token."""
         ffn = self.model.ffn_config
         up = 2 * ffn.ffn_hidden_size * lora.r * ffn.moe_top_k
         down = 2 * self.model.d_model * lora.r * (ffn.moe_top_k if lora.per_expert else 1)

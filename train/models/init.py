@@ -1,7 +1,8 @@
-"""Initial weights that depend only on (seed, name), and not on ranks, sharding, device, or how the model was built.
+"""Initial weights that depend only on the seed and the parameter's name, and not on the number of ranks, the sharding,
+the device, or the way in which the model was built.
 
-Each parameter is drawn in blocks of whole rows. Each block has its own generator, so that a rank needs to draw only the
-blocks that overlap its shard.
+The values of each parameter are drawn in blocks of whole rows. Each block has its own generator, so that a rank needs
+to draw only the blocks that overlap its shard.
 """
 
 import hashlib
@@ -43,7 +44,7 @@ def draw_blocks(
     stop: int,
     draw: Callable[[Tensor, torch.Generator], Tensor],
 ) -> Tensor:
-    """Rows [start, stop) of a parameter whose blocks are each filled in place by draw(block, generator)."""
+    """Rows [start, stop) of a parameter. draw(block, generator) fills each block of the parameter in place."""
     tail = shape[1:]
     rows_per_block = max(1, _BLOCK_NUMEL // max(1, math.prod(tail)))
     blocks = []

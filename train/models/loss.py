@@ -14,8 +14,8 @@ from data.mds.row import IGNORED
 from train.models.device import device_type
 
 _CHUNK_NUMEL = {"cpu": 1 << 22}
-"""Number of logits per chunk. On a CPU, the chunk fits in its caches. On other devices, it is large enough to use the
-whole device."""
+"""Number of logits per chunk. On a CPU, a chunk fits in the CPU's caches. On other devices, a chunk is large enough to
+keep the whole device busy."""
 
 
 def head_losses(x_TD: Tensor, weight_VD: Tensor, labels_BS: Tensor, place_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +40,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Computes the gradient of the summed loss in forward, while the logits of a chunk are in memory.
 
     The gradient of x is linear in the factor of each token's loss, so backward only scales it. The gradient of the
-    weight is a sum over tokens and can be scaled only if all losses have the same factor, which holds if the incoming
-    gradient is one expanded scalar. Otherwise backward recomputes the logits and sums again.
+    weight is a sum over tokens, and can be scaled only if all losses have the same factor. This is the case if the
+    incoming gradient is a single expanded scalar. Otherwise backward recomputes the logits and sums again.
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ def _cross_entropy(x_CD: Tensor, weight_VD: Tensor, labels_C: Tensor) -> tuple[T
 
 
 def _minus_one_hot(probs_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """Turn the probabilities in place into the gradient of the loss with respect to the logits."""
+    """Convert the probabilities to the gradient of the loss with respect to the logits, in place."""
     return probs_CV.scatter_add_(1, labels_C.unsqueeze(1), probs_CV.new_full((labels_C.shape[0], 1), -1.0))
 
 

@@ -50,7 +50,7 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Routing:
         if self.training and self.moe_jitter_eps:
-            # This creates a copy for the router. The experts' input is unchanged.
+            # This creates a new tensor for the router. The input of the experts is unchanged.
             x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.moe_jitter_eps, 1 + self.moe_jitter_eps)
         logits_TE = self.layer(x_TD)
         logits_TE = logits_TE.to(torch.promote_types(logits_TE.dtype, torch.float32))
@@ -79,7 +79,7 @@ class MoE(nn.Module):
 
 
 def sum_of_squares(logits_TE: Tensor) -> Tensor:
-    """Sum of the squared logits, without gradient and without allocating a copy of the logits."""
+    """Sum of the squared logits, computed without recording gradients and without copying the logits."""
     return torch.linalg.vector_norm(logits_TE.detach()).square()
 
 
@@ -100,7 +100,7 @@ def load_balancing_loss(
 def router_z_loss(z_sums_L: Tensor, tokens: Tensor | int) -> Tensor:
     """Mean over layers and tokens of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, eq. 5).
 
-    MegaBlocks' batched_router_zloss returns a mean over tokens for each layer. As in OLMo, the mean is also taken over
-    layers, so that the loss does not grow with depth.
+    MegaBlocks' batched_router_zloss returns one mean over tokens per layer. Here, as in OLMo, the mean is also taken
+    over layers, so that the loss does not grow with the number of layers.
     """
     return z_sums_L.mean() / tokens

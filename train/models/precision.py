@@ -1,5 +1,5 @@
-"""Number formats: their names, their sizes, and which format is used where. Importing this module does not import
-torch."""
+"""The floating-point formats: their names, their sizes, and the purpose for which each is used. Importing this module
+does not import torch."""
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -13,7 +13,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 class Format(NamedTuple):
     dtype: str
-    """torch's name, also used in config.json and callbacks.hf_checkpointer."""
+    """The name of the dtype in torch, in config.json and in callbacks.hf_checkpointer."""
     safetensors: str
     """The name in the headers of safetensors files."""
     n_bytes: int
@@ -30,7 +30,7 @@ FORMATS = {
     "bf16": Format("bfloat16", "BF16", 2),
     "fp16": Format("float16", "F16", 2),
 }
-"""Weights in fp16 can be read, but not written."""
+"""The supported formats. Weights in fp16 can be read, but not written."""
 BY_SAFETENSORS = {each.safetensors: each for each in FORMATS.values()}
 BY_DTYPE: dict[str, Precision] = {FORMATS[precision].dtype: precision for precision in PRECISIONS}
 NF4_BLOCK, NF4_BLOCK_BYTES = 64, 36
@@ -44,22 +44,23 @@ def on_device(precision: str, *, gpu: bool) -> str:
 
 
 def computed(precision: str) -> Precision:
-    """The format in which GEMMs compute."""
+    """The format in which GEMMs are computed."""
     return "bf16" if precision == "amp_bf16" else "fp32"
 
 
 def gathered(precision: str, mixed_precision: str | None) -> Precision | None:
-    """The format in which FSDP gathers weights. None: the format in which they are stored. mixed_precision is None
-    without FSDP."""
+    """The format in which FSDP gathers weights, or None for the format in which they are stored. mixed_precision is
+    None if FSDP is not used."""
     return computed(precision) if precision == "amp_bf16" and mixed_precision in ("PURE", "DEFAULT") else None
 
 
 def reduced(mixed_precision: str) -> Precision:
-    """The format in which FSDP reduces the gradients of weights that it gathers in bf16."""
+    """The format in which FSDP reduces gradients if it gathers the weights in bf16."""
     return "bf16" if mixed_precision == "PURE" else "fp32"
 
 
 def frozen(base_dtype: str, gathered: Precision | None) -> Precision | None:
-    """The format of the unquantized weights of a frozen base. None: the same as without adapters."""
+    """The format of the frozen base weights that are not quantized, or None for the format that they have without
+    adapters."""
     kept: dict[str, Precision | None] = {"fp32": None, "bf16": "bf16", "nf4": gathered}
     return kept[base_dtype]

@@ -1,4 +1,5 @@
-"""Selective activation checkpointing: results of GEMMs are kept, and cheap operations between them are recomputed."""
+"""Selective activation checkpointing: the results of GEMMs are kept, and the cheap operations between GEMMs are
+recomputed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
     """Return function(*args). Backward recomputes all operations except the last, with the same random state.
 
-    The last operation must be a GEMM. Non-reentrant checkpointing stops recomputing as soon as it has the last tensor
-    that backward needs, which is the input of the GEMM and not its result.
+    The last operation must be a GEMM. Non-reentrant checkpointing stops as soon as it has recomputed the last tensor
+    that backward needs. This is the input of the GEMM, so the GEMM itself is not recomputed.
     """
     result = checkpoint(function, *args, use_reentrant=False)
     assert isinstance(result, Tensor)
@@ -36,7 +37,7 @@ class recomputed(saved_tensors_hooks):
         dtype = torch.get_autocast_dtype(device)
 
         def pack(saved: Tensor) -> Any:
-            # Detached, because an operation that saves its own result would otherwise keep the whole graph alive.
+            # Detached, because otherwise an operation that saves its own result would keep the whole graph alive.
             return placeholder if _identity(saved) == which else saved.detach()
 
         def unpack(packed: Any) -> Tensor:
@@ -59,5 +60,5 @@ _WRAPPED = "_checkpoint_wrapped_module."
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The model's parameters by name, without the prefixes that activation checkpointing adds."""
+    """The model's parameters by name, without the prefixes that activation checkpointing adds to the names."""
     return [(name.replace(_WRAPPED, ""), param) for name, param in model.named_parameters()]

@@ -12,8 +12,8 @@ WEIGHT_KEYS = (
     *("ffn_config.ffn_hidden_size", "ffn_config.moe_num_experts", "ffn_config.moe_top_k"),
     "ffn_config.moe_normalize_expert_weights",
 )
-"""The model keys that affect the meaning of the weights. A run that loads weights also uses the values of these keys
-from the model that it loads."""
+"""The model keys that determine how the weights are interpreted. A run that loads weights also uses the values of these
+keys from the model that it loads."""
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -56,7 +56,8 @@ def adapter_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int,
 
 
 def pair_shapes(shape: tuple[int, int], lora: LoraConfig, n_experts: int = 1) -> tuple[tuple[int, int], ...]:
-    """The shapes of A and B of a weight's adapter. The weight stacks the rows of n_experts experts."""
+    """The shapes of A and B in the adapter of a weight of this shape. The weight contains the rows of n_experts
+    experts."""
     rows, columns = shape
     return (lora.r * (n_experts if lora.per_expert else 1), columns), (rows, lora.r)
 
@@ -72,7 +73,7 @@ def adapted_experts(lora: LoraConfig) -> list[str]:
 
 
 def adapted_shapes(model: ModelConfig, lora: LoraConfig) -> dict[str, tuple[int, int]]:
-    """The base weights that have an adapter, and their shapes."""
+    """The names and shapes of the base weights that have an adapter."""
     parts = {name: name.removesuffix(".weight").rpartition(".")[2] for name in parameter_shapes(model)}
     shapes = {name: shape for name, shape in parameter_shapes(model).items() if parts[name] in lora.targets}
     return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
@@ -86,8 +87,8 @@ def adapter_name(name: str) -> str:
 
 
 def count_parameters(model: ModelConfig) -> tuple[int, int]:
-    """Return the number of all parameters, and of active parameters: those of moe_top_k experts and of everything
-    else."""
+    """Return the total number of parameters, and the number of active parameters: those of moe_top_k experts in each
+    layer, and all parameters outside the experts."""
     sizes = parameter_sizes(model)
     total = sum(sizes.values())
     experts = sum(size for name, size in sizes.items() if ".experts." in name)

@@ -1,4 +1,4 @@
-"""torch's fused AdamW, for parameters on more than one mesh."""
+"""torch's fused AdamW, for parameters that are sharded over more than one device mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,9 @@ from torch.distributed.tensor import DTensor
 
 
 class AdamW(torch.optim.AdamW):
-    """Updates each parameter group mesh by mesh, because torch's kernel accepts only DTensors of the same mesh in one
-    call. The groups themselves are unchanged, because checkpoints refer to them."""
+    """Updates the parameters of each group separately for each device mesh, because torch's kernel requires all
+    DTensors of a call to be on the same mesh. The groups themselves are unchanged, because checkpoints refer to
+    them."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         groups = self.param_groups

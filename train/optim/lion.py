@@ -9,9 +9,9 @@ from torch.distributed.tensor import DTensor
 
 
 class DecoupledLionW(torch.optim.Optimizer):
-    """Lion (Chen et al. 2023): the update is the sign of an interpolated momentum. As in Composer's Decoupled
-    optimizers, weight decay does not scale with the peak learning rate: weights shrink by weight_decay * lr /
-    initial_lr per step."""
+    """Lion (Chen et al. 2023): the update is the sign of an interpolated momentum. As in Composer's decoupled
+    optimizers (such as DecoupledAdamW), weight decay does not depend on the peak learning rate: each step multiplies
+    the weights by 1 - weight_decay * lr / initial_lr."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})

@@ -15,9 +15,9 @@ from train.optim.patterns import check_any_trained, matching
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer for the parameters that are not frozen, and freeze the others.
 
-    The optimizer has a group for each entry of param_groups, and one for all other parameters. A group is split into
-    two if no_weight_decay matches some of its parameters. The groups have different names. If the model has adapters,
-    all other parameters are frozen.
+    The optimizer has a group for each entry of param_groups, and one group for all other parameters. If no_weight_decay
+    matches some of a group's parameters, the group is split into two. Every group has a unique name. If the model has
+    adapters, all other parameters are frozen.
     """
     params = named_parameters(model)
     names = [name for name, _ in params]
@@ -30,7 +30,8 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     ]
     trained = {name for name in names if is_adapter(name) or not lora} - frozen
     check_any_trained(trained, config)
-    # Grouped by the patterns that match and not by values, so that other values of lr or weight_decay keep the groups.
+    # Parameters are grouped by the patterns that match them, and not by the values of lr or weight_decay, so that the
+    # groups stay the same if these values are changed.
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, param in params:
         param.requires_grad_(name in trained)
@@ -47,7 +48,7 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
 
 
 def _settings(config: OptimizerConfig, entry: int | None, decayed: bool) -> dict[str, Any]:
-    """The settings of a group: those of optimizer.param_groups[entry], or the defaults if entry is None."""
+    """The settings of a parameter group: those of optimizer.param_groups[entry], or the defaults if entry is None."""
     own = ParamGroupConfig(match=[]) if entry is None else config.param_groups[entry]
     default = config.weight_decay if decayed else 0.0
     of = "parameters" if entry is None else f"param_groups[{entry}]"
@@ -63,7 +64,8 @@ def _adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim
 
 
 def _decoupled_adamw(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    # torch shrinks weights by weight_decay * lr per step, Composer's DecoupledAdamW by weight_decay * lr / initial_lr.
+    # In each step, torch multiplies the weights by 1 - weight_decay * lr, and Composer's DecoupledAdamW by 1 -
+    # weight_decay * lr / initial_lr.
     return _adamw(config, [{**group, "weight_decay": group["weight_decay"] / group["lr"]} for group in groups])
 
 

@@ -1,4 +1,5 @@
-"""Matches the optimizer's patterns with parameter names, which are computed from the config, without torch."""
+"""Matches the patterns in the optimizer's config with parameter names. The names are computed from the config, without
+torch."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
     """Raise ConfigError if no parameter is trained."""
     if not trained:
         raise ConfigError(
-            f"is {optimizer.freeze}, but it freezes every parameter: nothing is left to train", key="optimizer.freeze"
+            f"is {optimizer.freeze}, but it freezes every parameter: remove a pattern, so that some are trained",
+            key="optimizer.freeze",
         )
 
 
@@ -37,6 +39,8 @@ def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str
             examples = ", ".join(
                 sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
             )
-            raise ConfigError(f"has {pattern!r}, but it matches no parameter; there are: {examples}", key=key)
+            raise ConfigError(
+                f"has {pattern!r}, but it matches no parameter; names of parameters are: {examples}", key=key
+            )
         matched.update(hits)
     return matched

@@ -16,10 +16,10 @@ from train.config.optimizer import SchedulerConfig
 
 
 def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
-    """Return a function that computes the factor of the learning rate for the batch in state.timestamp (see
-    callbacks/learning_rate.py).
+    """Return a function that computes the factor by which the learning rate is multiplied in the batch of
+    state.timestamp (see callbacks/learning_rate.py).
 
-    Raises ConfigError for durations that are too long for the run.
+    Raises ConfigError if a duration in the config is too long for the run.
     """
     warmup = clock.batches(config.t_warmup)
     decay = clock.batches(config.t_decay)
@@ -27,14 +27,14 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
     assert total is not None
     if warmup > total:
         raise ConfigError(
-            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter one, or "
+            f"is {config.t_warmup} ({warmup} batches), but the run has only {total}: use a shorter warmup, or "
             f"scheduler.t_warmup={'1ba' if config.name == 'inv_sqrt_with_warmup' else '0ba'} for a short test",
             key="scheduler.t_warmup",
         )
     if config.name == "wsd_with_warmup" and warmup + decay > total:
         raise ConfigError(
-            f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} only "
-            f"{total - warmup} of the run's {total} are left: use a shorter one, or "
+            f"is {config.t_decay} ({decay} batches), but after a warmup of {warmup} batches, only "
+            f"{total - warmup} of the run's {total} batches remain: use a shorter decay, or "
             "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur for a short test",
             key="scheduler.t_decay",
         )
@@ -53,7 +53,8 @@ def build_scheduler(config: SchedulerConfig, clock: Clock) -> ComposerScheduler:
 
 
 def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
-    """Linear warmup, then sqrt(warmup / batch) (Vaswani et al. 2017). Does not depend on the length of the run."""
+    """Linear warmup, then sqrt(warmup / batch) (Vaswani et al. 2017). The factor does not depend on the length of the
+    run."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value
@@ -63,8 +64,8 @@ def inv_sqrt_with_warmup(warmup: int) -> ComposerScheduler:
 
 
 def wsd_with_warmup(warmup: int, decay: int, total: int, alpha_f: float) -> ComposerScheduler:
-    """Linear warmup, a constant factor, then linear decay to alpha_f over the last batches (Hu et al. 2024,
-    MiniCPM)."""
+    """Linear warmup, then a constant factor, then linear decay to alpha_f over the last `decay` batches (Hu et al.
+    2024, MiniCPM)."""
 
     def schedule(state: State, ssr: float = 1.0) -> float:
         batch = state.timestamp.batch.value

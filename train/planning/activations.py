@@ -1,8 +1,8 @@
 """The memory of a block's tensors in forward and backward, computed from the config. Does not import torch.
 
-Follows train/models with the kernels used on a GPU: which results autograd keeps, and which other tensors exist when
-memory use is highest. tests/planning/test_peak.py compares the results with those of train/simulation, which runs the
-model's code on tensors without data.
+The formulas follow train/models with the kernels that are used on a GPU: the results that autograd keeps, and the other
+tensors that exist when memory use is highest. tests/planning/test_peak.py compares the results with those of
+train/simulation, which runs the model's code on tensors without data.
 
 Letters: D d_model, W width of queries, keys and values, K experts per token, F ffn_hidden_size, E experts.
 """
@@ -19,29 +19,29 @@ _INT, _FP32 = 8, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A point in time at which a block uses much memory."""
+    """A point in time at which a block's memory use may be highest."""
 
     n_bytes: float
     """Activations of the block, including gradients of activations, in addition to those kept by earlier blocks."""
     expert_gradients: int = 0
-    """The number of w1, v1 and w2 with a gradient that is not reduced yet."""
+    """How many of w1, v1 and w2 have a gradient that is not reduced yet."""
     other_gradients: bool = False
-    """Whether the attention weights have a gradient that is not reduced yet."""
+    """Whether the attention weights have gradients that are not reduced yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockBytes:
-    """Bytes of one block for the tokens of a microbatch."""
+    """Bytes of one block's tensors for the tokens of a microbatch."""
 
     kept: float
-    """Kept from the block's forward pass to its backward pass."""
+    """Tensors kept from the block's forward pass until its backward pass."""
     retained: float
     """The part of the kept and recomputed tensors that stays in memory after the block's backward pass, until the
     backward pass of the model is complete, because the graph keeps the inputs of checkpointing."""
     unreached: float
-    """The part of `kept` that is not kept if no gradient flows further back than to the block's experts."""
+    """The part of `kept` that is not needed if gradients flow back only as far as the block's experts."""
     kept_unreached: float
-    """`kept` for a block in which no gradient flows further back than to its experts."""
+    """The value of `kept` for a block in which gradients flow back only as far as its experts."""
     stream: float
     """The residual stream [tokens, D] at the input or output of the block, or its gradient."""
     forward: float
@@ -49,12 +49,12 @@ class BlockBytes:
     backward: tuple[Moment, ...]
     """The points in the block's backward pass at which the maximum can occur."""
     exchanged: float
-    """With expert parallelism, the maximum part of these bytes that is for tokens from other ranks, their results and
+    """With expert parallelism, the largest part of these bytes that holds tokens from other ranks, their results and
     their gradients."""
 
 
 def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
-    """Bytes per element of GEMM operands, and of the stream between blocks."""
+    """Bytes per element of GEMM operands, and of the residual stream."""
     fsdp, precision = config.fsdp_config, precisions.on_device(config.precision, gpu=gpu)
     gathered = precisions.gathered(precision, fsdp.mixed_precision if fsdp is not None else None)
     kept: Precision | None = gathered
@@ -92,8 +92,8 @@ class _Block:
         GC = model.attn_config.kv_n_heads * model.head_dim
         self.normed, self.stream, self.qkv = a * D, x * D, a * (D + 2 * GC)
         self.KD, self.KF = a * K * D, a * K * ffn.ffn_hidden_size
-        # Selected experts and sorted assignments; logits, probabilities and weights in fp32; their gradients in
-        # backward.
+        # The indices of selected experts and sorted assignments; logits, probabilities and weights in fp32; and their
+        # gradients in backward.
         self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
         self.routing = 4 * _INT * K + self.routed_floats
         self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
@@ -110,7 +110,7 @@ class _Block:
         self.between = self.stream + (self.normed if self.trained or not self.divided else 0)
         self.experts = self.routing + self.received + self.hidden
         self.everything = self.attention + self.between + self.experts
-        # Two low-rank results of the adapters for each assignment.
+        # Two low-rank results of the adapters (of rank r) for each assignment.
         self.low = 2 * a * K * self.lora.r if self.lora is not None else 0
         # One 4-bit weight is unpacked at a time, with a copy of its codes.
         self.opened = self.opening = 0.0
@@ -139,7 +139,7 @@ class _Block:
         return self.attention + self.routed_floats
 
     def forward(self) -> float:
-        """The maximum, which is reached in the experts or in attention."""
+        """The maximum memory use in forward, which is reached in the experts or in attention."""
         before = {
             "none": self.kept - self.experts,
             "block": self.stream + self.between,
@@ -149,7 +149,8 @@ class _Block:
         return max(before[self.policy] + self.experts + self._in_experts(), attention)
 
     def _in_experts(self) -> float:
-        """Gathered tokens, activations, the results of each expert, and their sum."""
+        """The gathered tokens, the activations, the results of the experts, and the sum of the results for each
+        token."""
         results = 2 * self.KD + self.rows
         if not self.trained:
             results = max(self.opening, self.opened + self.KD, self.KD + self.rows)
@@ -162,11 +163,11 @@ class _Block:
         if self.policy == "selective":
             there = self.kept + (0 if self.divided else self.normed)
         there += self.stream + self.routed_back + self.low + self.gradient - self.hidden
-        # Hidden vectors, three gradients of them, and the gathered gradient of the result.
+        # The hidden vectors, three tensors for their gradients, and the gathered gradient of the result.
         again = KD if self.recomputes and self.trained else 0
         of_hidden = 2 * KF + max(3 * KF, KF + self.opened, self.opening) + KD + again
         yield Moment(n_bytes=there + of_hidden, expert_gradients=1 if self.trained else 0)
-        # Gradients of the hidden vectors, the tokens gathered again, and two gradients.
+        # The gradients of the hidden vectors, the tokens gathered again, and two gradients of the tokens.
         held = self.hidden if self.policy != "block" else 0
         of_input = 2 * KD + 2 * rows if self.trained else max(self.opening, self.opened + KD) + 3 * rows
         yield Moment(n_bytes=there + held + 2 * KF + of_input, expert_gradients=3 if self.trained else 0)
@@ -175,8 +176,8 @@ class _Block:
             late = self.attention + self.between + 3 * self.qkv + 2 * self.stream
             yield Moment(n_bytes=late, expert_gradients=3, other_gradients=True)
         else:
-            # The gradient of the first GEMM's result, when only the backward of its adapter is left.
+            # The gradient of the first GEMM's result, at the point where only the backward pass of its adapter remains.
             yield Moment(n_bytes=3 * self.stream + self.normed + self.qkv, other_gradients=True)
         if self.policy == "block":
-            # The recomputed block, before it has any gradient.
+            # The recomputed block, before any of its gradients are computed.
             yield Moment(n_bytes=self.everything + self._in_experts() + self.stream)

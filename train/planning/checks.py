@@ -11,7 +11,7 @@ from train.optim.patterns import check_patterns
 
 
 def config_problems() -> Problems:
-    """The collector for check_config. It drops problems that are only consequences of other problems."""
+    """A collector of problems for check_config. It drops problems that are only consequences of other problems."""
     return Problems(Unavailable)
 
 
@@ -33,8 +33,8 @@ def check_config(loaded: LoadedConfig, ranks: int, problems: Problems) -> TrainC
 
 
 def read_checked(path: str, overrides: Sequence[str], ranks: int) -> TrainConfig:
-    """Read and fully check the config at `path` with its overrides. Raises ConfigError with all problems, as train.py
-    does before it reads data."""
+    """Read the config at `path` with its overrides, and run all checks on it. Raises the same ConfigError with all
+    problems that train.py raises before it reads data."""
     loaded, problems = load_config(path, overrides), config_problems()
     config = check_config(loaded, ranks, problems)
     try:

@@ -1,4 +1,5 @@
-"""Checks whether a run fits on this machine and, if not, computes on how many machines or GPUs it would fit."""
+"""Checks whether a run fits on this machine and, if not, computes the number of machines or GPUs on which it would
+fit."""
 
 import math
 import os
@@ -73,7 +74,7 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     common = ranks_that_fit(config, parse_bytes(_COMMON_GPU) * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
         return message
-    # Nodes usually have 8 of these GPUs.
+    # A node usually has 8 of these GPUs, so the number is rounded up to a multiple of 8.
     gpus = f"{math.ceil(common / 8) * 8} GPUs of {_COMMON_GPU}"
     return f"{message}, or {gpus}" if enough else f"{message}: at least {gpus} are needed"
 
@@ -87,7 +88,7 @@ def ranks_that_fit(config: TrainConfig, have: float, *, gpu: bool) -> int | None
     replicas = fsdp.data_parallel_replicate_degree or 1
     if memory_per_rank(config, replicas, gpu=gpu).total <= have:
         return replicas
-    # With two or more shards, units are gathered, and only the states shrink with the number of ranks.
+    # With two or more shards, units are gathered, and only the memory for states decreases with the number of ranks.
     two = memory_per_rank(config, 2 * replicas, gpu=gpu)
     left = have - two.gathered - two.activations
     return max(2, math.ceil(2 * two.states / left)) * replicas if left > 0 else None

@@ -2,8 +2,8 @@
 
 It includes weights, gradients and optimizer states, the largest gathered unit, and the tensors that a microbatch must
 keep for its backward pass. It does not include fragmentation of the allocator, the logits of the head, buffers of the
-communication library, or the processes themselves. A run that is rejected because of this bound therefore could not
-have run.
+communication library, or the processes themselves. Therefore, a run that is rejected because of this bound could not
+run in any case.
 """
 
 import math
@@ -50,7 +50,7 @@ def memory_per_rank(config: TrainConfig, world_size: int, *, gpu: bool) -> Resou
 
 
 def _width(precision: Precision | None) -> int:
-    """Bytes per element. None means the format in which weights are stored."""
+    """Bytes per element in this format. None means the format in which weights are stored."""
     return FORMATS[precision or "fp32"].n_bytes
 
 
@@ -70,8 +70,8 @@ def _expert_ranks(config: TrainConfig) -> int:
 
 
 def _unpacked_bytes(config: TrainConfig, width: float) -> float:
-    """Bytes of the largest unpacked weight, because 4-bit weights are unpacked one at a time. It is one weight matrix
-    of all experts of a rank."""
+    """Bytes of the largest unpacked weight. Only one is counted, because 4-bit weights are unpacked one at a time. The
+    largest is w1, v1 or w2 of all experts of a rank."""
     model, lora = config.model, config.lora
     packed = lora is not None and lora.base_dtype == "nf4"
     if not packed:
@@ -81,7 +81,7 @@ def _unpacked_bytes(config: TrainConfig, width: float) -> float:
 
 
 def _base_bytes(config: TrainConfig, width: float) -> dict[str, float]:
-    """Bytes of each weight. width: bytes per element of weights that are not packed in 4 bits."""
+    """Bytes of each weight. width: bytes per element of the weights that are not packed in 4 bits."""
     packed = NF4_WEIGHTS if config.lora is not None and config.lora.base_dtype == "nf4" else ()
     return {
         name: size * (NF4_BLOCK_BYTES / NF4_BLOCK if name.endswith(packed) else width)
@@ -106,8 +106,8 @@ def _kept_per_token(config: TrainConfig) -> int:
     """Elements per token that are kept for the backward pass. A block keeps its input, the outputs of both norms, the
     residual, queries, keys and values before and after RoPE, the output of attention, and two hidden vectors for each
     active expert (unless they are recomputed). With block checkpointing, it keeps only its input; with selective
-    checkpointing, also the residual and the results of GEMMs. The rest then exists for one block at a time. Blocks
-    before the first trained parameter keep nothing."""
+    checkpointing, also the residual and the results of GEMMs. With either kind of checkpointing, the remaining tensors
+    exist for one block at a time. Blocks before the first trained parameter keep nothing."""
     model, fsdp = config.model, config.fsdp_config
     blocks = model.n_layers - _blocks_before_training(config)
     if blocks == 0:

@@ -1,9 +1,9 @@
 """Predicts the peak of a rank's allocated memory from the config. Does not import torch.
 
-memory.py computes the lower bound, below which a run is rejected. This prediction is the maximum over the points of a
-step at which memory use is high. During the backward pass of a block, FSDP2 keeps the weights of this block, those of
-the next block, which it prefetches, and the input of the last reduce-scatter until the next reduce-scatter begins. The
-weights of the root unit and their gradients are kept for the whole backward pass.
+memory.py computes the lower bound, below which a run is rejected. The prediction in this module is the maximum over the
+points of a step at which memory use may peak. During the backward pass of a block, FSDP2 keeps the weights of this
+block, those of the next block, which it prefetches, and the input of the last reduce-scatter until the next
+reduce-scatter begins. The weights of the root unit and their gradients are kept for the whole backward pass.
 """
 
 import math
@@ -22,8 +22,8 @@ _FP32 = 4
 _LOGITS = {True: 1 << 26, False: 1 << 22}
 """Logits per chunk of the head, on a GPU and on a CPU (train/models/loss.py)."""
 _CONTEXT, _NCCL, _FRAGMENTS = 1 << 29, 1 << 30, 0.03
-"""Reserved memory on a GPU: CUDA's context, NCCL's buffers, and fragmentation of the allocator as a share of the rest.
-Assumed, not measured."""
+"""Reserved memory on a GPU: the bytes of CUDA's context and of NCCL's buffers, and the fragmentation of the allocator
+as a fraction of the allocated memory. These values are assumed, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class MemoryParts:
     gathered: float = 0.0
     """Gathered weights of the current units."""
     prefetched: float = 0.0
-    """Buffers of all-gathers: for the next unit or, in the forward pass, for the current unit."""
+    """The buffer of an all-gather: that of the next unit or, in the forward pass, that of the current unit."""
     reduce_buffers: float = 0.0
     """Unsharded gradients, and the input of the last reduce-scatter."""
     logits: float = 0.0
@@ -70,7 +70,7 @@ def memory_parts(config: TrainConfig, ranks: int, *, gpu: bool) -> MemoryParts:
 
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
-    """Bytes of one FSDP2 unit."""
+    """The sizes of the buffers and gradients of one FSDP2 unit, in bytes."""
 
     gathered: float = 0.0
     buffer: float = 0.0
@@ -84,7 +84,7 @@ class _Buffers:
 
 
 class _Step:
-    """A step of one rank, as a sequence of points in time."""
+    """Models a training step of one rank as a sequence of points in time."""
 
     def __init__(self, config: TrainConfig, ranks: int, *, gpu: bool) -> None:
         self.config, self.ranks, self.gpu, self.n_layers = config, ranks, gpu, config.model.n_layers
@@ -102,7 +102,8 @@ class _Step:
         )
         adapters = [self._buffers(unit) for unit in found.values()]
         self.fetches_late = config.lora is not None and any("attn" in name for name in found)
-        # No gradient flows through the attention of the first block, unless a parameter in it or before it is trained.
+        # Gradients flow through the attention of the first block only if a parameter in this attention, or before it,
+        # is trained.
         first = f"transformer.blocks.{self.first}.norm_attn_norm"
         self.ends_in_experts = not self.trains_embedding and not any(name.startswith(first) for name in trained)
         self.adapts_experts = any(name.startswith(EXPERTS) for name in found)
@@ -120,7 +121,7 @@ class _Step:
         self.of_expert_weight = float(weight * (x if config.lora is None else 0))
         self.of_attention = self.dense.gradients - (0 if self.divided else 3 * self.of_expert_weight)
         self.head = model.vocab_size * model.d_model if "lm_head.weight" in trained else 0
-        # Without FSDP2, autograd keeps copies of the experts' weights in the compute dtype.
+        # Without FSDP2, autograd keeps a copy of the experts' weights in the compute dtype.
         self.casts = 3.0 * a * weight if config.fsdp_config is None and a != x else 0.0
         self.weights, n_trained = _weights(config, ranks, gpu=gpu), trained_shard_size(config, ranks)
         self.gradients, self.optimizer = _FP32 * n_trained, _FP32 * n_moments(config.optimizer) * n_trained
@@ -140,7 +141,7 @@ class _Step:
             yield from self._embedding()
 
     def _parts(self, *, done: int, gathered: float, prefetched: float, **parts: float) -> MemoryParts:
-        """done: number of blocks whose backward pass is complete."""
+        """The memory at one point of the step. done: number of blocks whose backward pass is complete."""
         sharded = self.dense.sharded + self.experts.sharded + self.adapters_sharded
         every = self.accumulates or self.config.fsdp_config is None
         # With replicas, the gradients to be added to those of earlier microbatches are kept until backward is complete.
@@ -158,14 +159,15 @@ class _Step:
         )
 
     def _forward(self) -> MemoryParts:
-        """The forward pass of the last block."""
+        """The memory during the forward pass of the last block."""
         kept = self._kept(self.n_layers - 1 - self.first) + self.casts
         return self._parts(
             done=0,
             activations=kept + self.block.forward - self.block.exchanged,
             experts_exchange=self.block.exchanged,
             gathered=self.root.gathered + self.gathered_block,
-            # A buffer is kept until the next unit has been copied out of its buffer.
+            # FSDP2 keeps the buffer of a unit until the weights of the next unit have been copied out of their own
+            # buffer.
             prefetched=self._last_buffer(),
         )
 
@@ -175,8 +177,8 @@ class _Step:
         stream, vocab_size = self.tokens * model.d_model, model.vocab_size
         chunk = min(max(128, _LOGITS[self.gpu] // vocab_size // 128 * 128), self.tokens)
         kept = self._kept(self.n_layers - self.first)
-        # The residual stream, its norm and its gradient; the probabilities of a chunk and their gradient; the gradient
-        # of the weight, and the contribution of a chunk to it.
+        # The residual stream, the output of its norm, and its gradient; the probabilities of a chunk and their
+        # gradient; the gradient of the head's weight, and the contribution of one chunk to this gradient.
         yield self._parts(
             done=0,
             activations=kept + stream * (2 * x + 2 * a),
@@ -199,7 +201,7 @@ class _Step:
         return (self.adapter if self.adapter.gathered else self.dense).buffer
 
     def _others(self, number: int) -> float:
-        """Bytes kept by all other blocks during the backward pass of this block."""
+        """Bytes that all other blocks keep during the backward pass of block `number`."""
         return self._kept(number - self.first) + (self.n_layers - 1 - number) * self.block.retained
 
     def _kept(self, blocks: int) -> float:
@@ -214,7 +216,8 @@ class _Step:
         if not (self.divided and late):
             whole += moment.expert_gradients * self.of_expert_weight
         waits = self.experts.reduced if self.divided and late else self.dense.reduced if done else 0.0
-        # Adapters are separate units: the next block is prefetched when the backward pass of the first adapter begins.
+        # Adapters are separate units, so the next block is prefetched only when the backward pass of the block's first
+        # adapter begins.
         fetched = (self.dense if number else self.embedding).buffer if late or not self.fetches_late else 0.0
         return self._parts(
             done=done,
@@ -230,8 +233,8 @@ class _Step:
         )
 
     def _reduce(self, number: int) -> MemoryParts:
-        """The point at which unsharded gradients were copied to the buffer of the reduce-scatter. The weights and the
-        buffer of the previous reduce-scatter are already freed."""
+        """The point at which the unsharded gradients have been copied to the buffer of the reduce-scatter, and the
+        gathered weights and the buffer of the previous reduce-scatter have been freed."""
         unit = self.experts if self.divided else self.dense
         late = min(moment.n_bytes for moment in self.block.backward) if self.divided else 2 * self.block.stream
         return self._parts(
@@ -243,7 +246,8 @@ class _Step:
         )
 
     def _embedding(self) -> Iterator[MemoryParts]:
-        """The points with the unsharded gradient of the embedding: before and after it is copied to a buffer."""
+        """The points at which the unsharded gradient of the embedding exists: before and after it is copied to a
+        buffer."""
         whole = self.root.gradients + self.embedding.gradients
         for gathered, reduced in ((self.embedding.gathered, self.dense.reduced), (0.0, self.embedding.reduced)):
             yield self._parts(

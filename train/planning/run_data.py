@@ -24,7 +24,7 @@ class RunData:
     """The training data of a run."""
 
     streams: dict[str, Rows]
-    """The streams by name. A single unnamed stream has the name ""."""
+    """The streams by name. If the dataset is a single unnamed stream, its name is ""."""
     clock: Clock
     """Converts durations to batches."""
     plan: RowPlan
@@ -41,8 +41,9 @@ def open_data(
 ) -> RunData:
     """Open the training streams and plan their rows.
 
-    sources: the results of find_source by stream. check: called with the fingerprint of each stream before the rows are
-    planned. Raises ConfigError or DataError if the data cannot be used, and the exceptions of check and plan_data.
+    sources: for each stream, the result of find_source. check: a function that is called with the fingerprint of each
+    stream before the rows are planned. Raises ConfigError or DataError if the data cannot be used. Exceptions of check
+    and plan_data are not caught.
     """
     with under("train_loader.dataset"):
         streams = open_streams(config.train_loader.dataset, tokenizer, sources)
@@ -54,8 +55,8 @@ def open_data(
 def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str, Any] | None = None) -> RunData:
     """Plan the rows of the streams, from the beginning or from the data state of a checkpoint.
 
-    Raises ConfigError for stages that are not possible, for a data state that contradicts the config or the data, and
-    for a cache_limit that is too low.
+    Raises ConfigError for stages that the data does not allow, for a data state that contradicts the config or the
+    data, and for a cache_limit that is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())

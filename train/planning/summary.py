@@ -24,8 +24,8 @@ def _counted(total: int, active: int) -> str:
 
 
 def snapshot_line(config: TrainConfig, world_size: int, ranks: int) -> str:
-    """The memory on a node that is needed for the copy of a checkpoint that is written while training continues. ranks:
-    number of ranks on the node."""
+    """The memory that a node needs for the copy of the training state from which a checkpoint is written while training
+    continues. ranks: number of ranks on the node."""
     size = format_bytes(snapshot_bytes(config, world_size, ranks))
     return f"memory on a node with {ranks} rank(s) for the copy of a checkpoint that is saved (save_async): {size}"
 

@@ -1,4 +1,5 @@
-"""The plan of a run's data as tables and as a plot: the streams, how much of each stream is used, and the stages."""
+"""The plan of a run's data as tables and as a plot: its streams, the part of each stream that is used, and its
+stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from train.config.schema import TrainConfig
 from train.planning.run_data import RunData
 
 _POINTS = 400
-"""Number of points of a curve."""
+"""Approximate number of points in a curve."""
 
 
 def streams_table(run: RunData) -> Table:
@@ -45,8 +46,8 @@ def streams_table(run: RunData) -> Table:
 
 
 def stages_table(run: RunData, config: TrainConfig) -> Table:
-    """The first and last batch of each stage, and its proportions: shares of tokens and, below these, shares of
-    rows."""
+    """The first and last batch of each stage, and its proportions: the streams' shares of tokens and, below these,
+    their shares of rows."""
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(
@@ -85,8 +86,8 @@ def _arrow(start: str, end: str) -> str:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Curves:
-    """The plan over the run, as points to connect by lines. At a boundary between two stages there are two points: the
-    end of one stage and the start of the other."""
+    """The planned shares and lr_scale over the run, as points to connect by lines. At a boundary between two stages,
+    there are two points: the end of the first stage and the start of the second."""
 
     batches: np.ndarray
     """float64 [P], ascending. The value n is the start of batch n."""
@@ -119,7 +120,7 @@ def _stage_points(
     count = max(_POINTS * (stop - first) // total, 2)
     for batch in np.unique(np.linspace(first, stop - 1, count).astype(int)).tolist():
         after = last.lr_scale if batch + 1 == end else plan.lr_scale(batch + 1)
-        # A batch has the proportions that are planned for its middle.
+        # The proportions of a batch are those that are planned for the middle of the batch.
         yield batch + 0.5, plan.token_shares(batch), (plan.lr_scale(batch) + after) / 2
     if stop == end:
         yield stop, last.tokens, last.lr_scale
@@ -129,7 +130,7 @@ def _stage_points(
 
 def draw(run: RunData, file: Path) -> None:
     """Plot the planned shares of the streams over the run as stacked areas and, below them, lr_scale. The suffix of the
-    file selects the format."""
+    file determines the format."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,13 @@
 """The bytes that a rank sends in a training step, computed from the config. Does not import torch.
 
 A rank sends as many bytes as it receives. For a ring of n ranks, this is (n-1)/n of the output of an all-gather or of
-the input of a reduce-scatter, and twice this for an all-reduce. For an all-to-all, it is the part for other ranks, if
-tokens are spread evenly over the experts. Scalars such as norms and token counts are not included.
+the input of a reduce-scatter, and twice this for an all-reduce. For an all-to-all, it is the part of the data that
+other ranks receive if tokens are spread evenly over the experts. Scalars such as norms and token counts are not
+included.
 
 For every microbatch, FSDP2 gathers each unit before its forward pass and again before its backward pass, and reduces
-its gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered in
-between.)
+its gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered
+between forward and backward.)
 """
 
 import math
@@ -29,7 +30,7 @@ _COUNT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """The traffic of one kind over one dimension of the mesh."""
+    """The traffic of one kind of collective over one dimension of the mesh."""
 
     kind: Kind
     dim: MeshDim
@@ -55,8 +56,8 @@ def microbatches(config: TrainConfig, ranks: int) -> int:
 
 
 def counting_forwards(config: TrainConfig, ranks: int) -> int:
-    """The number of forward passes in a step that count the tokens per expert, without the head (moe_lbl_scope:
-    batch)."""
+    """The number of additional forward passes in a step that only count the tokens per expert (moe_lbl_scope: batch).
+    They do not compute the head."""
     ffn, number = config.model.ffn_config, microbatches(config, ranks)
     return number if ffn.moe_lbl_scope == "batch" and ffn.moe_loss_weight > 0 and number > 1 else 0
 
@@ -65,7 +66,8 @@ _Sent = dict[tuple[Kind, MeshDim], float]
 
 
 def _of_ddp(config: TrainConfig, ranks: int) -> _Sent:
-    """Gradients in fp32, once per step, because with Composer, DDP reduces them in the last microbatch."""
+    """The traffic of DDP: gradients in fp32, once per step, because under Composer, DDP reduces them only in the last
+    microbatch."""
     trained, sizes = trained_names(config), trainable_shapes(config)
     size = sum(math.prod(shape) for name, shape in sizes.items() if name in trained)
     dim = MeshDim(name="data", size=ranks, stride=1)
@@ -89,8 +91,9 @@ def _of_fsdp(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) ->
 
 
 def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool) -> _Sent:
-    """Tokens and their router weights are sent to the experts, and the results are sent back. Gradients are sent in the
-    reverse direction. With block checkpointing, the tokens are sent again, but not the results."""
+    """The traffic of expert parallelism. Tokens and their router weights are sent to the experts, and the results are
+    sent back. Gradients are sent in the reverse direction. With block checkpointing, the tokens are sent again, but not
+    the results."""
     dim = meshes(fsdp, ranks).expert
     if dim.size == 1:
         return {}
@@ -118,5 +121,5 @@ def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
 
 
 def _others(dim: MeshDim) -> float:
-    """The fraction of the dimension's ranks that are not this rank."""
+    """The number of other ranks along this dimension, as a fraction of all its ranks."""
     return (dim.size - 1) / dim.size

@@ -14,7 +14,7 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 from train.optim.states import trained_names
 
 EXPERTS = "ffn.experts.mlp"
-"""The module of a block that contains its experts."""
+"""The path, within a block, of the module that contains the block's experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +22,11 @@ class MeshDim:
     """A dimension of a device mesh."""
 
     name: str
-    """The name in train/distributed/build_model.py: shard, replicate, expert_shard or expert. `data` without FSDP."""
+    """The name in train/distributed/build_model.py: shard, replicate, expert_shard or expert. Without FSDP, `data`."""
     size: int
     """Number of ranks."""
     stride: int
-    """Difference between the numbers of neighboring ranks in this dimension."""
+    """The difference between the numbers of neighboring ranks along this dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Parameter:
     kept_bytes: float
     """Bytes per element in the shards."""
     gathered_bytes: float
-    """Bytes per element after gathering."""
+    """Bytes per element in the gathered weights."""
     trained: bool
 
     def shard_size(self, shards: int) -> int:
@@ -73,7 +73,7 @@ class Unit:
     """Number of these units: one for each of the similar blocks."""
     parameters: tuple[Parameter, ...]
     in_backward: bool
-    """Whether a gradient flows through the unit."""
+    """Whether backward computes gradients in this unit."""
     prefetched: bool = False
     """Whether the unit is gathered in backward although no gradient flows through it. FSDP2 prefetches the unit that
     precedes the current one, so it also gathers the unit that precedes the first unit with a gradient."""
@@ -169,7 +169,8 @@ def trained_shard_size(config: TrainConfig, ranks: int) -> int:
 
 
 def first_trained_block(config: TrainConfig, trained: Iterable[str]) -> int:
-    """The first block that backward reaches. -1 if it reaches the embedding, n_layers if it reaches only the root."""
+    """The number of the first block that backward reaches. -1 if it reaches the embedding, n_layers if it reaches only
+    the root."""
     names = set(trained)
     if "transformer.wte.weight" in names:
         return -1
@@ -237,7 +238,7 @@ def _by_unit(shapes: Mapping[str, tuple[int, ...]], *, divided: bool) -> dict[st
 
 
 def _unit_of(name: str, *, divided: bool) -> str:
-    """The module of a block whose unit contains the parameter of this name."""
+    """The path, within a block, of the module whose unit contains the parameter of this name."""
     if ".lora." in name:
         # The adapters of a layer's experts are one unit. The adapter of each linear layer is a separate unit.
         return name[: name.index(".lora.") + len(".lora")]

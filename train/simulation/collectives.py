@@ -1,4 +1,4 @@
-"""The traffic of a rank in collectives."""
+"""The traffic of a simulated rank in collectives, and the collectives' results."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +14,14 @@ class Traffic(NamedTuple):
     kind: str
     """`all-gather`, `reduce-scatter`, `all-reduce` or `all-to-all`."""
     dimension: str
-    """The mesh dimension, or `world` for all ranks."""
+    """The mesh dimension of the group, or `world` if the group contains all ranks."""
 
 
 class _Kind(NamedTuple):
     name: str
     times: int
-    """How many times each byte is sent. It is 2 for an all-reduce, which is a reduce-scatter and an all-gather."""
+    """The number of times that each byte is sent. It is 2 for an all-reduce, which consists of a reduce-scatter and an
+    all-gather."""
 
 
 _KINDS = {
@@ -48,8 +49,8 @@ def name_of(operation: Any) -> str:
 
 
 def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]) -> None:
-    """Add the bytes that this rank sends: (n - 1) / n of the total size for n ranks, as in a ring, and twice this for
-    an all-reduce. Barriers and broadcasts at the start of a run are not counted."""
+    """Add the bytes that this rank sends in a collective: (n - 1) / n of the total size for n ranks, as in a ring, and
+    twice this number for an all-reduce. Barriers and broadcasts at the start of a run are not counted."""
     kind = _KINDS.get(name_of(operation))
     if kind is None:
         return
@@ -63,9 +64,9 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
 
 
 def answer(operation: Any, args: tuple[Any, ...]) -> Any:
-    """Return the result of a collective, without communication. Token counts, which have data, are received as if all
-    ranks had sent the same counts as this rank, because routing is even."""
-    # The fake backend's object for completed work. torch 2.7 also has this class.
+    """Return the result of a collective, without communication. Token counts are tensors with data. They are received
+    as if every rank had sent the same counts as this rank, because routing is even."""
+    # The `Work` object that the fake backend returns for a completed collective. torch 2.7 also has this class.
     from torch._C._distributed_c10d import FakeWork
 
     name, work = name_of(operation), FakeWork().boxed()

@@ -1,4 +1,5 @@
-"""Builds a rank's model without data and runs two steps. In the second step, the optimizer's states exist."""
+"""Builds a rank's model without data, and simulates two steps. The second step is reported, because the optimizer's
+states exist only after the first step."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ class Simulation:
 
 
 def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation:
-    """Simulate a step of rank 0 of this number of ranks, with full rows and even routing. gpu: whether the run computes
-    on GPUs.
+    """Simulate a training step of rank 0 out of `ranks` ranks, with full rows and even routing. gpu: whether the run
+    computes on GPUs.
 
     Raises ConfigError for configs that cannot be simulated.
     """
@@ -67,7 +68,8 @@ def simulate(config: TrainConfig, ranks: int, *, gpu: bool = True) -> Simulation
         with FakeTensorMode(allow_non_fake_inputs=True), operations, counting_resizes(storages, "gathered weights"):
             with storages.phase("build", "weights"):
                 model.to_empty(device="cpu")
-            # DTensor creates unsharded tensors to derive shapes. They are counted, but need no memory in a real run.
+            # DTensor creates unsharded tensors to derive shapes. These tensors were counted, but they need no memory in
+            # a real run.
             storages.phases[0] = storages.phases[0]._replace(peak=storages.alive, parts={"weights": storages.alive})
             optimizer = build_optimizer(config.optimizer, model)
             bridge = DbrxForComposer(config.model, model)
@@ -109,8 +111,8 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
 
 
 def _run_probes(config: TrainConfig) -> None:
-    """Call functions that test torch with real data and cache the result, because they cannot run in the
-    simulation."""
+    """Call the functions that test torch with real data. They cache their results, so that the tests do not run within
+    the simulation, where they would fail."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
             gradient_bound(config.model.attn_config.clip_qkv, dtype)
@@ -142,7 +144,7 @@ def _step(
             loss = model.loss(outputs, part)["total"]
         with storages.phase(f"backward{of}", "activations"):
             loss.backward()
-        # StepCheck does the same.
+        # StepCheck frees these at the same point.
         del outputs, loss
     with storages.phase("optimizer", "optimizer"):
         norm = total_norm(squared_norms(params).tolist(), params)
@@ -152,7 +154,8 @@ def _step(
 
 
 def _batch(config: TrainConfig, rows: int, ranks: int) -> Batch:
-    """Rows of one document each, in which every token is trained on, with the keys that callbacks.GlobalBatch adds."""
+    """A batch whose rows each contain one document, in which every token is trained on. It includes the keys that
+    callbacks.GlobalBatch adds."""
     tokens = torch.zeros(rows, config.max_seq_len, dtype=torch.int64)
     counted = torch.full((rows,), rows * config.max_seq_len * ranks)
     return {

@@ -10,15 +10,15 @@ import torch
 
 
 class Phase(NamedTuple):
-    """A part of a run."""
+    """A part of the simulation, such as a forward pass."""
 
     name: str
     alive: int
-    """Allocated bytes at the end."""
+    """Allocated bytes at the end of the phase."""
     peak: int
-    """Maximum of allocated bytes."""
+    """Maximum number of allocated bytes during the phase."""
     parts: dict[str, int]
-    """Allocated bytes at the peak by category."""
+    """Allocated bytes at the peak, by category."""
 
 
 class _Live(NamedTuple):
@@ -28,7 +28,8 @@ class _Live(NamedTuple):
 
 
 class Storages:
-    """Allocated bytes by category. add() sets the category of a storage. The default is the current `part`."""
+    """Allocated bytes by category. add() sets the category of a storage; by default, it is the current value of the
+    attribute `part`."""
 
     def __init__(self) -> None:
         self.part = "other"
@@ -78,7 +79,7 @@ class Storages:
     def _count(self, part: str, n_bytes: int) -> None:
         self.alive += n_bytes
         self._parts[part] += n_bytes
-        # `>=`, so that the parts are also updated if the category of an allocated storage has changed.
+        # `>=`, so that the recorded parts are also updated if only the category of an allocated storage has changed.
         if self.alive >= self._peak:
             self._peak, self._parts_at_peak = self.alive, dict(self._parts)
 

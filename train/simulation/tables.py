@@ -1,4 +1,4 @@
-"""A simulation as tables for the console."""
+"""Shows the result of a simulation as tables for the console."""
 
 from collections.abc import Iterator
 

@@ -28,8 +28,8 @@ def build_throughput(config: TrainConfig, *, gpu: bool, precision: str) -> Throu
 
 
 def build_profile(config: TrainConfig, folder: Path | None, max_batches: int) -> list[Profile]:
-    """Build the Profile callback if it is configured. folder: the folder for logs. Raises ConfigError if there is no
-    folder, or if the steps to profile are after the end of the run."""
+    """Build the Profile callback if it is configured. folder: the folder for logs. Raises ConfigError if `folder` is
+    None, or if the steps to profile are after the end of the run."""
     if config.profile is None:
         return []
     raise_defects(config.profile.past_the_end(max_batches))

@@ -28,7 +28,7 @@ _SECONDS = {
     Section.GENERATE: "generate",
     Section.UNTIMED: "other",
 }
-"""The metric seconds/... of each section of a run."""
+"""For each Section of a run, the name of its metric after `seconds/`."""
 _STEPS = ("train", "data")
 _INTERRUPTIONS = ("eval", "save", "generate", "other")
 
@@ -40,9 +40,9 @@ class Throughput(Callback):
     evaluations, saves and text generation; `tokens/*` and `seconds/*` since the beginning of the run; `memory/peak_gib`
     of the rank with the highest peak; and `time/remaining_seconds`.
 
-    Must come after the other callbacks, which wait for saves at the end of a run. Requires the token counts that
-    callbacks/global_batch.py adds to the batch. Reads only values that are already computed, so that no step has to
-    wait.
+    This callback must be the last in the list of callbacks, because other callbacks wait for saves at the end of a run.
+    Requires the token counts that callbacks/global_batch.py adds to the batch. It reads only values that are already
+    computed, so that no step has to wait for the device.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Throughput(Callback):
         self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
         self._window, self._interruptions = Window(window_size), Interruptions()
         self._real_tokens = self._trained_tokens = 0
-        # The first run of a process also counts the time before its first section as startup. Later runs do not.
+        # In the first run of a process, the time before its first section is also counted as startup; in later runs, it
+        # is not.
         before = process_seconds() - sum(seconds().values()) if next(_runs) == 0 else 0.0
         self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": max(before, 0.0)}
         self._loaded = False
@@ -110,7 +111,7 @@ class Throughput(Callback):
         logger.log_metrics(self._seconds_metrics(self._seconds_here()))
 
     def _seconds_here(self) -> dict[str, float]:
-        """The seconds of this process, by the metric's name."""
+        """The seconds that this process has spent in each section, by the metric's name."""
         here = dict.fromkeys(_SECONDS.values(), 0.0)
         for section, seconds in self._of_sections().items():
             here[_SECONDS[section]] += seconds
@@ -149,7 +150,7 @@ class Throughput(Callback):
 
 
 def _peak_of_ranks(state: State) -> float:
-    """Peak bytes of the rank with the highest peak."""
+    """The peak memory, in bytes, of the rank with the highest peak."""
     peak = torch.tensor(peak_memory(gpu=state.device.name == "gpu"), dtype=torch.float64)
     peak = state.device.tensor_to_device(peak)
     dist.all_reduce(peak, "MAX")

@@ -1,4 +1,4 @@
-"""Profiles a few steps: a trace of torch.profiler for each rank, and a table by category."""
+"""Profiles a few steps: a trace by torch.profiler for each rank, and a table of the time by category."""
 
 import os
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ _RANGES = ((Attention, "forward", ATTENTION), (Attention, "attend", ATTENTION), 
 
 
 class Profile(Callback):
-    """For each rank in the config, writes a Chrome trace (stepA-B-rankR.json.gz) and a table (.txt). The table of the
-    first of these ranks is also shown.
+    """For each rank in profile.ranks, writes a Chrome trace (stepA-B-rankR.json.gz) and a table (.txt). The table of
+    the lowest of these ranks is also logged to the console.
 
     A step lasts from the end of the previous step to its own end, including the time for waiting for data, evaluations
-    and saves. The step before the first profiled step is used for warm-up and not recorded. Must come after the other
-    callbacks.
+    and saves. The step before the first profiled step is a warm-up of the profiler and is not recorded. This callback
+    must come after the other callbacks.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Profile(Callback):
             self._running[0].step()
 
     def close(self, state: State, logger: Logger) -> None:
-        """Stop profiling without writing a trace if the run ends early."""
+        """If the run ends before the last profiled step, stop profiling without writing a trace."""
         if self._running is not None:
             self._stop()
 
@@ -128,7 +128,7 @@ class Profile(Callback):
 
 @contextmanager
 def _named_ranges() -> Iterator[None]:
-    """Name attention and experts in the trace."""
+    """Within this context, the trace contains a named range for each call of attention and experts."""
     before = [(kind, name, getattr(kind, name)) for kind, name, _ in _RANGES]
     for kind, name, range_name in _RANGES:
         setattr(kind, name, record_function(range_name)(getattr(kind, name)))

@@ -24,8 +24,8 @@ CATEGORIES: tuple[str, ...] = (
     "data",
     "idle",
 )
-"""experts and attention: forward and backward, including their GEMMs. collectives: only while nothing is computed.
-data: waiting for data. idle: all other time, for example while only Python runs."""
+"""experts and attention: forward and backward, including their GEMMs. collectives: only the time during which nothing
+is computed. data: waiting for data. idle: all other time, for example while only Python code runs."""
 _OTHER = "other operations"
 _BY_RANGE = {ATTENTION: "attention", EXPERTS: "experts", BATCH: _OTHER}
 _COLLECTIVE = re.compile(r"(c10d::|_c10d_functional::|gloo:|nccl)", re.IGNORECASE)
@@ -74,8 +74,8 @@ def timeline(events: Iterable[Mapping[str, Any]]) -> Timeline:
 
 
 def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
-    """Slices of the GPU if it was used, otherwise of the main thread. Waiting for data and, without a GPU, collectives
-    are included with lower priority."""
+    """Slices of the GPU if it was used, otherwise of the main thread. Slices for waiting for data and, without a GPU,
+    for collectives are included with lower priority."""
     operations = _Operations(ordered)
     device, host, below = list[Slice](), list[Slice](), list[Slice]()
     for event in ordered:
@@ -86,7 +86,7 @@ def _slices(ordered: Sequence[Mapping[str, Any]], main: int) -> list[Slice]:
         elif (found := operations.found.get(id(event))) is not None:
             depth, category = found
             if event["tid"] == main:
-                # In a range without its own category, the time between operations is spent in Python.
+                # In a range without its own category, the time between operations is time in which Python code runs.
                 is_range = event["cat"] == "user_annotation" and category == _OTHER
                 host.append(Slice(start, end, 3 + depth, "idle" if is_range else category))
             if (category == "data" and event["tid"] == main) or (category == "collectives" and event["tid"] != main):
@@ -107,13 +107,13 @@ class _Operations:
 
     def __init__(self, ordered: Sequence[Mapping[str, Any]]) -> None:
         self.found: dict[int, tuple[int, str]] = {}
-        """id of an event -> its nesting depth and its category."""
+        """Maps the id of an event to its nesting depth and its category."""
         self.launched: dict[int, str] = {}
-        """Correlation id of a launch -> category."""
+        """Maps the correlation id of a kernel launch to the category."""
         threads = [number for each in ordered if (number := each.get("args", {}).get("Fwd thread id", 0))]
         self._main_thread = min(threads, default=0)
         self._forward: dict[tuple[int | None, int | None], str] = {}
-        """Thread and sequence number of a forward operation -> category."""
+        """Maps the thread and the sequence number of a forward operation to its category."""
         self._main: int | None = None
         stacks: dict[int, list[_Operation]] = defaultdict(list)
         for event in ordered:
@@ -149,7 +149,8 @@ class _Operations:
             own, of_backward = outer.category, outer.of_backward
         operation = _Operation(end, own or _OTHER, of_backward)
         if is_forward:
-            # If several operations have the same sequence number, it belongs to the gradient of the last one.
+            # If several operations have the same sequence number, the backward operation with this number belongs to
+            # the last of them.
             self._forward[event["tid"], number] = operation.category
         return operation
 
@@ -188,7 +189,7 @@ def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, f
 
 
 def table(found: Timeline, title: str) -> str:
-    """The table for the console and a file."""
+    """Return the table for the console and for a file."""
     whole = sum(found.seconds.values())
     rows = [(name, found.seconds[name]) for name in CATEGORIES]
     lines = [f"{title}: {1e3 * whole / found.steps:.1f} ms per step", f"  {'':18}{'ms per step':>12}{'share':>9}"]

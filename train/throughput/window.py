@@ -4,8 +4,8 @@ from collections import deque
 from dataclasses import asdict, dataclass
 
 WARM_UP = 2
-"""Number of first steps of a process that are not measured. The first step compiles kernels and connects ranks. The
-second step is the first with the optimizer's state in memory."""
+"""Number of steps at the start of a process that are not measured. The first step compiles kernels and connects ranks.
+The second is the first step during which the optimizer's state is in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +14,11 @@ class Progress:
 
     batches: int
     tokens: int
-    """Positions including padding, as Composer counts them."""
+    """Number of tokens including padding, as Composer counts them."""
     real_tokens: int
-    """Tokens without padding."""
+    """Number of tokens without padding."""
     trained_tokens: int
-    """Tokens for which the loss is computed."""
+    """Number of tokens for which the loss is computed."""
 
 
 class Window:
@@ -30,7 +30,8 @@ class Window:
         self._ends: deque[tuple[float, Progress]] = deque(maxlen=size + 1)
 
     def add(self, seconds: float, progress: Progress) -> None:
-        """Record the end of a step. seconds: total time of this process's steps so far, including waiting for data."""
+        """Record the end of a step. seconds: total duration of this process's steps so far, including the time spent
+        waiting for data."""
         self._steps += 1
         if self._steps >= WARM_UP:
             self._ends.append((seconds, progress))
@@ -47,8 +48,9 @@ class Window:
 
 
 class Interruptions:
-    """Activities between steps, such as evaluations. Measures their average seconds per batch up to the last
-    interruption, so that the estimate changes only when there is a new interruption."""
+    """Measures the time of interruptions, which are activities between steps, such as evaluations. The average number
+    of seconds per batch is computed up to the last interruption, so that the estimate changes only when there is a new
+    interruption."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
@@ -62,6 +64,6 @@ class Interruptions:
             self._first = batch, seconds
         first, before = self._first
         if seconds > self._seconds and batch > first:
-            # The interruption took place before this step.
+            # The interruption was before this step.
             self.per_batch = (seconds - before) / (batch - first)
         self._seconds = seconds

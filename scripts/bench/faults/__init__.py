@@ -1,1 +1,2 @@
-"""Faults for bench_faults.py: the processes that run the project's commands, the small runs, and the faults."""
+"""The faults that bench_faults.py injects, the small runs into which they are injected, and the processes that run the
+project's commands."""

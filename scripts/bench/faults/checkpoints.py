@@ -1,4 +1,5 @@
-"""Faults in the files of checkpoints. A resumed run must name the corrupt file and use an older checkpoint."""
+"""Faults in the files of checkpoints. A run that is resumed must name the corrupt file and resume from an older
+checkpoint."""
 
 import random
 import shutil
@@ -153,7 +154,8 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # The folder that remains if a run of an earlier version is killed: it wrote torch's index last.
+        # The folder that remains if a run of an earlier version is killed: earlier versions wrote torch's index file
+        # last.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]
@@ -162,7 +164,8 @@ def _incomplete(lab: Lab) -> Iterator[str]:
 
 
 def _keep_one(lab: Lab) -> Iterator[str]:
-    """The newest checkpoint is corrupt; the run resumes from the one before it and keeps a single checkpoint."""
+    """The newest checkpoint is corrupt; the run resumes from the checkpoint before it, and is configured to keep a
+    single checkpoint."""
     copy = lab.copy()
     shutil.rmtree(copy / "ep0-ba2")
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
@@ -172,7 +175,7 @@ def _keep_one(lab: Lab) -> Iterator[str]:
 
 
 def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
-    """New checkpoints are corrupt as well."""
+    """As in _keep_one, but the checkpoints that the resumed run saves are corrupt as well."""
     copy = lab.copy()
     shutil.rmtree(copy / "ep0-ba2")
     flip_tensor(copy / NEWEST, _weight, random.Random(0))
@@ -188,7 +191,7 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
 
 
 def _flip_what_is_saved() -> None:
-    """Simulate a disk that flips a bit of each checkpoint. Called in the process of a run."""
+    """Simulate a disk that flips a bit of each saved checkpoint. Called in the process of a run."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint

@@ -1,4 +1,4 @@
-"""Pickles that would execute code, in every part of a checkpoint that is unpickled."""
+"""Faults: pickles that execute code when they are unpickled, in every part of a checkpoint that is unpickled."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping

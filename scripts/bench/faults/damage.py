@@ -1,4 +1,4 @@
-"""Damage to the files of a checkpoint."""
+"""Functions that damage the files of a checkpoint."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from typing import Any
 from scripts.bench.faults.processes import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
-"""A run of an earlier version. Its checkpoint contains pickles and has no manifest."""
+"""The folder of a run of an earlier version. Its checkpoint contains pickles and has no manifest."""
 
 
 def flip_bit(file: Path, draw: random.Random, start: int = 0, stop: int | None = None) -> None:
@@ -51,7 +51,7 @@ def metadata_of(checkpoint: Path) -> Any:
 
 
 def commit_again(checkpoint: Path) -> None:
-    """Rewrite the manifest for the current files, as an attacker would."""
+    """Rewrite the manifest so that it matches the current files, as an attacker would."""
     from train.checkpoint.storage.digests import digest_file
     from train.checkpoint.storage.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -72,7 +72,7 @@ class Payload:
 
 
 PAYLOAD = f"{os.system.__module__}.system"
-"""How error messages name the function that a Payload calls."""
+"""The name of the function that a Payload calls, as in error messages."""
 
 
 def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
@@ -82,7 +82,8 @@ def plant_in_metadata(checkpoint: Path, canary: Path) -> None:
 
 
 def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
-    """In a checkpoint of an earlier version, replace the first pickled value whose path starts with `path`."""
+    """In a checkpoint of an earlier version, replace the first pickled value whose path in the checkpoint's state
+    starts with `path`."""
     import io
 
     import torch

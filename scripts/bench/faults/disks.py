@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or limited, and a save folder used by two runs."""
+"""Faults: disks that are full or read-only, a limit on file sizes, and a save folder that two runs use."""
 
 import json
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 Hook = Callable[[Path], Callable[[], None]]
-"""Maps a disk to a function that is called in the process of a run."""
+"""Maps the folder of a disk to a function that is called in the process of a run."""
 _BATCH = SAVED[1]
 """The batch whose checkpoint cannot be saved."""
 _STOPPED = "error names the cause, no files left, same model after resume"
@@ -33,7 +33,7 @@ _TAKEN = "folder taken over, same model"
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[bool]:
-    """Mount a file system of 32 MB at the folder. Yields False if this user cannot mount."""
+    """Mount a file system of 32 MB at the folder. Yields False if this user is not allowed to mount file systems."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={32 * _MIB}", "tmpfs", str(folder)]
     mounted = shutil.which("mount") is not None and not subprocess.run(command, capture_output=True).returncode
     try:
@@ -109,7 +109,7 @@ def _limited() -> None:
 
 
 def _saving(policy: str, hook: Hook, reason: str, mount: bool, lab: Lab) -> Iterator[str]:
-    """Run with the given on_save_error when the checkpoint of _BATCH cannot be saved."""
+    """Run with on_save_error: `policy`. The checkpoint of _BATCH cannot be saved."""
     disk = lab.new()
     with _small_disk(disk) if mount else nullcontext(True) as possible:
         if not possible:
@@ -181,7 +181,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 
 def _sleep_in_a_batch() -> None:
-    """Sleep before the checkpoint of _BATCH is saved. Called in the process of a run."""
+    """Make the run sleep before it saves the checkpoint of _BATCH. Called in the process of a run."""
     _during(partial(time.sleep, 120), lambda: None)
 
 
@@ -212,7 +212,8 @@ _SAVES: Mapping[str, tuple[Hook, str, bool]] = {
     "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
     "file-size limit during a save": (lambda disk: _limited, "a file of this size", False),
 }
-"""The hook, the reason that must be named, and whether a mounted disk is needed."""
+"""For each fault: the hook, the text of the reason that the output must contain, and whether the fault needs a mounted
+disk."""
 
 CASES: Mapping[str, Case] = {
     case.name: case

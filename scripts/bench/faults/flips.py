@@ -13,7 +13,8 @@ GOOD = (FELL_BACK, REFUSED, SAME)
 
 
 def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:
-    """Yield the kind of file and the outcome of each flip. Runs with one rank and with two ranks alternate."""
+    """Flip `count` bits, each in a copy of a run, and yield the kind of the file and the outcome. Runs with one rank
+    and runs with two ranks alternate."""
     for number in range(count):
         draw, ranks = random.Random(f"flip {number}"), number % 2 + 1
         copy = lab.copy(ranks)
@@ -25,7 +26,7 @@ def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:
 
 
 def table(outcomes: Counter[tuple[str, str]]) -> list[dict[str, str]]:
-    """A row for each kind of file, a column for each outcome."""
+    """Return the table of outcomes, with a row for each kind of file and a column for each outcome."""
     kinds, seen = sorted({kind for kind, _ in outcomes}), sorted({outcome for _, outcome in outcomes})
     return [{"bit in": kind, **{name: str(outcomes[kind, name]) for name in seen}} for kind in kinds]
 

@@ -1,4 +1,4 @@
-"""Ranks and loader workers that are stopped or killed, and errors on a single rank."""
+"""Faults: ranks and data loader workers that are stopped or killed, and errors that are raised on a single rank."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -9,10 +9,10 @@ from scripts.bench.faults.processes import Ended
 from scripts.bench.faults.runs import SAME, Case, Lab
 
 _DEFECT, _FIXABLE, _HUNG = 1, 2, 4
-"""Exit codes."""
+"""The exit codes of train.py for these errors."""
 _RANKS = 2
 _WITHIN = 30.0
-"""Maximum number of seconds between the end of the first rank and the end of the last."""
+"""Maximum number of seconds between the end of the first rank and the end of the last rank."""
 _NAMED = "cause named, all ranks ended within 30 s, same model after resume"
 _ONCE = "reported once, all ranks ended within 30 s, same model after resume"
 _DEADLINES = "deadlines={multiple: null, step: 5, data: 5, setup: 60}"
@@ -20,7 +20,7 @@ _MESSAGE = "the fault of rank 1"
 
 
 def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab) -> Iterator[str]:
-    """code: exit code of the ranks that are not killed."""
+    """code: the expected exit code of the ranks that are not killed."""
     run = lab.new() / "run"
     overrides = () if code == _HUNG else ("train_loader.num_workers=1",)
     ended = lab.resume(run, _DEADLINES, *overrides, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
@@ -34,7 +34,7 @@ def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab)
 
 
 def _failed(ended: Ended, code: int) -> str | None:
-    """Return None if the run failed on all ranks in time, otherwise what went wrong."""
+    """Return None if the run failed on all ranks in time, otherwise a description of what is wrong."""
     if ended.code is None:
         return "did not end"
     if ended.code == 0:

@@ -11,7 +11,7 @@ BATCH = 3
 
 
 def in_batch(ranks: Collection[int], act: Callable[[], object]) -> None:
-    """Call act() once, when the batch begins."""
+    """On each of these ranks, call act() once, when BATCH begins."""
     from train.callbacks.stream_monitor import StreamMonitor
 
     real = StreamMonitor.batch_start
@@ -34,7 +34,7 @@ def fail(error: Exception) -> None:
 
 
 def scaled_loss(ranks: Collection[int], factor: float, first: int = BATCH, count: int = 1) -> None:
-    """Multiply the loss of `count` batches by a factor."""
+    """On these ranks, multiply the loss of `count` batches, starting with batch `first`, by a factor."""
     from train.callbacks.stream_monitor import StreamMonitor
     from train.composer_model import DbrxForComposer
 
@@ -55,7 +55,7 @@ def scaled_loss(ranks: Collection[int], factor: float, first: int = BATCH, count
 
 
 def bad_gradient(ranks: Collection[int], value: float) -> None:
-    """Set one element of the gradient to a value, after the gradient was reduced over the ranks."""
+    """On these ranks, set one element of a gradient to this value, after the gradients were reduced over the ranks."""
     from torch.distributed.tensor import DTensor
 
     from train.callbacks.stream_monitor import StreamMonitor
@@ -101,7 +101,7 @@ def dead_expert() -> None:
 
 
 def in_worker(ranks: Collection[int], number: int) -> None:
-    """Send a signal to the loader's worker that is about to read the batch."""
+    """On these ranks, send a signal to the data loader worker that is about to read BATCH."""
     from data.loading.batches import TrainBatches
 
     real, training = TrainBatches.__getitem__, os.getpid()
@@ -115,7 +115,8 @@ def in_worker(ranks: Collection[int], number: int) -> None:
 
 
 def in_a_save(ranks: Collection[int], number: int, seconds: float) -> None:
-    """Send a signal while the checkpoint after the batch is written, then pause the write for this many seconds."""
+    """On these ranks, send a signal to the process while it writes the checkpoint after BATCH, then pause the write for
+    this many seconds."""
     from train.checkpoint.storage.writer import HashingWriter
 
     real = HashingWriter.write_data

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite, loss spikes, and experts that get all tokens or none."""
+"""Faults: losses and gradients that are not finite, loss spikes, and experts that get all tokens or no tokens."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from scripts.bench.faults.processes import Ended, run
 from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 
 _UNSTABLE = 3
-"""Exit code."""
+"""The exit code of train.py for unstable runs."""
 _RANKS = 2
 _STOPPED = "stopped, cause named, earlier state saved, same model after resume"
 _STOPPED_FINITE = "stopped, cause named, checkpoints finite"
@@ -18,9 +18,9 @@ _SKIPPED_FINITE = "steps skipped, checkpoints finite"
 _SKIPPED = "step skipped and reported, model finite"
 _END = 80
 _SPIKE = range(40, 70)
-"""The batches of a longer run whose loss is multiplied."""
+"""The batches, in a longer run, whose loss is multiplied by a factor."""
 _PLANNED = ("start", "stage", "saved", "end")
-"""Events of a run without a fault."""
+"""The events that a run records even without a fault."""
 Hook = Callable[[], None]
 
 
@@ -38,7 +38,8 @@ def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 
 def _stopped(ended: Ended, *names: str) -> str | None:
-    """Return None if the run stopped on all ranks and named the reason, otherwise what went wrong."""
+    """Return None if the run stopped on all ranks and its output contains all names, otherwise a description of what is
+    wrong."""
     if ended.code is None or ended.crashed:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:
@@ -73,7 +74,7 @@ def _is_finite(lab: Lab, run_folder: Path) -> bool:
 
 
 def _lr(policy: str, lab: Lab) -> Iterator[str]:
-    """A learning rate with which no model can be trained."""
+    """Train with a learning rate that is too high to train any model."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, "optimizer.lr=1e6", f"on_nonfinite={policy}", ranks=_RANKS)
     if policy == "stop":

@@ -1,7 +1,8 @@
-"""Runs the commands of this project in processes that are forked from a process with the libraries already imported.
+"""Runs the commands of this project in processes that are forked from a process in which the libraries are already
+imported.
 
-The outcome is what a user would see: the exit code, and the combined stdout and stderr. A command takes one or two
-seconds instead of fifteen.
+The outcome is what a user would see: the exit code, and the combined stdout and stderr. Because of the fork, a command
+takes one or two seconds instead of fifteen.
 """
 
 import multiprocessing
@@ -24,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[3]
 
 _PRELOADED = ["composer", "transformers", "streaming", "tiktoken", "omegaconf", "train.main", "train.run.fit"]
 OTHERS_SECONDS = 2.0
-"""Seconds after the first failed rank until the other ranks are killed, as a launcher would do."""
+"""Seconds from the end of the first failed rank until the other ranks are killed, as a launcher would do."""
 _context = multiprocessing.get_context("forkserver")
 
 
 def prepare() -> None:
-    """Set up the fork server; called before the first command."""
+    """Set up the fork server. Must be called before the first command."""
     path = os.environ.get("PYTHONPATH")
     os.environ.update(
         PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), path])),
@@ -49,9 +50,10 @@ class Ended:
     text: str
     """The output of all ranks."""
     codes: tuple[int | None, ...] = ()
-    """The exit code of each rank. It is -9 for a killed rank, including a rank that had to be killed at the end."""
+    """The exit code of each rank. The code is -9 for a killed rank, including a rank that was killed because it did not
+    end."""
     seconds: float = 0.0
-    """Seconds from the end of the first failed rank to the end of the last."""
+    """Seconds from the end of the first failed rank to the end of the last rank."""
 
     @property
     def crashed(self) -> bool:
@@ -77,7 +79,8 @@ class Running:
         return self._ranks[0].pid
 
     def wait(self, seconds: float, others_seconds: float = OTHERS_SECONDS) -> Ended:
-        """Wait until all ranks have ended. Kill them after `seconds`, or `others_seconds` after one of them failed."""
+        """Wait until all ranks have ended. Kill the remaining ranks after `seconds`, or `others_seconds` after a rank
+        failed."""
         deadline, failed = time.monotonic() + seconds, None
         while any(process.is_alive() for process in self._ranks):
             now = time.monotonic()
@@ -96,7 +99,7 @@ class Running:
         return Ended(code, text, tuple(process.exitcode for process in self._ranks), took)
 
     def kill(self) -> None:
-        """Kill the ranks and their child processes: each rank leads its own process group."""
+        """Kill the ranks and their child processes. Each rank has its own process group."""
         for process in self._ranks:
             if process.is_alive():
                 with suppress(ProcessLookupError):
@@ -117,8 +120,8 @@ def run(
 
 
 def _free_port() -> int:
-    """A port below the range of automatically assigned ports, so that no other program gets it before rank 0
-    listens on it."""
+    """A port below the range of automatically assigned ports, so that no other program is assigned this port before
+    rank 0 listens on it."""
     number = os.getpid() + time.monotonic_ns() // 1000
     while True:
         port = 20000 + number % 10000
@@ -145,7 +148,8 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
-    # A child of the fork server would start its own children through the server; a real rank forks them.
+    # By default, a child of the fork server would start its own children through the server, whereas a real rank forks
+    # its children.
     multiprocessing.set_start_method("fork", force=True)
     sys.argv = [script, *arguments]
     code: Any = 0
@@ -160,7 +164,7 @@ def _rank(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Skip the exit handlers, which would wait for other ranks.
+    # os._exit skips the exit handlers, which would wait for other ranks.
     os._exit(code if isinstance(code, int) else 1)
 
 

@@ -1,5 +1,5 @@
-"""Small real runs, each created once. A fault is injected into a copy of one, and the result is compared with that of a
-run without a fault."""
+"""Small real runs, each of which is created once. A fault is injected into a copy of a run, and the result is compared
+with the result of a run without a fault."""
 
 import base64
 import hashlib
@@ -104,7 +104,7 @@ class Lab:
         return run("scripts/convert_checkpoint_to_hf.py", *flags)
 
     def outcome(self, ended: Ended, save_folder: Path, *names: str, ranks: int = 1) -> str:
-        """The outcome of a resumed run. If it reports a fault, its output must contain all names."""
+        """The outcome of a resumed run. If the run reports a fault, its output must contain all names."""
         if (seen := refusal(ended, *names)) is not None:
             return seen
         if self.exported(save_folder) != self.model(ranks):
@@ -115,7 +115,7 @@ class Lab:
 
 
 def refusal(ended: Ended, *names: str) -> str | None:
-    """How a command failed; None if it succeeded."""
+    """Return the outcome of a command that failed, or None if the command succeeded."""
     if ended.code is None:
         return NO_END
     if ended.crashed:

@@ -1,4 +1,4 @@
-"""Config values that change on resume, contain secrets, or point outside the allowed folders."""
+"""Faults: config values that are changed on resume, contain secrets, or point outside the allowed folders."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def _found(folder: Path, text: str, *secrets: str) -> str:
 
 
 def _outside(override: str, name: str, lab: Lab) -> Iterator[str]:
-    """Run with an override. OUTSIDE in it stands for a folder to which the run must not write."""
+    """Run with an override, in which OUTSIDE stands for a folder to which the run must not write."""
     folder = lab.new()
     (folder / "runs").mkdir()
     outside = folder / "outside"

@@ -1,4 +1,4 @@
-"""Signals sent to ranks and to their launcher, and launchers that are killed."""
+"""Faults: signals that are sent to ranks or to their launcher, and launchers that are killed."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from scripts.bench.faults.processes import ROOT, Ended
 from scripts.bench.faults.runs import SAME, Case, Lab, refusal
 
 _RESUMABLE = 75
-"""Exit code."""
+"""The exit code of a run that a signal has stopped and that can be resumed."""
 _RANKS = 2
 _SAVED = "saved, resume command shown, exit code 75, same model after resume"
 _LAUNCHED = "saved, resume command shown, ranks ended, same model"
 _PATIENCE = 60.0
-"""Seconds within which the ranks of a launcher must end."""
+"""Seconds within which all ranks must end after the launcher received the signal."""
 
 
 def _to_ranks(number: int, ranks: Sequence[int], lab: Lab) -> Iterator[str]:
@@ -99,8 +99,8 @@ def _to_launcher(launcher: str, number: int, lab: Lab) -> Iterator[str]:
 
 
 def _after_launch(lab: Lab, run: Path, text: str) -> str:
-    """Compare the checkpoint that was saved at the signal with a run of the same number of batches, and return the
-    outcome."""
+    """Compare the checkpoint that was saved after the signal with the result of a run of the same number of batches,
+    and return the outcome."""
     if not (named := re.search(r"stopped: .*ep0-ba(\d+).*autoresume=true", text, re.DOTALL)):
         return "saved checkpoint not reported"
     if not (run / f"ep0-ba{named[1]}").exists():

@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary embedding over packed documents. Tokens attend only within their document.
 
-Shapes: T tokens that are not padding, P places in the backend's order, W width of queries, keys and values, D d_model,
-H query heads, G key/value heads, C head_dim.
+Shapes: T tokens that are not padding, P positions in the backend's token order, W width of queries, keys and values, D
+d_model, H query heads, G key/value heads, C head_dim.
 """
 
 import functools
@@ -19,11 +19,12 @@ _hardtanh_backward: Any = torch.ops.aten.hardtanh_backward
 
 
 class _ClipAndRotate(torch.autograd.Function):
-    """Clamps queries, keys and values [P, W] to [-clip, clip] and applies the rotary embedding to queries and keys.
-    This needs only a few passes over memory. torch's autograd would need about a dozen.
+    """Clamps queries, keys and values [P, W] to [-clip, clip], and applies the rotary embedding to queries and keys.
+    This reads and writes the tensors only a few times; the same operations under torch's autograd would read and write
+    them about a dozen times.
 
-    The rotary embedding (Su et al. 2021) has the half-split form of GPT-NeoX, as in DBRX. It is computed in the dtype
-    of the angles if that is wider, which is the case under autocast.
+    The rotary embedding (Su et al. 2021) has the half-split form of GPT-NeoX, as in DBRX. If the angles have a wider
+    dtype than the queries and keys, as under autocast, it is computed in the dtype of the angles.
     """
 
     @staticmethod
@@ -62,7 +63,7 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
     cos_P1C, sin_P1C = cos_PC.unsqueeze(1), sin_PC.unsqueeze(1)
     (low, high), (sin_low, sin_high) = x_PHC.chunk(2, dim=-1), sin_P1C.chunk(2, dim=-1)
     y_low, y_high = torch.mul(x_PHC, cos_P1C, out=out).chunk(2, dim=-1)
-    # addcmul is not used, because in bf16 it rounds once, and transformers rounds twice.
+    # addcmul is not used, because in bf16 it rounds once, whereas transformers rounds twice.
     y_low.sub_(high * sin_low)
     y_high.add_(low * sin_high)
     return out
@@ -70,10 +71,10 @@ def _rotate(x_PHC: Tensor, cos_PC: Tensor, sin_PC: Tensor, out: Tensor) -> Tenso
 
 @functools.cache
 def gradient_bound(clip: float, dtype: torch.dtype) -> float:
-    """The smallest magnitude at which inputs get no gradient. It is the clip value in this dtype, or the next larger
-    number if clamp in the installed torch passes the gradient of an input that equals the clip value (2.7 does, 2.15
-    does not)."""
-    # With separate saved-tensor hooks, so that activation checkpointing does not count the tensors saved here.
+    """The smallest magnitude at which an input gets no gradient. This is the clip value in this dtype. If the installed
+    torch's clamp passes the gradient of an input that equals the clip value (as in torch 2.7, but not in 2.15), the
+    result is the next larger number."""
+    # These hooks replace those of activation checkpointing, which would otherwise count the tensors saved here.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)
         (dx,) = torch.autograd.grad(x.clamp(-1.0, 1.0), x)
@@ -96,8 +97,8 @@ class Attention(nn.Module):
         return self.attend(self.Wqkv(x_TD), layout)
 
     def attend(self, qkv_TW: Tensor, layout: Layout) -> Tensor:
-        """Compute everything after the first GEMM. The second GEMM is the last operation, so that selective
-        checkpointing does not repeat it."""
+        """Compute the attention layer from the output of its first GEMM. The second GEMM is the last operation, so that
+        selective activation checkpointing does not repeat it."""
         q_PHC, k_PGC, v_PGC = _ClipAndRotate.apply(  # pyright: ignore[reportGeneralTypeIssues]
             layout.backend.enter(qkv_TW), layout.cos_PC, layout.sin_PC, self.clip_qkv, self.n_heads, self.kv_n_heads
         )

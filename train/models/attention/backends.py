@@ -5,8 +5,8 @@ An AttentionBackend is created once per forward pass and used by all layers. `en
 order [P, W] that the kernels need, `attend` computes attention, and `leave` moves [P, W] back to [T, W]. Backends are
 NamedTuples of tensors and plain numbers, so that FSDP2 and activation checkpointing can find the tensors.
 
-Shapes: T packed tokens, P places in a backend's order (P >= T), W any width, H query heads, G key/value heads, C
-head_dim, N documents.
+Shapes: T packed tokens, P positions in a backend's token order (P >= T), W any width, H query heads, G key/value heads,
+C head_dim, N documents.
 """
 
 import functools
@@ -50,8 +50,8 @@ class FlexBackend(NamedTuple):
 
 @functools.cache
 def _flex_attention(*, compiled: bool) -> Callable[..., Any]:
-    """If compiled, a kernel that computes only the blocks of the mask. Otherwise, a reference implementation that
-    computes all T x T scores."""
+    """The function for FlexAttention: if `compiled`, a kernel that computes only the blocks that the mask selects;
+    otherwise, a reference implementation that computes all T x T scores."""
     # Imported here, because it loads torch's compiler, which takes seconds.
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -1,12 +1,12 @@
 """Causal attention on a CPU within each document of packed tokens, computed by GEMMs over blocks of queries.
 
-The interface is AttentionBackend in backends.py. The CPU kernel behind torch's SDPA splits keys into blocks of 512,
+The interface is AttentionBackend in backends.py. The CPU kernel that torch's SDPA calls splits keys into blocks of 512,
 computes the full square of shorter documents, and can process several documents in one call only if they are padded to
 the same length. Here, the scores of a block of queries are computed only for the keys up to the end of the block. The
 softmax is recomputed in backward, as in flash attention (Dao et al. 2022).
 
-Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim. A block has M keys, and N rows:
-R for each of its queries.
+Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim. A block has M keys, and N rows
+(R for each of its queries).
 """
 
 import functools
@@ -22,16 +22,17 @@ from torch.autograd.function import once_differentiable
 from train.models.attention.sdpa import apply_in_parts, causal
 
 _BLOCK = 64
-"""Queries per block: large enough for efficient GEMMs with R rows each, small enough to waste little work."""
+"""Queries per block: enough for efficient GEMMs (each query has R rows), and few enough that little work is spent on
+masked scores."""
 _LONGEST = 1024
-"""Maximum length of a document in tokens. SDPA's kernel is faster for longer documents."""
+"""Maximum length, in tokens, of a document that is split into blocks. For longer documents, SDPA's kernel is faster."""
 
 _ops: Any = torch.ops
 _softmax_backward = _ops.aten._softmax_backward_data.out
 
 
 class Block(NamedTuple):
-    """A part of one document, or several short documents."""
+    """A part of one document, or several whole short documents."""
 
     first: int
     """The first token of the block's keys. Equal to start if the block contains whole documents."""
@@ -126,8 +127,8 @@ class _Blocks(torch.autograd.Function):
             dp_GNM = torch.bmm(dy_GNC, v_GTC[:, keys].transpose(1, 2), out=_shaped(products, p_GNM.shape))
             ds_GNM = _softmax_backward(dp_GNM, p_GNM, -1, p_GNM.dtype, grad_input=_shaped(scores, p_GNM.shape))
             torch.bmm(ds_GNM, k_GMC, out=dq_GXC[:, rows])
-            # The last block of a document comes first and covers all keys of the document. It writes the gradients, to
-            # which the other blocks add.
+            # The last block of a document is computed first. It covers all keys of the document, so it initializes
+            # their gradients, and the other blocks add to these.
             for d_GTC, left_GNM, right_GNC in ((dv_GTC, p_GNM, dy_GNC), (dk_GTC, ds_GNM, q_GNC)):
                 if block.first == first:
                     d_GTC[:, keys].baddbmm_(left_GNM.transpose(1, 2), right_GNC)
@@ -140,7 +141,7 @@ class _Blocks(torch.autograd.Function):
 
 
 def _by_group(x_THC: Tensor, groups: int) -> Tensor:
-    """Copy to [G, T*R, C], where the R heads of a token that share keys are rows of one matrix."""
+    """Copy x to [G, T*R, C]. The R heads of a token that share keys become rows of one matrix."""
     return x_THC.unflatten(1, (groups, -1)).transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
@@ -155,8 +156,8 @@ def _places(block: Block, q_GXC: Tensor, k_GTC: Tensor) -> tuple[slice, slice]:
 
 
 def _memory(q_GXC: Tensor, k_GTC: Tensor, blocks: list[Block], n: int) -> list[Tensor]:
-    """n buffers with the size of the largest block's scores. All blocks share them, so that they stay in the CPU
-    cache."""
+    """n buffers, each large enough for the scores of the largest block. All blocks share them, so that they stay in the
+    CPU cache."""
     heads = q_GXC.shape[0] * q_GXC.shape[1] // k_GTC.shape[1]
     most = max((block.end - block.start) * (block.end - block.first) for block in blocks)
     return [q_GXC.new_empty(heads * most) for _ in range(n)]
@@ -178,7 +179,8 @@ def _softmax(q_GNC: Tensor, k_GMC: Tensor, block: Block, scores: Tensor, weights
 
 @functools.lru_cache(maxsize=1024)
 def _mask(lengths: tuple[int, ...]) -> Tensor:
-    """[n, n] for the n tokens of consecutive documents: 0 where one token attends to another, else -inf."""
+    """The attention mask [n, n] of the n tokens of consecutive documents: 0 where a query attends to a key, otherwise
+    -inf."""
     document_n = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     sees_nn = (document_n[:, None] == document_n[None, :]).tril()
     return torch.zeros(sees_nn.shape).masked_fill_(~sees_nn, -torch.inf)

@@ -1,7 +1,7 @@
-"""The keys and values of past tokens, so that generation has to compute only the new token.
+"""The KV cache: the keys and values of past tokens, so that generation computes only the new tokens.
 
-Shapes: B rows, S new positions of a row, T new tokens, N cached places, W any width, H query heads, G key/value heads,
-R = H/G, C head_dim.
+Shapes: B rows, S new positions of a row, T new tokens, N allocated positions of a row in the cache, W any width, H
+query heads, G key/value heads, R = H/G, C head_dim.
 """
 
 import torch
@@ -13,7 +13,7 @@ from train.models.attention.layout import Documents, Layout, angles, make_layout
 from train.models.config import ModelConfig
 
 _GROWTH = 256
-"""Places are allocated in multiples of this number."""
+"""The number of positions allocated per row is a multiple of this."""
 
 
 class KVCache:
@@ -66,7 +66,8 @@ class _Layer:
 
     def with_places(self, n_rows: int, n_places: int, like_TGC: Tensor) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None or self.keys.shape[1] < n_places:
-            # Each later allocation doubles the size, so that all copies together cost at most twice the cache's size.
+            # Each later allocation at least doubles the size, so that the total number of copied elements stays below
+            # twice the cache's size.
             n_places = _GROWTH * -(-n_places // _GROWTH) * (1 if self.keys is None else 2)
             self.keys = _grown(self.keys, n_rows, n_places, like_TGC)
             self.values = _grown(self.values, n_rows, n_places, like_TGC)
@@ -74,7 +75,7 @@ class _Layer:
 
 
 def _grown(before: Tensor | None, n_rows: int, n_places: int, like_TGC: Tensor) -> Tensor:
-    # Unused places are masked, but must be zero, because a mask does not remove NaN values.
+    # Unused positions are masked. They must still be zero, because a mask does not remove NaN values.
     grown_BNGC = like_TGC.new_zeros(n_rows, n_places, *like_TGC.shape[1:])
     if before is not None:
         grown_BNGC[:, : before.shape[1]] = before
@@ -129,7 +130,7 @@ class _ContinuingBackend:
         group = q_THC.shape[1] // n_groups
         q_BSHC = q_THC.new_zeros(*self.shape, *q_THC.shape[1:])
         q_BSHC[self.row_T, self.offset_T] = q_THC
-        # The R query heads of a key/value head are arranged as queries of a single head.
+        # The R query heads that share a key/value head are arranged as queries of a single head.
         q_BGXC = q_BSHC.unflatten(2, (n_groups, group)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         sees_B1XN = self.sees_BSN.repeat(1, group, 1).unsqueeze(1)
         y_BGXC = F.scaled_dot_product_attention(

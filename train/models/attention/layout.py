@@ -1,7 +1,7 @@
 """The layout of a batch: packed documents, positions that restart in each document, and the attention backend.
 
-Shapes: B rows, S row length, T tokens that are not padding, N documents, P places in the attention backend's order,
-C head_dim.
+Shapes: B rows, S row length, T tokens that are not padding, N documents, P positions in the attention backend's token
+order, C head_dim.
 """
 
 import functools
@@ -120,7 +120,8 @@ def resolve_attn_impl(
 
 
 def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
-    """The backend that `auto` prefers on this device but cannot use, with the reason. Empty if `auto` can use it."""
+    """The backend that `auto` prefers on this device but cannot use, mapped to the reason. Empty if `auto` can use
+    it."""
     impl = _preferred(device)
     why = _why_not(impl, device, dtype, attn_pdrop)
     return {impl: why} if why else {}
@@ -150,7 +151,7 @@ def _why_not_blocks(device: torch.device, dtype: torch.dtype | None, attn_pdrop:
     if attn_pdrop:
         return "blocks does not support dropout, and attn_pdrop is not 0"
     if dtype not in (None, torch.float32, torch.float64):
-        return f"blocks supports only fp32 and fp64, and attention is in {str(dtype).removeprefix('torch.')}"
+        return f"blocks supports only fp32 and fp64, but attention is computed in {str(dtype).removeprefix('torch.')}"
     return None
 
 
@@ -162,7 +163,9 @@ def _why_not_flash(device: torch.device, dtype: torch.dtype | None) -> str | Non
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"flash-attn requires compute capability 8.0, and {torch.cuda.get_device_name(device)} has a lower one"
     if dtype not in (None, torch.bfloat16, torch.float16):
-        return f"flash-attn supports only bf16 and fp16, and attention is in {str(dtype).removeprefix('torch.')}"
+        return (
+            f"flash-attn supports only bf16 and fp16, but attention is computed in {str(dtype).removeprefix('torch.')}"
+        )
     return None
 
 

@@ -2,8 +2,8 @@
 
 The interface is AttentionBackend in backends.py.
 
-Shapes: T packed tokens, P places in the backend's order (P >= T), W any width, H query heads, G key/value heads, C
-head_dim, N documents, L padded length of a call.
+Shapes: T packed tokens, P positions in the backend's token order (P >= T), W any width, H query heads, G key/value
+heads, C head_dim, N documents, L padded length of a call.
 """
 
 import functools
@@ -17,30 +17,32 @@ from torch import Tensor
 from train.models.device import is_simulated
 
 _SLACK = 128
-"""Computing up to this many tokens of padding costs less than one more kernel call."""
+"""Computing this many tokens of padding still costs less than an additional kernel call."""
 _STEP = 16
-"""Kernels process tokens in steps of this size. On a CPU, 15 or 31 tokens take nearly twice as long as 16 or 32."""
+"""Padded lengths are multiples of this number. On a CPU, a kernel takes nearly twice as long for 15 or 31 tokens as for
+16 or 32."""
 _MOST_DOCUMENTS = 1 << 14
 """Maximum number of documents per call. CUDA kernels use the number of documents (some kernels, documents * heads) as a
 grid dimension, which is limited to 65,535."""
 
 
 class SdpaBackend(NamedTuple):
-    """Documents of similar length share a call. Each is padded at its end to the longest document of the call.
+    """Documents of similar length are computed in one call of SDPA. Each document is padded at its end to the longest
+    document of the call.
 
     Padding follows all real tokens of a document, so the causal kernels need no mask. Outputs at padding are discarded.
-    Padding adds at most a quarter of a call's tokens, or _SLACK tokens. If torch has a fused kernel, memory is linear
-    in the number of tokens. There is no fused kernel for dropout on a CPU, or for fp64 on a GPU. In these cases, memory
-    grows with the square of the lengths of a call's documents.
+    In each call, the number of padding tokens is at most a quarter of the number of real tokens, or at most _SLACK. If
+    torch has a fused kernel, memory is linear in the number of tokens. There is no fused kernel for dropout on a CPU,
+    or for fp64 on a GPU. In these cases, memory grows with the square of the call's padded document length.
     """
 
     calls: list[tuple[int, int]]
     """For each call, the number of documents and their padded length."""
     source_P: Tensor | None
-    """The token at each place. Padding repeats the last token of its document. None if the tokens are already in this
-    order."""
+    """The index of the token at each position of the padded order. Padding repeats the last token of its document. None
+    if the tokens are already in this order."""
     slot_T: Tensor | None
-    """The place of each token."""
+    """The position of each token in the padded order."""
 
     def enter(self, x_TW: Tensor) -> Tensor:
         if self.source_P is None or self.slot_T is None:
@@ -62,7 +64,7 @@ def apply_in_parts(parts: Sequence[tuple[int, Callable[..., Tensor]]], q: Tensor
     if not parts:
         return q
     if len(parts) == 1:
-        # Avoids the copies by split and cat, and those in backward.
+        # Avoids the copies that split and cat would make, in forward and in backward.
         return parts[0][1](q, k, v)
     split = zip(parts, *(x.split([places for places, _ in parts]) for x in (q, k, v)), strict=True)
     return torch.cat([attend(*given) for (_, attend), *given in split])
@@ -83,8 +85,8 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Moves tokens back from the padded order. This is the inverse of _Pad. Each place is used once, so backward needs
-    no scatter-add."""
+    """Moves tokens back from the padded order. This is the inverse of _Pad. Each position is used at most once, so
+    backward needs no scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, y_PW: Tensor, slot_T: Tensor) -> Tensor:
@@ -99,10 +101,11 @@ class _Unpad(torch.autograd.Function):
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: float) -> Tensor:
-    """One SDPA call over N documents of L places: maps q [N*L, H, C] and k, v [N*L, G, C] to [N*L, H, C]."""
+    """One SDPA call over N documents of padded length L: maps q [N*L, H, C] and k, v [N*L, G, C] to [N*L, H, C]."""
     q_NHLC, k_NGLC, v_NGLC = (x.unflatten(0, call).transpose(1, 2) for x in (q, k, v))
     if is_simulated("cuda") and q.dtype in (torch.bfloat16, torch.float16):
-        # The kernel that SDPA selects on a GPU. For the CPU tensors of a simulation, it would select another one.
+        # This is the kernel that SDPA selects on a GPU. The tensors of a simulation are CPU tensors, for which SDPA
+        # would select another kernel.
         y_NHLC = torch.ops.aten._scaled_dot_product_flash_attention(q_NHLC, k_NGLC, v_NGLC, dropout_p, True)[0]
         return y_NHLC.transpose(1, 2).flatten(0, 1)
     group = q_NHLC.shape[1] // k_NGLC.shape[1]

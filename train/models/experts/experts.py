@@ -37,15 +37,15 @@ MOE_IMPLS: dict[str, ExpertsFunction] = {
     "grouped_mm": grouped_mm_experts,
     "megablocks": megablocks_experts,
 }
-"""The arguments of each function: x [T, D], weights [T, K], w1, v1 and w2 [E*F, D], all of the same dtype, the
-assignment, and whether to recompute."""
+"""The functions' arguments are x [T, D], weights [T, K], and w1, v1 and w2 [E*F, D], all of the same dtype; then the
+assignment, and whether to recompute the pre-activations in backward."""
 
 GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
     "torch": Looped,
     "grouped_mm": TorchGrouped,
     "megablocks": MegaBlocks,
 }
-"""The GEMMs of each implementation, for use by adapters."""
+"""The GEMMs of each implementation, for experts with adapters."""
 
 _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | None], str | None]] = {
     "torch": lambda device, dtype, shape: None,
@@ -62,8 +62,8 @@ _PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
 def passed_over_moe_impls(
     device: torch.device, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> dict[str, str]:
-    """The implementations that `auto` prefers on this device but cannot use, in order of preference, and the
-    reasons."""
+    """The implementations that `auto` prefers on this device but cannot use, each mapped to the reason, in order of
+    preference."""
     reasons: dict[str, str] = {}
     for impl in _PREFERRED_ON_CUDA if device.type == "cuda" else ():
         why = _WHY_NOT[impl](device, dtype, shape)
@@ -76,7 +76,8 @@ def passed_over_moe_impls(
 def resolve_moe_impl(
     moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> str:
-    """Return the key of MOE_IMPLS to use on this device, with this dtype and shape (T, K, D). None means unknown.
+    """Return the key of MOE_IMPLS to use on this device, with this dtype and shape (T, K, D). If dtype or shape is
+    None, it is not checked.
 
     Raises ValueError with the key and the reason if the requested implementation is not available.
     """

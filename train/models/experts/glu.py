@@ -14,7 +14,7 @@ from torch import Tensor
 from train.models.device import is_simulated
 
 _silu_backward: Any = torch.ops.aten.silu_backward
-"""(gradient, input) -> gradient."""
+"""Maps the gradient of silu's output, and silu's input, to the gradient of the input."""
 
 
 _SIMULATED = SimpleNamespace(

@@ -15,7 +15,7 @@ Let dy be the gradient of y, and dact_a the gradient of act_a for p_a = 1. Then
 
 Saved for backward are x, p, the weights, h1 and h2. With recompute, h1 and h2 are recomputed instead of saved. act is
 always recomputed, by elementwise operations. The outputs of experts are not needed, because dp_a is computed from
-act_a. x is gathered again in backward, because a copy for each assignment would need K times the memory of x.
+act_a. x is gathered again in backward, because saving a copy for each assignment would take K times the memory of x.
 
 The elementwise equations are in glu.py. The equations with weights are in `Products`, the only part that differs
 between backends. For frozen weights with adapters (lora/experts.py), w_e is replaced by w_e + s B_e A_e, and dw_e by
@@ -47,7 +47,7 @@ class Products(Protocol):
         ...
 
     def add_output(self, act_NF: Tensor, weights_TK: Tensor, /) -> None:
-        """Add to y."""
+        """Add the weighted outputs of these assignments to y."""
         ...
 
     def activation_gradient(self, dy_TD: Tensor, /) -> Tensor:
@@ -55,7 +55,7 @@ class Products(Protocol):
         ...
 
     def add_output_weight_gradient(self, act_NF: Tensor, /) -> None:
-        """Compute dw2, if needed, from p act and the dy that was passed to activation_gradient."""
+        """Compute dw2, if needed, from `act_NF` (p times act) and the dy that was passed to activation_gradient."""
         ...
 
     def add_input_gradients(self, dh1_NF: Tensor, dh2_NF: Tensor, /) -> None:
@@ -72,8 +72,8 @@ class LayerProducts(Protocol):
     """The number of assignments of each part."""
 
     def parts(self, keep: bool) -> Iterable[Products]:
-        """The assignments, in one part or in one part per expert. keep: whether the preactivations of a part are used
-        after the part was computed."""
+        """All assignments, as a single part or as one part per expert. keep: whether the pre-activations of a part are
+        still needed after the next part is computed."""
         ...
 
     def output(self) -> Tensor:
@@ -86,8 +86,8 @@ class LayerProducts(Protocol):
 
 
 ProductsOf = Callable[[Sequence[Any], Sequence[bool]], LayerProducts]
-"""(x and the weights, whether each needs a gradient) -> the layer's products. The function itself must not hold tensors
-that need a gradient."""
+"""Returns the layer's products. The arguments are the tensors (x and the weights), and whether each of them needs a
+gradient. The function itself must not hold a reference to a tensor that needs a gradient."""
 
 
 def experts_glu(products_of: ProductsOf, recompute: bool, weights_TK: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -95,7 +95,7 @@ def experts_glu(products_of: ProductsOf, recompute: bool, weights_TK: Tensor, *t
     x_TD = tensors[0]
     assert x_TD is not None
     if not x_TD.shape[0]:
-        # Kernels cannot be launched on empty tensors, but the gradients must be zero and not None.
+        # Kernels cannot be launched on empty tensors, and the gradients must be zeros rather than None.
         trained = [tensor for tensor in tensors[1:] if tensor is not None and tensor.requires_grad]
         return x_TD * weights_TK.sum() + 0 * sum(tensor.sum() for tensor in trained)
     return _ExpertsGLU.apply(products_of, recompute, weights_TK, *tensors)  # pyright: ignore[reportReturnType]
@@ -136,7 +136,7 @@ class _ExpertsGLU(torch.autograd.Function):
             dh1_NF, dh2_NF, act_NF, products_N = glu_backward(dact_NF, h1_NF, h2_NF, weights_N, memory)
             dweights_N.copy_(products_N)
             part.add_output_weight_gradient(act_NF)
-            # Freed right after use, because memory use peaks here if a backend computes all experts together.
+            # Freed here, because memory use peaks in the next lines if a backend computes all experts together.
             del dact_NF, act_NF, memory, h1_NF, h2_NF
             part.add_input_gradients(dh1_NF, dh2_NF)
         dweights_TK = None

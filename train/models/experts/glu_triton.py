@@ -76,7 +76,8 @@ def fused_glu_backward(
     act_AF: Tensor,
     dweights_A: Tensor,
 ) -> None:
-    """Write the results of glu.glu_backward to the last three arguments, except dh1, which overwrites dact."""
+    """Compute the results of glu.glu_backward. dh1 overwrites dact; the others are written to the last three
+    arguments."""
     A, width = h1_AF.shape
     if A:
         _glu_backward_kernel[(A,)](

@@ -20,11 +20,11 @@ class Grouped(Protocol):
     """The index of each sorted assignment in the flattened [T, K]."""
 
     def gather(self, x_TD: Tensor) -> Tensor:
-        """[A, D]: the token of each assignment."""
+        """Return [A, D]: the row of x for each assignment."""
         ...
 
     def combine(self, y_AD: Tensor, weights_TK: Tensor | None) -> Tensor:
-        """[T, D]: the sum over each token's assignments. weights_TK: weights of the sum, or None."""
+        """Return [T, D]: for each token, the sum of y over its assignments. weights_TK: weights of the sum, or None."""
         ...
 
     def rows_by_columns(self, x_AD: Tensor, w: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Experts computed with MegaBlocks (Gale et al. 2022). Its kernels move the tokens, and its grouped GEMM computes the
 products.
 
-MegaBlocks' own dropless layer uses the same functions with mlp_impl 'grouped'. That layer also has a router, keeps
-losses in module globals, and rejects frozen weights. This module does not.
+MegaBlocks' own dropless layer uses the same functions with mlp_impl 'grouped'. However, that layer includes a router,
+keeps losses in module globals, and does not support frozen weights.
 """
 
 import functools
@@ -18,7 +18,8 @@ from train.models.experts.assignment import Assignment
 from train.models.experts.grouped import grouped_glu
 
 RoutedShape = tuple[int, int, int]
-"""(tokens, experts per token, d_model). With expert parallelism, a rank receives each token for a single expert."""
+"""(tokens, experts per token, d_model). With expert parallelism, the number of experts per token is 1, because a rank
+receives a copy of a token for each of its experts."""
 Library = tuple[Any, Any]
 """MegaBlocks' kernels and its grouped GEMM."""
 

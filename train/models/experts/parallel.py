@@ -21,12 +21,12 @@ Compute = Callable[[Tensor, Tensor, Assignment], Tensor]
 
 
 class ExpertParallel:
-    """The group of ranks that share the experts of a layer.
+    """The group of ranks over which the experts of a layer are distributed.
 
-    The gradient of an expert's weights is summed on the rank that has the expert, over the tokens of all P ranks. It is
-    then averaged over the ranks with the same experts, of which there are P times fewer than ranks in total. `averaged`
-    states whether gradients are averaged in this way. If so, the gradient that enters the experts' backward pass is
-    divided by P, and the one that leaves it is multiplied by P, so that every gradient is the mean over all ranks.
+    The gradient of an expert's weights is summed on the rank that has the expert, over the tokens of all P ranks. The
+    sum is then averaged over the ranks that have the same experts; their number is the total number of ranks divided by
+    P. `averaged` states whether gradients are averaged in this way. If so, the gradient of the experts' output is
+    divided by P, and the gradient of their input is multiplied by P, so that every gradient is the mean over all ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, averaged: bool) -> None:
@@ -95,7 +95,8 @@ class _AllToAll(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """[A, D]: the token of each assignment. The gradient is summed in a fixed order and in at least fp32."""
+    """Computes [A, D]: the row of x for each assignment. The gradient is summed in a fixed order and in at least
+    fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
@@ -110,12 +111,12 @@ class _Gather(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """[T, D]: the sum over each token's assignments."""
+    """Computes [T, D]: for each token, the sum of y over its assignments."""
 
     @staticmethod
     def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, slot_TK: Tensor) -> Tensor:
-        # save_for_backward is not used. With it, recomputation of a block would continue up to here, and would send all
-        # results again.
+        # save_for_backward is not used, because activation checkpointing would then repeat the block up to this
+        # operation, and send all results again.
         ctx.token_A = token_A
         return combine(y_AD, slot_TK, None)
 

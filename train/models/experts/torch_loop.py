@@ -1,7 +1,7 @@
 """Experts computed one after the other, on any device: one GEMM per expert and matrix, with views of the stacked
 weights.
 
-Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, F ffn_hidden_size; N assignments
+Shapes: T tokens, K experts per token, A = T*K assignments sorted by expert, D d_model, F ffn_hidden_size, N assignments
 of one expert.
 """
 
@@ -42,7 +42,7 @@ class _LoopedProducts:
 
     @functools.cached_property
     def sum_TD(self) -> Tensor:
-        """y in forward, dx in backward."""
+        """The sum over each token's assignments: y in forward, dx in backward."""
         return torch.zeros_like(self.x_TD, dtype=torch.promote_types(self.x_TD.dtype, torch.float32))
 
     @functools.cached_property
@@ -144,8 +144,8 @@ class _ExpertProducts:
 
 
 class _Scratch:
-    """Memory that all experts reuse for their results. It stays in the CPU cache, and avoids malloc, which is slow if
-    the sizes keep changing."""
+    """Memory that all experts reuse for their results. The memory stays in the CPU cache. Reusing it avoids calls of
+    malloc, which are slow if the sizes keep changing."""
 
     def __init__(self, like: Tensor, most: int) -> None:
         self.like, self.most = like, most
@@ -153,7 +153,8 @@ class _Scratch:
         self.used = 0
 
     def restart(self) -> None:
-        """Called before each expert, which requests the same widths in the same order."""
+        """Make all buffers available again. Called before each expert. Every expert requests the same widths in the
+        same order."""
         self.used = 0
 
     def empty(self, n: int, width: int) -> Tensor:
@@ -164,7 +165,7 @@ class _Scratch:
 
 
 class Looped:
-    """Implements grouped.Grouped with one GEMM after the other, for use by adapters."""
+    """Implements grouped.Grouped with one GEMM per expert, for experts with adapters."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) on linear layers and on the experts' fused weights.
 
-An adapter is a submodule of the module it adapts, so that FSDP2 shards it separately from the frozen base and in its
-own dtype. It adds alpha / r * B A to a weight W. Parameters of the base keep their names. The adapter's parameters are
-named `Wqkv.lora.lora_A` and `experts.mlp.lora.w1.lora_A`, and likewise `lora_B`.
+An adapter is a submodule of the module it adapts, so that FSDP2 shards it separately from the frozen base weights, and
+in the adapter's own dtype. It adds alpha / r * B A to a weight W. The base weights keep their names. The adapter's
+parameters are named `Wqkv.lora.lora_A` and `experts.mlp.lora.w1.lora_A`, and likewise `lora_B`.
 Shapes: T tokens, K experts per token, D d_model, E experts, F ffn_hidden_size, R rank, N inputs, M outputs.
 """
 
@@ -48,7 +48,8 @@ class LoraLinear(LoraWeights):
 
 
 class LoraExperts(nn.Module):
-    """Computes the experts together with the adapters of those of w1, v1 and w2 that have one.
+    """Computes the experts together with the adapters of w1, v1 and w2. Not all of these weights need to have an
+    adapter.
 
     The base weights are arguments of forward, so that the whole computation runs within this module's forward, for
     which FSDP2 gathers the parameters of the adapters.
@@ -103,13 +104,13 @@ def add_lora(model: DbrxForCausalLM, config: LoraConfig, dtype: torch.dtype = to
         if isinstance(module, Linear) and path.rpartition(".")[2] in config.targets:
             module.lora = LoraLinear(module, config).to(dtype)
         elif isinstance(module, ExpertsMLP) and (experts or config.base_dtype == "nf4"):
-            # Also used for 4-bit weights without adapters, because other implementations would save the unpacked
-            # weights for backward.
+            # LoraExperts is also used for 4-bit weights without adapters, because the other implementations would save
+            # the unpacked weights for backward.
             module.lora = LoraExperts(module, experts, config).to(dtype)
 
 
 def adapters(model: nn.Module) -> Iterator[LoraLinear | LoraExperts]:
-    """The adapters of a model that have parameters."""
+    """Yield the adapters of a model, except LoraExperts modules without parameters."""
     found = (module for module in model.modules() if isinstance(module, LoraLinear | LoraExperts))
     return (module for module in found if any(True for _ in module.parameters()))
 

@@ -51,16 +51,19 @@ def lora_glu(
     dropped: the input of the adapters of w1 and v1, which is x with dropout, or x itself if there is no dropout.
     """
     adapters = [tensor for pair in pairs for tensor in (pair or (None, None))]
-    # Drawn on the CPU, so that no device synchronization is needed, and a recomputed forward draws the same seed.
+    # The seed is drawn on the CPU, so that no device synchronization is needed, and so that a recomputed forward draws
+    # the same seed.
     seed = int(torch.randint(2**62, ())) if options.dropout and x_TD.shape[0] else 0
     products_of = functools.partial(_AdaptedProducts, grouped, options, seed)
     return experts_glu(products_of, options.recompute, weights_TK, x_TD, dropped_TD, *weights, *adapters)
 
 
 class _AdaptedProducts:
-    """Implements both LayerProducts and Products, with w_e + s B_e A_e in place of w_e. All assignments are one part.
+    """Implements both LayerProducts and Products, with w_e + s B_e A_e in place of w_e. All assignments form a single
+    part.
 
-    The equations of glu_function.py become, on the left for w1 and v1 (written as w1), and on the right for w2:
+    The equations of glu_function.py become as follows. On the left, w1 stands for w1 and v1; on the right are those of
+    w2:
 
         h1 = x w1^T + s (x A^T) B^T         y = sum of p (act w2 + s (act B) A)
         dx = sum of dh1 w1 + s (dh1 B) A    dact = dy w2^T + s (dy A^T) B^T
@@ -68,7 +71,7 @@ class _AdaptedProducts:
         dA = s (dh1 B)^T x                  dA = s (p act B)^T dy
 
     With dropout, the inputs of the adapters are x and act after dropout. The same dropout is applied to the adapters'
-    contributions to dx and dact. x after dropout is a separate input with its own gradient.
+    contributions to dx and dact. x after dropout is a separate input of the autograd Function, with its own gradient.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ class _AdaptedProducts:
         self.x_TD, self.dropped_TD, self.w1, self.v1, self.w2, *adapters = tensors
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
         self.needs_x, self.needs_dropped = needs[:2]
-        # Typed as Any, because the order of calls in Products ensures that they are set.
+        # Typed as Any rather than Tensor or None, because the order in which Products' methods are called ensures that
+        # these are set.
         self.y_TD: Any = None
         self.dy_TD: Any = None
         self.dy_AD: Any = None
@@ -170,7 +174,8 @@ class _LowRank:
         return self.scaled(self.grouped.rows_by_columns(self.grouped.gather(x_TD) if x_AD is None else x_AD, A))
 
     def down_gradient(self, dlow_AR: Tensor, x_TD: Tensor, x_AD: Tensor | None = None) -> Tensor:
-        """dlow^T x, which is the gradient of A if dlow is the gradient of A x. For w2, it is called with low and dy."""
+        """Return dlow^T x, which is the gradient of A if dlow is the gradient of A x. For w2, the arguments are low and
+        dy instead."""
         if not self.options.per_expert:
             return torch.mm(self.grouped.combine(dlow_AR, None).t(), x_TD)
         return self.grouped.weight_gradient(dlow_AR, self.grouped.gather(x_TD) if x_AD is None else x_AD)
@@ -182,7 +187,7 @@ class _LowRank:
     def gradients(
         self, dh_AF: Tensor, x_TD: Tensor, A: Tensor | None, B: Tensor | None, dx_TD: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of A and B, and add the gradient of x to dx."""
+        """Return the gradients of A and B, and add the adapter's contribution to the gradient of x to dx_TD."""
         if A is None or B is None:
             return None, None
         dB = self.grouped.weight_gradient(dh_AF, self.down(x_TD, A))

@@ -17,7 +17,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.lora is None:
             return self._multiply(input)
-        # The adapter is computed first, because selective checkpointing does not repeat the last product.
+        # The adapter is computed first, because selective activation checkpointing does not repeat the last operation.
         added = self.lora(input)
         return self._multiply(input) + added
 

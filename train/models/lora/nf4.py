@@ -1,10 +1,10 @@
 """Frozen weights in 4 bits (NF4 of QLoRA, Dettmers et al. 2023) with bitsandbytes, in a form that FSDP2 can shard.
 
 A row of N numbers is stored as N/2 bytes of codes and, for every 64 numbers, their largest absolute value in fp32: 36
-bytes per 64 numbers. The rows are in a tensor of the compute dtype, [M, N * 36 / 64 / itemsize], because all parameters
-of an FSDP2 unit need one floating dtype and a cast would corrupt the bytes. The tensor can be split between any two
-rows, and each rank packs its own rows. Each product unpacks its weight, once in forward and once in backward, and the
-unpacked weight is not kept.
+bytes per 64 numbers. The packed rows are stored in a tensor [M, N * 36 / 64 / itemsize] of the compute dtype, because
+all parameters of an FSDP2 unit must have the same floating-point dtype, and because a cast to another dtype would
+corrupt the bytes. The tensor can be split between any two rows, and each rank packs its own rows. Each product unpacks
+the weight that it uses, once in forward and once in backward, and does not keep the unpacked weight.
 Shapes: T tokens, N inputs, M outputs, P elements of a packed row.
 """
 
@@ -30,7 +30,7 @@ def pack(weight_MN: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unpack a weight to [M, N]. Its values were rounded to NF4."""
+    """Unpack a weight to [M, N]. The values are those of the original weight, rounded to NF4."""
     import bitsandbytes.functional as bnb
 
     bytes_M = packed_MP.detach().contiguous().view(torch.uint8)
@@ -48,7 +48,7 @@ def unpack(packed_MP: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pack_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """In a model on meta, replace the large weights of the blocks by empty packed parameters."""
+    """Replace the large weights of the blocks by empty packed parameters. The model must be on the meta device."""
     for path, module in model.named_modules():
         for name, param in list(module.named_parameters(recurse=False)):
             if f"{path}.{name}".endswith(NF4_WEIGHTS):
@@ -80,5 +80,5 @@ class _PackedLinear(torch.autograd.Function):
 
 
 def rows_at_a_time(shape: tuple[int, ...]) -> int:
-    """The number of rows of a weight to pack at a time. They take up to 64 MB in fp32."""
+    """The number of rows of a weight to pack at a time, so that the rows take up to 64 MB in fp32."""
     return max(1, (1 << 24) // math.prod(shape[1:]))

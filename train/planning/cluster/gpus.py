@@ -1,10 +1,10 @@
-"""Known GPUs with their vendor's specifications, and files that describe other GPUs.
+"""The specifications of known GPUs, and of other GPUs that a file describes.
 
-Sources: NVIDIA's data sheets of A100, H100, H200, L40S and HGX B200, and the RTX Blackwell whitepaper for the RTX 5090.
-TFLOPs are for dense GEMMs (without sparsity) in bf16 with fp32 accumulation. The bandwidths of NVLink and PCIe are for
-one direction. Memory is the total that nvidia-smi shows, which is less than in the data sheets if ECC uses a part of
-it. `network` does not depend on the GPU, but is that of typical nodes: one port of 400 Gb/s per GPU (A100: 200 Gb/s;
-L40S and RTX 5090: 100 Gb/s). This project has not measured these numbers.
+Sources: NVIDIA's data sheets for A100, H100, H200, L40S and HGX B200, and the RTX Blackwell whitepaper for the RTX
+5090. TFLOPs are for dense GEMMs (without sparsity) in bf16 with fp32 accumulation. The bandwidths of NVLink and PCIe
+are for one direction. Memory is the total that nvidia-smi shows, which is less than in the data sheets if ECC uses a
+part of it. `network` is not a property of the GPU. It is the value for typical nodes: one port of 400 Gb/s per GPU
+(A100: 200 Gb/s; L40S and RTX 5090: 100 Gb/s). This project has not measured these numbers.
 """
 
 from dataclasses import dataclass
@@ -25,21 +25,24 @@ class Gpu(Section):
     """A GPU and the links of its node."""
 
     name: str
-    """The name in the report."""
+    """The name that the report shows."""
     capability: Positive
     """Compute capability, such as 9.0."""
     memory: Size
     """Memory of the GPU: a number of bytes, or a size such as 80gb (of 2^30 bytes)."""
     bf16_tflops: Positive
-    """Peak of dense bf16 GEMMs, in 10^12 operations per second."""
+    """Peak throughput of dense bf16 GEMMs, in 10^12 operations per second."""
     fp32_tflops: Positive
-    """Peak in fp32 without tensor cores, which torch does not use for fp32 unless TF32 is enabled."""
+    """Peak throughput in fp32 without tensor cores, in 10^12 operations per second. torch does not use tensor cores for
+    fp32 unless TF32 is enabled."""
     memory_bandwidth: Positive
     """Memory bandwidth in GB/s (10^9 bytes per second)."""
     node_link: Positive
-    """Bandwidth to another GPU of the node, in GB/s for one direction, through NVLink or, without it, PCIe."""
+    """Bandwidth to another GPU of the node, in GB/s for one direction, through NVLink or, if there is no NVLink,
+    through PCIe."""
     network: Positive
-    """Bandwidth to other nodes per GPU, in GB/s for one direction: its share of the node's network ports."""
+    """Bandwidth per GPU to other nodes, in GB/s for one direction: the GPU's share of the bandwidth of the node's
+    network ports."""
 
     @property
     def n_bytes(self) -> int:
@@ -123,7 +126,7 @@ GPUS = {
         network=12.5,
     ),
 }
-"""The GPUs by their names for --gpu. For other GPUs, see find_gpu."""
+"""The known GPUs by the names that --gpu accepts. For other GPUs, see find_gpu."""
 
 _CUDA_NAMES = {
     "NVIDIA A100-SXM4-40GB": "a100_40",
@@ -136,18 +139,19 @@ _CUDA_NAMES = {
     "NVIDIA L40S": "l40s",
     "NVIDIA GeForce RTX 5090": "rtx5090",
 }
-"""Maps CUDA's names of GPUs to names in GPUS. PCIe variants have the same peaks, but different links."""
+"""Maps CUDA's names of GPUs to names in GPUS. PCIe variants have the same peak throughput, but different links between
+GPUs."""
 
 
 def known_gpu(cuda_name: str) -> Gpu | None:
-    """The GPU for which torch.cuda.get_device_name returns this name, or None if its peaks are unknown."""
+    """The GPU for which torch.cuda.get_device_name returns this name, or None if the GPU is unknown."""
     name = _CUDA_NAMES.get(cuda_name)
     return GPUS[name] if name is not None else None
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU with this name in GPUS, or the GPU that a YAML file with Gpu's fields as keys describes. Raises
-    ConfigError."""
+    """The GPU with this name in GPUS or, if the name is the path of a YAML file with the fields of Gpu as keys, the GPU
+    that the file describes. Raises ConfigError if there is no such GPU."""
     refuse_path("--gpu", name)
     if Path(name).suffix in (".yaml", ".yml"):
         written = read(name)

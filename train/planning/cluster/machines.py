@@ -1,4 +1,4 @@
-"""The nodes and GPUs that a run is planned for, and which part of its traffic crosses nodes."""
+"""The nodes and GPUs that a run is planned for, and the part of the run's traffic that is sent between nodes."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from train.planning.units import MeshDim
 _USUAL_GPUS = 8
 """Number of GPUs per node if --gpu is given but --gpus is not."""
 _GROUPED_MM = 8.0
-"""Minimum compute capability of torch's grouped GEMM."""
+"""Minimum compute capability for torch's grouped GEMM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Cluster:
     gpus: int
     """Number of GPUs per node."""
     gpu: Gpu | None = None
-    """None if unknown. No times are predicted then."""
+    """None if unknown. In this case, no times are predicted."""
 
     @property
     def ranks(self) -> int:
@@ -30,8 +30,8 @@ class Cluster:
 
 
 def make_cluster(nodes: int | None, gpus: int | None, gpu: str | None) -> Cluster:
-    """Create a cluster from --nodes (default: 1), --gpus (default: 8 with --gpu, else 1) and --gpu. Raises
-    ConfigError."""
+    """Create a cluster from the values of --nodes (default: 1), --gpus (default: 8 with --gpu, otherwise 1) and --gpu.
+    Raises ConfigError for invalid values."""
     for option, value in (("--nodes", nodes), ("--gpus", gpus)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is {value}, but must be at least 1")
@@ -41,13 +41,14 @@ def make_cluster(nodes: int | None, gpus: int | None, gpu: str | None) -> Cluste
 
 
 def members_in_node(dim: MeshDim, gpus: int) -> int:
-    """The number of ranks of a group of this dimension that are in the same node. Ranks are numbered node by node."""
+    """The number of ranks in a group along this mesh dimension that are in the same node. Ranks are numbered node by
+    node."""
     return max(1, min(dim.size, gpus // dim.stride))
 
 
 def between_nodes(sent: Traffic, gpus: int) -> float:
-    """The bytes that a rank sends to other nodes, on average. In a ring, one hop per node leads to the next node. In an
-    all-to-all, each rank sends the same amount to every other rank."""
+    """The bytes that a rank sends to other nodes, on average. In a ring, one rank per node sends to the next node. In
+    an all-to-all, each rank sends the same amount to every other rank."""
     size, inside = sent.dim.size, members_in_node(sent.dim, gpus)
     if inside == size:
         return 0.0

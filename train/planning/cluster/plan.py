@@ -28,7 +28,7 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
     yield report.parameters_table(config)
     flops = run_flops(config)
     yield report.flops_table(config, flops)
-    # Without --gpu, the run may be meant for a CPU.
+    # Without --gpu, the run may be intended for a CPU.
     devices = {"GPU": True} if cluster.gpu is not None else {"GPU": True, "CPU": False}
     parts = {name: memory_parts(config, cluster.ranks, gpu=gpu) for name, gpu in devices.items()}
     bounds = {name: memory_per_rank(config, cluster.ranks, gpu=gpu).total for name, gpu in devices.items()}
@@ -43,8 +43,8 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
 
 
 def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Iterator[RenderableType]:
-    """If the config does not fit, yield the smallest changes with which it fits. If `always` is set, yield the fastest
-    settings that fit."""
+    """If the config does not fit, yield a table of the smallest changes with which it fits. If `always` is set, yield a
+    table of the fastest settings that fit."""
     if cluster.gpu is None:
         return
     fit = fits(config, cluster)
@@ -57,7 +57,7 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
             yield report.changes_table(changes, cluster)
         nodes = least_nodes(config, cluster)
         if nodes is not None:
-            yield f"without changes, it fits on {nodes} nodes: --nodes {nodes}"
+            yield f"without changes, the run fits on {nodes} nodes: --nodes {nodes}"
         elif not changes:
             yield "neither other settings nor up to 64 times as many nodes are sufficient"
     if always and (fast := fastest(found, cluster, _SHOWN)):
@@ -74,6 +74,6 @@ def check_fit(config: TrainConfig, cluster: Cluster) -> None:
     predicted = memory_parts(config, cluster.ranks, gpu=True).total
     gpu = f"{cluster.gpu.name} has {format_bytes(have, down=True)}"
     if least > have:
-        raise ConfigError(f"it does not fit: each rank needs at least {format_bytes(least)}, but {gpu}")
+        raise ConfigError(f"the run does not fit: each rank needs at least {format_bytes(least)}, but {gpu}")
     if predicted > have:
-        logger.warning(f"it may not fit: each rank is predicted to need {format_bytes(predicted)}, but {gpu}")
+        logger.warning(f"the run may not fit: each rank is predicted to need {format_bytes(predicted)}, but {gpu}")

@@ -108,7 +108,8 @@ def memory_table(
 
 def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
     """Traffic by kind, mesh dimension and link."""
-    title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {cluster.nodes} node(s) of {cluster.gpus}"
+    nodes = f"{cluster.nodes} node(s) with {cluster.gpus} GPU(s) each"
+    title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {nodes}"
     table = _table("kind", "over", "of ranks", "inside a node", "between nodes")
     for each in sent:
         far = between_nodes(each, cluster.gpus)
@@ -146,7 +147,7 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
 
 
 def assumptions_line(assumed: Assumptions) -> str:
-    """The assumptions of the prediction."""
+    """The line that states the assumptions of the prediction."""
     return (
         f"assumed, not measured: {assumed.gemm:.0%} of peak TFLOPs in GEMMs, {assumed.experts:.0%} in the experts' "
         f"GEMMs and {assumed.scores:.0%} in attention, which computes the causal half; {assumed.memory:.0%} of the "
@@ -157,11 +158,11 @@ def assumptions_line(assumed: Assumptions) -> str:
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """The candidates, each with its config changes."""
+    """The candidates, each with its changes of the config."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))
-    return _titled("the smallest changes with which it fits (predicted)", table)
+    return _titled("the smallest changes with which the run fits (predicted)", table)
 
 
 def search_table(candidates: Sequence[Candidate], cluster: Cluster) -> Group:

@@ -1,7 +1,7 @@
-"""Searches for other settings of a run on the same GPUs: settings that fit, and settings that are predicted to be the
-fastest.
+"""Searches for other settings of a run on the same GPUs: settings with which the run fits, and those that are predicted
+to be the fastest.
 
-Every candidate is the config with some keys changed, and passes the checks that the config passes.
+Every candidate is a copy of the config with some keys changed, and passes the same checks as the config.
 """
 
 import math
@@ -20,7 +20,7 @@ from train.planning.traffic import traffic
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
 _POWERS = 4
-"""Microbatches of 1, 2, 4 and 8 rows are tried, and the size in the config."""
+"""Microbatches of 1, 2, 4 and 8 rows are tried, and the microbatch size of the config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Settings:
         )
 
     def changes(self, config: TrainConfig, ranks: int) -> tuple[str, ...]:
-        """The overrides that change the config to these settings: one per setting, where all sharding keys count as
-        one."""
+        """The overrides that change the config to these settings: one string per setting; all keys that concern
+        sharding are in a single string."""
         own, found = Settings.of(config, ranks), []
         if config.fsdp_config is None:
             found.append("fsdp_config={}")
@@ -91,7 +91,7 @@ class Settings:
 
 
 def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
-    """All settings that pass the config's checks, fastest first, whether they fit or not."""
+    """All candidates that pass the config's checks, fastest first. They may or may not fit on the GPUs."""
     found, flops_of = [], dict[tuple[Recompute, bool], list[Flops]]()
     for settings, changed in _changed(config, cluster):
         policy = settings.recompute, settings.moe_recompute
@@ -103,7 +103,7 @@ def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
 
 
 def fits(config: TrainConfig, cluster: Cluster) -> bool:
-    """Whether the GPU has at least the predicted memory."""
+    """Whether the GPU has at least as much memory as the config is predicted to need."""
     assert cluster.gpu is not None, "a search requires a known GPU"
     return memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
 
@@ -114,8 +114,8 @@ def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Can
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Of the candidates and some changes outside the search, return those that fit with the fewest changes, fastest
-    first, up to `most`."""
+    """Return up to `most` candidates that fit with the fewest changes of the config, fastest first. In addition to
+    `found`, some changes that the search does not cover are tried."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)
@@ -126,8 +126,8 @@ def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Cand
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
     """The smallest number of nodes on which the config fits unchanged. Multiples of the cluster's number of nodes are
-    tried, up to 64 times this number. None if they are insufficient, or if the rows cannot be divided among the
-    ranks."""
+    tried, up to 64 times this number. Returns None if these are insufficient, or if the rows cannot be divided among
+    the ranks."""
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = replace(cluster, nodes=cluster.nodes * factor)
         try:
@@ -140,8 +140,8 @@ def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
 
 
 def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, TrainConfig]]:
-    """Yield all settings to try, with the changed config. A replica consists of whole nodes or of one rank, because
-    links within a node are faster."""
+    """Yield all settings to try, each with the changed config. With data-parallel replicas, each replica consists of
+    whole nodes or of a single rank, because links within a node are faster."""
     ranks = cluster.ranks
     own = Settings.of(config, ranks)
     rows = config.global_train_batch_size // ranks

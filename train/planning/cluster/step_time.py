@@ -1,11 +1,11 @@
-"""Predicts the time of a training step on a cluster from the peaks in data sheets and from assumed efficiencies.
+"""Predicts the time of a training step on a cluster from the peak values in data sheets and from assumed efficiencies.
 Nothing is measured.
 
-The time of a step is the sum of: GEMMs and attention at a share of the peak TFLOPs; all other operations of the model
-at a share of the memory bandwidth; gathers and reductions of weights, if they do not overlap with computation; the
-exchange of tokens for expert parallelism, which does not overlap; and the optimizer, which is limited by memory
-bandwidth. The following are not included: kernel launches and latencies of collectives, which dominate in small models;
-waiting for data or slower ranks; an uneven load of the experts; checkpoints and evaluations.
+The time of a step is the sum of: GEMMs and attention, at a fraction of the peak TFLOPs; all other operations of the
+model, at a fraction of the memory bandwidth; gathers and reductions of weights, if they do not overlap with
+computation; the exchange of tokens for expert parallelism, which does not overlap; and the optimizer, which is limited
+by memory bandwidth. The following are not included: kernel launches and latencies of collectives, which dominate in
+small models; waiting for data or slower ranks; an uneven load of the experts; checkpoints and evaluations.
 """
 
 from collections.abc import Sequence
@@ -28,36 +28,37 @@ class Assumptions:
     """The efficiency of a GPU relative to its data sheet. These are estimates and not measurements."""
 
     gemm: float = 0.65
-    """Share of peak TFLOPs for GEMMs of attention, head and adapters."""
+    """Fraction of the peak TFLOPs that the GEMMs of attention, head and adapters reach."""
     experts: float = 0.55
-    """Share of peak TFLOPs for the experts' grouped GEMMs, with an even load."""
+    """Fraction of the peak TFLOPs that the experts' grouped GEMMs reach with an even load."""
     scores: float = 0.5
-    """Share of peak TFLOPs for fused attention, which computes only the causal half of a row's scores."""
+    """Fraction of the peak TFLOPs that fused attention reaches. Fused attention computes only the causal half of a
+    row's scores."""
     memory: float = 0.75
-    """Share of the memory bandwidth."""
+    """Fraction of the memory bandwidth that is reached."""
     link: float = 0.75
-    """Share of the bandwidth of links, within a node and between nodes."""
+    """Fraction of the links' bandwidth that is reached, within a node and between nodes."""
     overlap: float = 0.9
-    """Share of the computation time with which gathers and reductions can overlap."""
+    """Fraction of the computation time during which gathers and reductions can run."""
     host: float = 20e9
     """Bytes per second between GPU and host in one direction (activation_cpu_offload)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """The seconds of a step by category."""
+    """The predicted time of a step in seconds, by category."""
 
     experts: float
     other_gemms: float
     attention: float
     elementwise: float
-    """Norms, activation functions, copies of tokens, additions: limited by memory bandwidth."""
+    """Norms, activation functions, copies of tokens and additions, which are limited by memory bandwidth."""
     inside: float
     """Communication between GPUs of a node that does not overlap with computation."""
     between: float
     """Communication between nodes that does not overlap with computation."""
     optimizer: float
-    """Clipping and the optimizer: limited by memory bandwidth."""
+    """Gradient clipping and the optimizer, which are limited by memory bandwidth."""
     offload: float
     """Transfer of activations to the host and back."""
     hidden: float
@@ -73,7 +74,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """The category with the largest share of the time."""
+        """The kind of limit that accounts for the largest part of the time."""
         shares = {
             "compute": self.experts + self.other_gemms + self.attention,
             "memory bandwidth": self.elementwise + self.optimizer,
@@ -145,7 +146,7 @@ def predict(
 
 def model_flops_utilization(config: TrainConfig, cluster: Cluster, seconds: float) -> float:
     """MFU: the FLOPs of forward and backward, with attention over whole rows as in the PaLM paper, divided by the peak
-    of all GPUs. Recomputation does not count."""
+    throughput of all GPUs. Recomputation is not counted."""
     peak = _known(cluster).peak_flops(config.precision)
     tokens = tokens_per_rank(config, cluster.ranks)
     return tokens * flops_per_token(config.model, config.max_seq_len, config.lora) / (seconds * peak)
@@ -162,8 +163,8 @@ def _communication(
     """Return three numbers: the seconds of communication within nodes and between nodes that do not overlap with
     computation, and the seconds of communication that overlap.
 
-    A ring is as slow as its slowest hop. The first gather and the last reduction cannot overlap with computation. They
-    are counted as the share of one block.
+    A ring is as slow as its slowest link. The first gather and the last reduction cannot overlap with computation.
+    Their time is estimated as one block's share of the total.
     """
     gpu = _known(cluster)
     exchange, weights = [0.0, 0.0], [0.0, 0.0]
@@ -185,7 +186,7 @@ def _communication(
 def _elementwise_bytes(config: TrainConfig) -> float:
     """The bytes per token that are read and written in a step outside of GEMMs: vectors of d_model in the residual
     stream (2 norms, 2 additions), RoPE and clipping of queries, keys and values, copies of tokens to the experts and
-    back, and the GLU. Backward counts as two forward passes, and recomputation as one."""
+    back, and the GLU. The backward pass counts as two forward passes, and recomputation counts as one."""
     model, ffn = config.model, config.model.ffn_config
     width = FORMATS[precisions.computed(config.precision)].n_bytes
     qkv = model.d_model + 2 * model.attn_config.kv_n_heads * model.head_dim
@@ -195,7 +196,8 @@ def _elementwise_bytes(config: TrainConfig) -> float:
 
 
 def _optimizer_bytes(config: TrainConfig, ranks: int) -> float:
-    """In fp32: gradients are read for their norm, scaled, and read again; weights and moments are read and written."""
+    """The bytes that clipping and the optimizer read and write in fp32: gradients are read to compute their norm,
+    scaled, and read again; weights and moments are read and written."""
     numbers = trained_shard_size(config, ranks)
     return FORMATS["fp32"].n_bytes * numbers * (1 + 2 + 1 + 2 + 2 * n_moments(config.optimizer))
 
