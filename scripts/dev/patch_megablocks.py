@@ -48,7 +48,7 @@ PATCHES = (
 
 
 def apply(patch: Patch, folder: Path) -> str:
-    """Patch one file in place and return what was done. Raises ValueError if the file is not the expected one."""
+    """Patch one file in place and return what was done. Raises ValueError if the file has unexpected content."""
     path = folder / patch.file
     if not path.is_file():
         raise ValueError(f"{path} is missing: unpack {patch.file.split('/')[0]}.tar.gz in {folder}")

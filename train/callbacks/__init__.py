@@ -1,4 +1,4 @@
 """Callbacks that Composer lacks, one file each, and the construction of Composer's own callbacks.
 
-A subject that needs several files has its own package, lower in the import order.
+A feature that needs several files has its own package, earlier in the import order.
 """

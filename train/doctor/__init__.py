@@ -1,5 +1,5 @@
 """The checks of scripts/doctor.py, run on every node before training: software, hardware, folders, links between ranks.
 
-Each check reports what it found and how to fix it, and never raises. Checks that a training run also makes belong to
+Each check reports its result and how to fix a problem, and never raises. Checks that a training run also makes are in
 the packages that they check, and are called from here.
 """

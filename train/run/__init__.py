@@ -1,4 +1,4 @@
 """One training run: its inputs, the Trainer and its loggers, signals, and `fit`, which builds everything and trains.
 
-Code that does not need a run belongs to a package lower in the import order.
+Code that does not need a run belongs in a package lower in the import order.
 """

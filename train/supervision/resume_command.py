@@ -84,5 +84,5 @@ def _options_of_srun() -> list[str]:
 
 
 def _name(program: str) -> str:
-    """The program's file name, which is on the PATH in the activated environment."""
+    """Return the program's file name. In an activated environment, the program is on the PATH."""
     return Path(program).name

@@ -52,7 +52,7 @@ def why_not_compiled() -> str | None:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Compile a launch. Raises the errors of Triton and ptxas."""
+    """Compile a launch. Errors of Triton and ptxas are raised unchanged."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

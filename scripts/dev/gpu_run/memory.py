@@ -45,7 +45,7 @@ def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
 
 
 def against_plan(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], dict[str, Any], list[str]]:
-    """Return a row for each policy, all values in bytes, and notes about missing values."""
+    """Return a row for each policy, the planned and measured values in bytes, and notes about missing values."""
     gpu, notes, figures = device.type == "cuda", [], {}
     dist.init_process_group("nccl" if gpu else "gloo", store=HashStore(), rank=0, world_size=1)
     try:

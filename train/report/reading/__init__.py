@@ -1,3 +1,1 @@
-"""Reading the files of a log folder: metrics.jsonl, record.jsonl, and values derived from them. train/report shows
-these values.
-"""
+"""Reads the files of a log folder, metrics.jsonl and record.jsonl, and derives the values that train/report shows."""
