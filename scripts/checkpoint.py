@@ -3,7 +3,7 @@
   checkpoint.py ls runs/mine                              or the save folder: runs/mine/checkpoints
   checkpoint.py verify runs/mine/checkpoints              all checkpoints; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
-  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes deletes it
+  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes, it deletes these files
 
 The exit code is 2 after an error, such as a corrupt checkpoint. diff returns 1 if the checkpoints differ.
 """

@@ -84,7 +84,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not args.tasks and args.exact_match is None:
         raise ConfigError("nothing to evaluate: add --tasks, --exact_match, or both")
     if args.preprocessor is not None and args.exact_match is None:
-        raise ConfigError("--preprocessor needs --exact_match: add it, or remove --preprocessor")
+        raise ConfigError("--preprocessor needs --exact_match: add --exact_match, or remove --preprocessor")
     of_tasks = {"num_fewshot": args.num_fewshot is not None, "apply_chat_template": args.apply_chat_template}
     for name in (name for name, given in of_tasks.items() if given and not args.tasks):
         raise ConfigError(f"--{name} needs --tasks: add --tasks, or remove --{name}")

@@ -102,8 +102,8 @@ def eval_text(metrics: Mapping[str, float]) -> str:
 
 
 def lines_interval(max_batches: int, most: int = 1000) -> int:
-    """Return the smallest interval of 1, 2, 5, 10, 20, 50, ... steps at which max_batches print at most `most`
-    lines."""
+    """Return the smallest interval between lines, out of 1, 2, 5, 10, 20, 50, ... batches, at which a run prints at
+    most `most` lines."""
     interval, steps = 1, (2, 2.5, 2)
     for number in range(60):
         if interval * most >= max_batches:

@@ -1,4 +1,4 @@
-"""Hide known warnings of libraries that users cannot act on. All other warnings are shown."""
+"""Hide known library warnings that require no action by users. All other warnings are shown."""
 
 import warnings
 
@@ -12,8 +12,8 @@ EXPECTED = (
     "`past_key_values` is deprecated",
     "The current world size",
 )
-"""Patterns for the beginning of warnings from Composer, torch and transformers that deliberate choices in this code
-base cause. `past_key_values` is used because earlier versions of transformers require it."""
+"""Patterns for the beginning of warnings. Composer, torch and transformers issue them because of deliberate choices in
+this code base. `past_key_values` is used because earlier versions of transformers require it."""
 
 
 def silence_expected_warnings() -> None:

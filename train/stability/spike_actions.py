@@ -83,7 +83,7 @@ class SpikeActions:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
-            "the rows since then are skipped, as are further steps until the spike ends"
+            "the rows since this checkpoint are skipped, and so are further steps until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 

@@ -123,7 +123,7 @@ class Preemption(Callback):
         elif batch == self._first_batch and self._resumed_from is None:
             code, what = self._exit_code, "nothing was saved, because no batch has been trained yet"
         else:
-            # If no batch was trained since the resume, the checkpoint that the run resumed from is still current.
+            # If no batch has been trained since the resume, the checkpoint that the run resumed from is still current.
             path = self._save(state) if batch > self._first_batch else self._resumed_from
             code = self._exit_code if path is None else ExitCode.RESUMABLE
             what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"

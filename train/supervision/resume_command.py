@@ -74,7 +74,8 @@ def _usual_launcher() -> list[str]:
 
 
 def _options_of_srun() -> list[str]:
-    """srun is not the parent of its tasks, so its options are derived from the variables that Slurm sets."""
+    """Return the options of srun. srun is not the parent of its tasks, so its options are derived from the variables
+    that Slurm sets."""
     options = {
         "--nodes": os.environ.get("SLURM_STEP_NUM_NODES"),
         "--ntasks": os.environ["WORLD_SIZE"],

@@ -44,7 +44,8 @@ def functions(source: str) -> Iterator[Function]:
 
 
 def name_questions(source: str) -> Iterator[Question]:
-    """Ask for the name of a function, given the first line of its docstring. Lines with the name are skipped."""
+    """Ask for the name of a function, given the first line of its docstring. Lines that contain the name are
+    skipped."""
     for function in functions(source):
         contained = function.name.lower() in function.summary.lower()
         if len(function.summary) >= 15 and not contained:

@@ -26,7 +26,7 @@ doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
 """A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. The length of this
-end is chosen such that it fits into a row of the training data."""
+end is chosen so that it fits into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +204,6 @@ def _serve(commands: Commands, settings: Settings) -> dict[str, Any]:
     served = {"command": command, "models": models, "asked": len(pairs), "exact": exact}
     served |= {"prompt": questions[0]["prompt"], "answer": answers[0]}
     if not all(answer["choices"][0]["finish_reason"] in ("stop", "length") for answer in answers):
-        raise ConfigError(f"the server ended an answer in an unknown way: {answers}")
+        raise ConfigError(f"the server ended an answer with an unknown finish_reason: {answers}")
     kept.write_text(json.dumps(served), encoding="utf-8")
     return served

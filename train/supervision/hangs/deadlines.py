@@ -70,7 +70,7 @@ class Deadlines:
                 if setup is None:
                     return None
                 if setup > floor:
-                    return Deadline(seconds=setup, source="deadlines.setup, for the first one")
+                    return Deadline(seconds=setup, source="deadlines.setup, because no duration was measured yet")
             return found
         multiple = self._multiple(section)
         if multiple is not None and multiple * mid > floor:

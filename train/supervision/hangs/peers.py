@@ -91,8 +91,8 @@ class Peers:
         self._thread.join(1)  # only a short time, because the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds from the last new heartbeat of the rank to the last read. Ranks other than 0 and 1 read heartbeats
-        only when they need them."""
+        """Seconds between the last new heartbeat of the rank and the last time that heartbeats were read. Ranks other
+        than 0 and 1 read heartbeats only when they need them."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
