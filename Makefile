@@ -72,14 +72,14 @@ clean:  ## remove the environments and caches, but no runs
 .venv-classic/%: NEWEST := 12
 CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (rm -rf $*; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
 
-# uv is used because pip takes 6 minutes to install the lock. pip is the fallback if only pip is configured for the
-# package index.
+# uv is used because pip takes 6 minutes to install the packages of the lock file. pip is the fallback if only pip is
+# configured for the package index.
 $(ENVIRONMENTS:%=%/bin/uv): %/bin/uv:
 	$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install --quiet uv
 
-# With --no-config and --no-deps, the lock is installed without checking the metadata of its packages.
+# With --no-config and --no-deps, the packages of the lock file are installed without checking their metadata.
 .venv/installed: LOCK := requirements.lock
 .venv-classic/installed: LOCK := requirements-classic.lock
 .venv-classic/installed: CONFIG := --no-config

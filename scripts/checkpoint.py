@@ -3,7 +3,7 @@
   checkpoint.py ls runs/mine                              or the save folder: runs/mine/checkpoints
   checkpoint.py verify runs/mine/checkpoints              all checkpoints; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
-  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes deletes it
+  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes, it deletes these files
 
 The exit code is 2 after an error, such as a corrupt checkpoint. diff returns 1 if the checkpoints differ.
 """
@@ -42,10 +42,11 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "list the checkpoints of a save folder from their manifests, and the owner of the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    ls.add_argument("folder", type=_place, help="a run's folder or a checkpoint, also in s3://BUCKET/PREFIX or gs://")
+    text = "a run's folder or a checkpoint; also in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    ls.add_argument("folder", type=_place, help=text)
     ls.add_argument("--json", action="store_true", help="print JSON for programs, with sizes in bytes")
 
-    text = "read every byte of checkpoints and compare them with the manifests"
+    text = "read all files of checkpoints, and compare their hashes with the manifests"
     more = f"{text}. The exit code is 0 if everything that can be verified is correct, and 2 if anything is corrupt."
     verify = commands.add_parser("verify", help=text, description=more)
     text = "a checkpoint, or a run's folder; checkpoints in s3:// and gs:// are downloaded one at a time"
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--top", type=int, default=10, metavar="N", help="show at most N tensors (default: %(default)s)")
 
     text = "delete older checkpoints, and incomplete files of killed runs"
-    more = f"{text}. Before that, one of the kept checkpoints is verified. Without --yes nothing is deleted."
+    more = f"{text}. First, one of the checkpoints to keep is verified. Without --yes, nothing is deleted."
     prune = commands.add_parser("prune", help=text, description=more)
     prune.add_argument("folder", type=_folder, help="the local folder of a run that is not running")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N checkpoints")
@@ -87,7 +88,8 @@ _DIFF = """\
 Compare two checkpoints: manifest, config by YAML key, the run's state, and tensors, largest differences first.
 All files that are read are verified.
 
-The exit code is 0 if they are equal, 1 if they differ, and 2 after an error. Dates and durations are ignored.
+The exit code is 0 if the checkpoints are equal, 1 if they differ, and 2 after an error. Dates and durations are
+ignored.
 """
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--hf_output_path", required=True, help="the folder to write, which must be new or empty; also s3:// or gs://"
     )
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    what = "maximum size of a weights file, in bytes or such as 500mb (default: 5gb)"
+    what = "maximum size of a weights file: a number of bytes, or a size such as 500mb (default: 5gb)"
     parser.add_argument("--max_shard_size", type=_size, help=what)
     what = "check in a new process that transformers computes the same outputs from the files (default)"
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, help=what)

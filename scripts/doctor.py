@@ -4,7 +4,7 @@
   python scripts/doctor.py yamls/finetune/dbrx.yaml           also tokenizer, hub data, folders, memory and kernels
   composer -n 8 scripts/doctor.py CONFIG key=value ...        also the links between ranks; torchrun and srun work too
 
-The exit code is 0 if no check has failed, 1 if one has failed, and 2 after an error. docs/doctor.md explains each row.
+The exit code is 0 if all checks passed, 1 if a check failed, and 2 after an error. docs/doctor.md explains each row.
 """
 
 import sys
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seconds",
         type=float,
         default=60.0,
-        help="time limit of each check, and of waiting for a rank to start (default: %(default)g)",
+        help="time limit of each check, and of each wait for another rank (default: %(default)g)",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)

@@ -2,9 +2,9 @@
 
   evaluate.py runs/dbrx_tiny/hf --exact_match quickstart/heldout.jsonl
   evaluate.py runs/mine/hf --tasks arc_easy hellaswag --num_fewshot 5
-  evaluate.py runs/mine/hf --tasks my_tasks/                       all tasks of the folder's YAML files, offline
+  evaluate.py runs/mine/hf --tasks my_tasks/                       all tasks in the YAML files of a folder, offline
 
-The results are printed and, for an exported folder, saved in its evaluation.json and in the table of its model card.
+The results are printed. For an exported folder, they are also saved in its evaluation.json and its model card.
 """
 
 import sys
@@ -48,22 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folder",
         type=Path,
-        help="an exported model; without --tasks also a checkpoint or a run's folder",
+        help="an exported model; without --tasks, a checkpoint or a run's folder is also accepted",
     )
     parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK", help="task names, YAML files, or their folders"
+        "--tasks", nargs="+", default=[], metavar="TASK", help="names or YAML files of tasks, or folders of YAML files"
     )
     parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
     converts = "how to convert the records of --exact_match to questions: a registered name, module:function, or "
     converts += "columns such as '{prompt: question, response: answer}'"
     parser.add_argument("--preprocessor", metavar="NAME", help=converts)
-    parser.add_argument("--num_fewshot", type=int, help="examples before each question (default: the task's)")
+    parser.add_argument(
+        "--num_fewshot", type=int, help="examples before each question (default: as the task specifies)"
+    )
     parser.add_argument("--limit", type=int, help="questions per task (default: all)")
-    parser.add_argument("--apply_chat_template", action="store_true", help="send questions of tasks as user messages")
+    parser.add_argument("--apply_chat_template", action="store_true", help="format questions of tasks as user messages")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results of this evaluation here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this JSON file")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser
 
@@ -82,10 +84,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if not args.tasks and args.exact_match is None:
         raise ConfigError("nothing to evaluate: add --tasks, --exact_match, or both")
     if args.preprocessor is not None and args.exact_match is None:
-        raise ConfigError("--preprocessor needs --exact_match: add it, or remove --preprocessor")
+        raise ConfigError("--preprocessor needs --exact_match: add --exact_match, or remove --preprocessor")
     of_tasks = {"num_fewshot": args.num_fewshot is not None, "apply_chat_template": args.apply_chat_template}
     for name in (name for name, given in of_tasks.items() if given and not args.tasks):
-        raise ConfigError(f"--{name} needs --tasks: add them, or remove --{name}")
+        raise ConfigError(f"--{name} needs --tasks: add --tasks, or remove --{name}")
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
         raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
 

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has closed the pipe. Without this, the final flush of the interpreter would print an error.
+        # The reader has closed the pipe. Redirect stdout, because the final flush of the interpreter would print an
+        # error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -50,19 +51,23 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without PROMPT and --file: a conversation")
-    parser.add_argument("--file", type=Path, help="prompts: .jsonl of {prompt} or {messages}, or text, one per line")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without PROMPT and --file, start a conversation")
+    parser.add_argument(
+        "--file", type=Path, help="file of prompts: .jsonl of {prompt} or {messages}, or text with one prompt per line"
+    )
     parser.add_argument(
         "--chat", action="store_true", help="format each PROMPT as a user message with the chat template"
     )
     parser.add_argument("--system_prompt", metavar="TEXT", help="system message at the start of a conversation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl file")
-    parser.add_argument("--max_new_tokens", type=int, help="default: 256, or what the model's max_seq_len allows")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="default: 256, or fewer if the model's max_seq_len is reached"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) means greedy decoding")
     parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
     nucleus = "nucleus sampling: sample from the most likely tokens with this cumulative probability"
     parser.add_argument("--top_p", type=float, default=1.0, help=nucleus)
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the samples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for sampling (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
@@ -90,7 +95,9 @@ def _generate(args: argparse.Namespace) -> None:
     if args.system_prompt is not None and asked and not args.chat:
         raise ConfigError("--system_prompt is given, but plain prompts have no system message: add --chat")
     if args.file is not None and args.chat and args.file.suffix == ".jsonl":
-        raise ConfigError("--chat is given, but a .jsonl file defines conversations itself: write {messages} in it")
+        raise ConfigError(
+            "--chat is given, but a .jsonl file defines its own conversations: use {messages} in the file"
+        )
 
     from train.config.sampling import Sampling
     from train.generation.questions import as_question, question_text, read_questions
@@ -121,9 +128,9 @@ def _check_output(output: Path) -> None:
     from data.base.errors import ConfigError
 
     if output.suffix != ".jsonl":
-        raise ConfigError(f"--output is {str(output)!r}, but the answers are JSON lines: name a .jsonl file")
+        raise ConfigError(f"--output is {str(output)!r}, but the answers are JSON lines: specify a .jsonl file")
     if output.exists():
-        raise ConfigError(f"--output is {str(output)!r}, which already exists: name another")
+        raise ConfigError(f"--output is {str(output)!r}, which already exists: specify another file")
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"--output is {str(output)!r}, but its folder cannot be written")
 

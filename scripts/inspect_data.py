@@ -1,7 +1,7 @@
 """Shows the training data: rows as text with trained tokens in green, lengths, duplicates, and eval rows that also
 occur in the training data.
 
-With --verify it only checks the size and hash of every shard (exit code 1 if one is missing, truncated or corrupt).
+With --verify, only the size and hash of every shard are checked (exit code 1 if one is missing, truncated or corrupt).
 """
 
 import sys
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     parser.add_argument("--rows", type=int, default=2, help="rows shown from each source (default: 2)")
     parser.add_argument("--first", type=int, default=0, metavar="ROW", help="first row to show (default: 0)")
-    parser.add_argument("--png", type=Path, help="also draw the histogram of document lengths into this file")
+    parser.add_argument("--png", type=Path, help="also write a histogram of document lengths to this file")
     parser.add_argument("--verify", action="store_true", help="only check the size and hash of every shard")
     parser.add_argument("--rehash", action="store_true", help="hash input files again even if they look unchanged")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")

@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_path_arguments(args, "folder")
         if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-            raise ConfigError(f"{args.folder} exists and is not empty: name a new folder, or empty it")
+            raise ConfigError(f"{args.folder} exists and is not empty: specify a new folder, or empty it")
         config = read_config(args.config)
         weights, tokenizer = DrawnWeights(config.model, config.seed), build_tokenizer(config.tokenizer)
-        with plain_os_errors(str(args.folder), "name another folder"):
+        with plain_os_errors(str(args.folder), "specify another folder"):
             tokenizer.save_pretrained(part, config.max_seq_len)
             write_weights(weights, part, weights.shapes, args.precision)
             generation = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""Predicts from a config what the run needs: parameters, FLOPs, memory, traffic, disk space for checkpoints. --gpu also
-predicts times, --search looks for faster settings, --simulate measures memory and traffic of the real code, and --data
-shows the plan of the rows."""
+"""Predicts what the run of a config needs: parameters, FLOPs, memory, traffic, and disk space for checkpoints. --gpu
+also predicts times, --search looks for faster settings, --simulate measures memory and traffic of the real code, and
+--data shows which rows the run will read."""
 
 import sys
 from pathlib import Path
@@ -44,7 +44,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, else 1)")
     parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
     parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
-    parser.add_argument("--simulate", action="store_true", help="run a step of one rank on tensors without data")
+    parser.add_argument("--simulate", action="store_true", help="run a step of one rank with tensors that hold no data")
     parser.add_argument(
         "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
     )

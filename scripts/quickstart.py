@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="yamls/finetune/dbrx_tiny.yaml", help="default: %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, such as device=cpu")
-    parser.add_argument("--at_least", type=float, default=0.8, help="required share of exact answers; %(default)s")
+    text = "required share of exact answers (default: %(default)s)"
+    parser.add_argument("--at_least", type=float, default=0.8, help=text)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_intermixed_args(argv)
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped: make quickstart resumes from the newest checkpoint", file=sys.stderr)
         return 130
     if total["after"] < args.at_least * total["asked"]:
-        print(f"error: {total['after']} of {total['asked']} is less than {args.at_least:.0%}", file=sys.stderr)
+        answered = f"{total['after']} of {total['asked']} questions were answered exactly"
+        print(f"error: {answered}, which is less than {args.at_least:.0%}", file=sys.stderr)
         return 1
     return 0
 

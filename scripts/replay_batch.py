@@ -4,7 +4,7 @@
   composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      with as many ranks as in the run
 
 Training starts from the newest checkpoint before the batch and ends at the batch; nothing is saved. The exit code is 0
-if all losses are equal and 1 if not. After an error it is the same as that of train.py.
+if all losses are equal, and 1 if not. After an error, the exit code is the same as that of train.py.
 """
 
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("incident", type=Path, help="a folder of SAVE_FOLDER/incidents")
+    parser.add_argument("incident", type=Path, help="a folder in SAVE_FOLDER/incidents")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
 

@@ -1,4 +1,5 @@
-"""Writes one HTML file about one or several runs: curves, experts, data, config, events, samples. It works offline.
+"""Writes one HTML file about one or several runs: curves, experts, data, config, events, samples. The file works
+offline.
 
 report.py runs/mine                        writes report.html in the log folder, also during training
 report.py runs/mine runs/other             writes ./report-mine-other.html, with both runs in the same charts

@@ -5,12 +5,12 @@
 #   scripts/dev/build_megablocks.sh --check    build, link and load them, but install nothing
 #
 # Requires a C++ compiler and nvcc of the CUDA version that torch is built for, but no GPU. See docs/megablocks.md.
-# Environment variables (relative paths start at the repository):
+# Environment variables (relative paths are relative to the root of the repository):
 #   PYTHON                 the environment's interpreter (default: .venv/bin/python)
-#   CUDA_HOME              the CUDA toolkit (default: that of the first suitable nvcc in PATH, /usr/local/cuda, the
-#                          environment's pip packages)
+#   CUDA_HOME              the CUDA toolkit (default: the first toolkit with a suitable nvcc: that of the nvcc in PATH,
+#                          /usr/local/cuda, or the pip packages of the environment)
 #   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, for H100 and H200; B200 is 10.0)
-#   MAX_JOBS               number of parallel compilers, about 3 GiB each (default: 2)
+#   MAX_JOBS               number of parallel compiler processes, each of which needs about 3 GiB (default: 2)
 #   OUT                    folder for sources and wheels (default: build/megablocks)
 # pip's own variables also work: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER uses the three .tar.gz files in a folder.
 set -euo pipefail
@@ -74,7 +74,7 @@ hint=""
 export CUDA_HOME=$toolkit
 echo "torch $torch (CUDA $cuda), nvcc $release in $CUDA_HOME, compute capability $TORCH_CUDA_ARCH_LIST"
 
-# pip checks the hashes before it runs a setup.py, which it runs even for a download.
+# pip runs setup.py even for a download, but checks the hashes first.
 pip=("$PYTHON" -m pip --disable-pip-version-check --quiet)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)

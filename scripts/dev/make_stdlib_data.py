@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def modules() -> Iterator[Path]:
-    """Return the source files of the standard library, sorted by path, without tests and files with invalid syntax."""
+    """Return the source files of the standard library, sorted by path, excluding tests and files with invalid
+    syntax."""
     root = Path(sysconfig.get_paths()["stdlib"])
     folders = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in SKIPPED]
     found = [*root.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]

@@ -1,7 +1,7 @@
-"""Writes questions about functions of Python's standard library, to train on and held out, as {prompt, response}.
+"""Writes training questions and held-out questions about functions of Python's standard library, as {prompt, response}.
 
 questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-kinds.jsonl asks whether a name is that of a class, a function or a constant. The questions in heldout-*.jsonl are about
+kinds.jsonl asks whether a name belongs to a class, a function or a constant. The questions in heldout-*.jsonl are about
 the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in training questions.
 """
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the repository's root: in these folders evaluate.py, for one, would hide the package of the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse

@@ -1,4 +1,4 @@
-"""A hook for mkdocs (see mkdocs.yml). It is needed because the same pages must also work on GitHub.
+"""A hook for mkdocs (see mkdocs.yml). The hook is needed because the same pages must also work on GitHub.
 
 - The navigation is read from docs/index.md: headings are groups, and list items are pages.
 - README.md, CONTRIBUTING.md and CHANGELOG.md, which are outside docs/, become pages.

@@ -41,7 +41,7 @@ def with_tables(page: str) -> str:
 
 
 def packages(folder: str) -> Iterator[str]:
-    """Yield the package in a folder, all packages below it, and its MODULES."""
+    """Yield the package in a folder, all packages below it, and the MODULES in this folder."""
     for file in sorted((ROOT / folder).rglob("__init__.py")):
         yield file.parent.relative_to(ROOT).as_posix()
     yield from (name for name in MODULES if name.startswith(f"{folder}/"))

@@ -42,13 +42,13 @@ PATCHES = (
         replacement="nvcc_flags = [\n",
         fixed=r"nvcc_flags = \[\s*\]",
         places=1,
-        why="torch 2.15's headers require C++20; without a flag, torch adds the standard it requires (2.7: C++17)",
+        why="torch 2.15's headers require C++20; without a flag, torch sets the standard that it requires (2.7: C++17)",
     ),
 )
 
 
 def apply(patch: Patch, folder: Path) -> str:
-    """Patch one file in place and return what was done. Raises ValueError if the file is not the expected one."""
+    """Patch one file in place and return what was done. Raises ValueError if the file has unexpected content."""
     path = folder / patch.file
     if not path.is_file():
         raise ValueError(f"{path} is missing: unpack {patch.file.split('/')[0]}.tar.gz in {folder}")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Only the root of the repository stays on sys.path: a script of this folder could hide a package with the same name.
+# Import modules only from the repository's root, because scripts/evaluate.py would hide the package `evaluate`.
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
@@ -47,7 +47,7 @@ METHODS = {
     "LoRA": "finetune/dbrx_lora.yaml",
     "QLoRA": "finetune/dbrx_qlora.yaml",
 }
-"""The columns of the preset table, and the configuration that each is computed from with another preset."""
+"""The columns of the preset table, each with the configuration from which it is computed after replacing the preset."""
 LONG = "max_seq_len=32768"
 VARIANTS = (
     ("finetune/dbrx.yaml", "fsdp_config.expert_parallel_degree=8", 64),
@@ -61,19 +61,19 @@ VARIANTS = (
     ("finetune/dbrx_9b_lora.yaml", "lora.base_dtype=nf4", 1),
     ("pretrain/dbrx_9b.yaml", "device_train_microbatch_size=4", 8),
 )
-"""Configurations with overrides and a number of ranks: what else docs/recipes.md has figures for."""
+"""Further configurations, with overrides and numbers of ranks, for which docs/recipes.md contains figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the planner predicts for a configuration on a number of GPUs."""
+    """The prediction of the planner for a configuration on a number of GPUs."""
 
     ranks: int
     memory: float
     """Bytes per GPU, at the peak of a step."""
     mfu: float
     gpu_hours: float
-    """For TOKENS."""
+    """GPU-hours for TOKENS tokens."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(text: str) -> str:
-    """A page with the tables between their markers computed again."""
+    """Return the page with newly computed tables between their markers."""
 
     def replacement(match: re.Match[str]) -> str:
         return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n{match[3]}"
@@ -100,7 +100,7 @@ def filled(text: str) -> str:
 
 @cache
 def preset_table() -> str:
-    """One row per preset: its parameters, and the smallest number of GPUs for each method of METHODS."""
+    """Return the table with a row per preset: its parameters, and the smallest number of GPUs for each of METHODS."""
     from train.models.config import PRESETS
     from train.models.shapes import count_parameters
 
@@ -138,7 +138,7 @@ def configuration_table() -> str:
 
 @cache
 def variant_table() -> str:
-    """One row per entry of VARIANTS."""
+    """Return the table with a row per entry of VARIANTS."""
     columns = ["configuration", "overrides", "GPUs", "memory per GPU", "tokens/s per GPU", "MFU", "1 B tokens"]
     rows = []
     for path, overrides, ranks in VARIANTS:
@@ -157,7 +157,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "configurations": configuration_table,
     "variants": variant_table,
 }
-"""By the names in the markers of the pages."""
+"""The functions that compute the tables, by the names in the markers of the pages."""
 
 
 def _config(path: str, *overrides: str) -> "TrainConfig":
@@ -173,7 +173,7 @@ def _cluster(ranks: int) -> "Cluster":
 
 
 def prediction(config: "TrainConfig", ranks: int) -> Prediction:
-    """Raises ConfigError where the configuration cannot be divided over this number of ranks."""
+    """Return the prediction. Raises ConfigError if the configuration does not support this number of ranks."""
     from train.config.ranks import check_world_size
     from train.planning.cluster.step_time import model_flops_utilization, predict, run_flops
     from train.planning.peak import memory_parts
@@ -191,7 +191,8 @@ def prediction(config: "TrainConfig", ranks: int) -> Prediction:
 
 
 def smallest(config: "TrainConfig") -> Prediction:
-    """For the smallest power of two of GPUs that fits. Raises ValueError where no number of GPUs fits."""
+    """Return the prediction for the smallest power of two of GPUs on which the configuration fits. Raises ValueError if
+    it does not fit on any number of GPUs."""
     from data.base.errors import ConfigError
 
     gpu = _cluster(1).gpu
@@ -203,7 +204,7 @@ def smallest(config: "TrainConfig") -> Prediction:
             continue
         if found.memory <= gpu.n_bytes:
             return found
-    raise ValueError(f"{config.run_name} fits on no number of GPUs")
+    raise ValueError(f"{config.run_name} does not fit on any number of GPUs")
 
 
 def _cpu_memory(config: "TrainConfig", ranks: int) -> float:
@@ -217,7 +218,7 @@ def _gpus(found: Prediction) -> str:
 
 
 def _gigabytes(n_bytes: float) -> str:
-    """In GB of 2^30 bytes."""
+    """Format a size in GB of 2^30 bytes."""
     size = n_bytes / 2**30
     return f"{size:,.0f} GB" if size >= 1 else f"{size:.2f} GB"
 
@@ -227,7 +228,7 @@ def _count(number: int) -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells that a row lacks are `-`."""
+    """Format a table. Missing cells are shown as `-`."""
     full = [[*cells, *["-"] * (len(columns) - len(cells))] for cells in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *full])
 

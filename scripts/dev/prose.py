@@ -1,6 +1,6 @@
 """Prints the English of the repository: docstrings, comments, messages and documentation, each with file and line.
 
-    python scripts/dev/prose.py train/config                # all of it, to read in one go
+    python scripts/dev/prose.py train/config                # the complete text
     python scripts/dev/prose.py --sample 100 --seed 1       # sentences drawn at random, for a reader to judge
 
 Reads `*.py` (docstrings, comments, strings of several words), `*.md` (paragraphs, headings, table cells) and the

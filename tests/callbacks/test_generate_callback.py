@@ -110,7 +110,7 @@ def test_the_error_for_llm_foundrys_name_names_ours(tmp_path):
     ("prompt", "message"),
     [
         ("", r"callbacks.generate.prompts\[1\] is '', but a prompt must have at least 1 character"),
-        ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* of 128 tokens, but model.max_seq_len is 128"),
+        ("y" * 128, r"callbacks.generate.prompts\[1\] is 'yyy.* has 128 tokens, but model.max_seq_len is 128"),
     ],
 )
 def test_a_prompt_that_nothing_can_follow_is_refused_before_the_model_is_built(tmp_path, monkeypatch, prompt, message):

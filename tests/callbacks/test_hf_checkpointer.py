@@ -150,7 +150,7 @@ def test_invalid_intervals_and_folders_are_refused(tmp_path: Path) -> None:
     assert "save_interval is 0.6dur (6 batches), but checkpoints are saved every 4 batches: use a multiple" in message
     (tmp_path / "toy-hf" / "huggingface" / "ba8").mkdir(parents=True)
     (message,) = run_ranks(refused, 1, path, [wanted(tmp_path, "8ba")])
-    assert "contains exports of another run (ba8): name another, or set save_overwrite=true" in message
+    assert "contains exports of another run (ba8): specify another folder, or set save_overwrite=true" in message
 
 
 def test_the_config(tmp_path: Path) -> None:

@@ -168,15 +168,15 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
         (["FOLDER", "--output", "y.jsonl"], "--output is given without prompts"),
         (
             ["FOLDER", "x", "--output", "y.csv"],
-            "--output is 'y.csv', but the answers are JSON lines: name a .jsonl file",
+            "--output is 'y.csv', but the answers are JSON lines: specify a .jsonl file",
         ),
         (
             ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],
-            "--output is 'quickstart/heldout.jsonl', which already exists: name another",
+            "--output is 'quickstart/heldout.jsonl', which already exists: specify another",
         ),
         (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have no system message: add --chat"),
-        (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines conversations itself"),
+        (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines its own conversations"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),
         (["FOLDER", "x", "--top_k", "3"], "--temperature is 0 (greedy decoding), but top_k or top_p is set"),
         (["none", "x"], "none is neither a checkpoint"),

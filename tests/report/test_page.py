@@ -110,7 +110,7 @@ def test_everything_is_on_the_page_without_javascript(page: str) -> None:
         "finished",
         "step 400 of 400",
         "1 step at which the loss had a spike",
-        "1 expert got no token",
+        "1 expert received no tokens",
         "evaluation loss 2.073",  # the last loss: 2 + 4 exp(-4)
         "the run resumes from checkpoints/ep0-ba300",
         "300 optimizer.lr 0.0003 0.0001",

@@ -123,7 +123,7 @@ def test_a_run_is_found(name: str, tmp_path: Path) -> None:
     ("name", "expected"),
     [
         ("nothing", "does not exist"),
-        ("a", "runs below it"),
+        ("a", "it contains the runs"),
         ("empty", "has no metrics.jsonl"),
         ("file", "is not the log"),
     ],

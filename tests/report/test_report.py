@@ -42,7 +42,9 @@ def test_the_script_prints_the_place_or_the_error(tmp_path: Path, capsys: pytest
     assert script.main([str(tmp_path / "nothing")]) == 2
     printed = capsys.readouterr()
     assert printed.out == f"{tmp_path / 'x.html'}\n"
-    assert printed.err == f"error: {tmp_path / 'nothing'} does not exist: name the save_folder or log_folder of a run\n"
+    assert (
+        printed.err == f"error: {tmp_path / 'nothing'} does not exist: specify the save_folder or log_folder of a run\n"
+    )
 
 
 @pytest.mark.usefixtures("reports")

@@ -48,9 +48,9 @@ class Saving:
     background: bool
     """Whether to write while training continues (save_async)."""
     replicas: int
-    """Replicas of the model under HYBRID_SHARD; the first one is saved."""
+    """Number of replicas of the model under HYBRID_SHARD. Only the first replica is saved."""
     timeout: float
-    """Seconds that ranks wait for each other."""
+    """Maximum time in seconds that ranks wait for each other."""
     on_error: str
     """on_save_error: stop or warn. A failure to save the last checkpoint always raises."""
     run_id: str
@@ -62,9 +62,9 @@ class Saving:
 class CheckpointSaver(Callback):
     """Saves a checkpoint every `interval` batches and after the last batch.
 
-    If the file system refuses a write, every rank raises DataError or ConfigError (see plain_os_errors), or a warning
-    is logged. For a background save this happens at the end of the next step. The incomplete checkpoint is deleted, and
-    earlier checkpoints are kept.
+    If the file system rejects a write, every rank raises DataError or ConfigError (see plain_os_errors), or logs a
+    warning (on_save_error: warn). An error in a background save is reported at the end of the next step. The incomplete
+    checkpoint is deleted, and earlier checkpoints are kept.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class CheckpointSaver(Callback):
         check_owner: Callable[[], None],
         on_saved: Callable[[Written], None],
     ) -> None:
-        """verified: the checkpoint that the run resumes from. check_owner: raises DataError on rank 0 if this run no
-        longer owns the folder. on_saved: called on every rank with each committed checkpoint.
+        """verified: the checkpoint that the run resumes from, which has been verified. check_owner: raises DataError on
+        rank 0 if this run no longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
         Every rank must call this."""
         self.saving, self._on_saved = saving, on_saved
@@ -101,17 +101,17 @@ class CheckpointSaver(Callback):
         self.wait()
 
     def wait(self) -> Path | None:
-        """Wait until nothing is being saved, and return the newest checkpoint of this process. Every rank must call
-        this. If a save failed, every rank raises its error."""
+        """Wait until nothing is being saved, and return the newest checkpoint that this process has committed. Every
+        rank must call this. If a save failed, every rank raises the error."""
         with self._section():
             self._note(self.saver.wait())
         return self._saved[1] if self._saved is not None else None
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """Save and commit a checkpoint of the current batch, unless one exists, and return it. Returns None if the file
-        system refuses the write and on_error is warn. Every rank must call this.
-
-        random: the random state to save for this rank (see composer.utils.reproducibility) instead of the current one.
+        """Save and commit a checkpoint of the current batch, unless it has already been saved, and return its path.
+        Returns None if the file system rejects the write and on_error is warn. Every rank must call this.
+        random: the random state to save for this rank (see composer.utils.reproducibility); None saves the current
+        state.
         """
         self.wait()
         batch = state.timestamp.batch.value
@@ -133,8 +133,8 @@ class CheckpointSaver(Callback):
         return found[0]
 
     def _section(self) -> AbstractContextManager[None]:
-        """Return the section for saving and for waiting for the writer thread. It has no deadline if callbacks upload
-        the checkpoint, which may take any time."""
+        """Return the watchdog's section for saving and for waiting for the writer thread. The section has no deadline
+        if callbacks upload the checkpoint, because an upload may take any length of time."""
         return within(Section.SEND) if self.saver.on_committed else within(Section.SAVE, measured=False)
 
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
@@ -188,7 +188,7 @@ class CheckpointSaver(Callback):
         try:
             with (
                 os_errors_named(f"{subject}, for {what},", "written", as_error=DataError),
-                plain_os_errors(subject, "name another save_folder", needed_for=what, again=again),
+                plain_os_errors(subject, "specify another save_folder", needed_for=what, again=again),
             ):
                 raise refused
         except (ConfigError, DataError) as error:
@@ -198,7 +198,7 @@ class CheckpointSaver(Callback):
 
 
 def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise RunStopped on every rank if a value is not finite, before anything is written."""
+    """Raise RunStopped on every rank, before anything is written, if a tensor contains NaN or infinite values."""
     try:
         refuse_not_finite(checkpoint, tensors)
     except NotFiniteError as error:
@@ -217,8 +217,8 @@ def _model(state: State) -> DbrxForComposer:
 
 
 def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
-    """Return the state of the run. Every rank must call this. random: this rank's random state; None uses the current
-    one."""
+    """Return the state of the run. Every rank must call this. random: the random state to save for this rank; None
+    saves the current state."""
     (optimizer,) = state.optimizers
     # The optimizer contains the sharded parameters, whose names saved_parameters returns.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}

@@ -26,9 +26,9 @@ COLUMNS = ["batch", "prompt", "response"]
 
 
 class Generate(Callback):
-    """Logs and prints prompts and their completions at an interval and after the last batch.
+    """Generates completions of the prompts every `every` batches and after the last batch, and prints and logs them.
 
-    All ranks of a sharded model compute the same tokens, which rank 0 samples. The random state and the mode of the
+    All ranks of a sharded model decode the same tokens, which rank 0 samples. The random state and the mode of the
     model are restored, so training gives the same results with and without this callback.
     """
 
@@ -38,11 +38,12 @@ class Generate(Callback):
         self.shown, self.prompts, self.every = shown, prompts, every
         self.sampling, self.tokenizer = sampling, tokenizer
         self.is_ending: Callable[[State], bool] | None = None
-        """Returns whether the run is ending, with the same result on all ranks. Generation stops if it is."""
+        """Returns whether the run is ending, with the same result on all ranks. If it returns True, generation
+        stops."""
         self.events: Events | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        # The clock already counts this batch.
+        # The timestamp already includes this batch.
         batch = state.timestamp.batch.value
         if batch % self.every and batch != _last_batch(state):
             return
@@ -98,7 +99,7 @@ class _Ending(Exception):
 
 
 def _last_batch(state: State) -> int:
-    # Composer receives every duration in batches (see train/run/trainer.py).
+    # Composer is given every duration in batches (see train/run/trainer.py).
     assert state.max_duration is not None
     return state.max_duration.value
 
@@ -119,6 +120,7 @@ def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> l
         if not ids:
             raise ConfigError(f"{key}, but a prompt needs at least one token")
         if room(len(ids), generate, config.model.max_seq_len) < 1:
-            raise ConfigError(f"{key} of {len(ids)} tokens, but model.max_seq_len is {config.model.max_seq_len}")
+            limit = config.model.max_seq_len
+            raise ConfigError(f"{key}, which has {len(ids)} tokens, but model.max_seq_len is {limit}")
         prompts.append(ids)
     return [Generate(generate.prompts, prompts, clock.batches(generate.interval), generate, tokenizer)]

@@ -1,5 +1,5 @@
 """Adds the size of the global batch to every microbatch, so that the losses of the microbatches add up exactly to the
-total."""
+loss of the batch."""
 
 import torch
 from composer.core import Callback, State, get_precision_context
@@ -13,13 +13,14 @@ from train.models.config import ModelConfig
 
 
 class GlobalBatch(Callback):
-    """Adds these values to the batch, one per row, so that they are kept when the batch is split:
+    """Adds these values to the batch, repeated for each row, so that they are kept when the batch is split:
 
     - `trained_tokens` and `routed_tokens`: counts over the global batch on all ranks;
     - `device_rows`: rows of this rank's batch, by which Composer weights a microbatch;
-    - `expert_counts` [L, E], with `moe_lbl_scope: batch` and several microbatches: assignments to the experts over the
-      global batch. Computing them needs an extra forward pass without gradients over all microbatches. The random state
-      is restored afterwards, so that dropout and jitter are the same in the real forward pass.
+    - `expert_counts` [L, E], with `moe_lbl_scope: batch` and several microbatches: number of assignments to each expert
+      over the global batch. Computing the counts requires an extra forward pass without gradients over all
+      microbatches. The random state is restored afterwards, so that dropout and jitter are the same in the real forward
+      pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -45,7 +46,7 @@ class GlobalBatch(Callback):
         if not self.count_experts or self.cost_printed:
             return
         self.cost_printed = True
-        cost = "nothing, because a step is one microbatch"
+        cost = "nothing, because a step has only one microbatch"
         if microbatch_size < n_rows:
             number = -(-n_rows // microbatch_size)
             cost = f"an extra forward pass over the {number} microbatches of each step: a third more FLOPs"
@@ -53,8 +54,8 @@ class GlobalBatch(Callback):
 
     @staticmethod
     def _expert_counts(state: State, size: int) -> Tensor:
-        # The microbatches and random draws are those of Composer. Only forward passes draw random numbers, so this pass
-        # and the real one draw the same.
+        # The batch is split as Composer splits it. Only forward passes draw random numbers, so this extra pass and the
+        # real forward pass draw the same numbers.
         device, batch = state.device, state.batch
         cuda = [torch.cuda.current_device()] if device.name == "gpu" else []
         precision = get_precision_context(state.precision, state.precision_config)

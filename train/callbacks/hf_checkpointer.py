@@ -39,7 +39,7 @@ def build_hf_checkpointer(
     if interval % saved and interval < clock.max_batches:
         raise ConfigError(
             f"is {wanted.save_interval} ({interval} batches), but checkpoints are saved every "
-            f"{saved} batches: use a multiple of that",
+            f"{saved} batches: use a multiple of {saved} batches",
             key=f"{_KEY}.save_interval",
         )
     key, staging = f"{_KEY}.save_folder", str(Path(config.save_staging_folder, "exports"))
@@ -53,7 +53,7 @@ def build_hf_checkpointer(
     if present and not (resuming or config.save_overwrite):
         raise ConfigError(
             f"is {wanted.save_folder!r}, but {folder if remote is None else f'{remote.url}/huggingface'} contains "
-            f"exports of another run ({', '.join(present[:3])}): name another, or set save_overwrite=true",
+            f"exports of another run ({', '.join(present[:3])}): specify another folder, or set save_overwrite=true",
             key=key,
         )
     check_writable(folder, key)
@@ -64,9 +64,10 @@ def build_hf_checkpointer(
 class HFCheckpointer(Callback):
     """Exports the newest checkpoint to FOLDER/baN, every `interval` batches and after the last batch.
 
-    It runs after CheckpointSaver and waits for the save. Rank 0 exports and verifies. The other ranks do not wait in a
-    collective, because an export may exceed its time limit. If an export fails, the error is logged and training
-    continues; `check` raises it at the end.
+    This callback runs after CheckpointSaver and waits until the checkpoint is saved. Rank 0 exports the checkpoint and
+    verifies the export. The other ranks do not wait in a collective, because an export may take longer than the
+    collective's timeout. If an export fails, the error is logged and training continues; `check` raises the error after
+    training.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class HFCheckpointer(Callback):
         if self.failed:
             message = "; ".join(f"ba{batch}: {why}" for batch, why in self.failed.items())
             raise ConfigError(
-                f"{_KEY}: not every checkpoint was exported ({message}): export with "
+                f"{_KEY}: not every checkpoint was exported ({message}): export the missing checkpoints with "
                 "scripts/convert_checkpoint_to_hf.py"
             )
 
@@ -135,7 +136,7 @@ class HFCheckpointer(Callback):
             raise ConfigError(f"{self.checkpoint_folder} has no checkpoint of this batch")
         output = self.folder / f"ba{batch}"
         if output.is_dir():
-            # The folder is from an earlier start of the run. This start resumed from an earlier checkpoint.
+            # An earlier start of the run wrote this folder. The run was then resumed from an earlier checkpoint.
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)

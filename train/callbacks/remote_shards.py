@@ -1,4 +1,4 @@
-"""Evicts shards of remote streams when space is needed, and logs how many were downloaded."""
+"""Evicts shards of remote streams when space is needed, and logs how many shards were downloaded."""
 
 from composer.core import Callback, State
 from composer.loggers import Logger
@@ -12,8 +12,8 @@ class RemoteShards(Callback):
     """Logs for each remote stream, under streams/NAME/ (or data/ if the stream has no name):
 
     - `shards_downloaded`: shards downloaded to the node of rank 0 since this start of the run;
-    - `shards_needed`: shards that contain the rows read since then, counted once per epoch of the
-      stream. A node whose cache was empty must download at least this number.
+    - `shards_needed`: shards that contain the rows read since this start, counted once per epoch of the stream. If the
+      cache of a node was empty, the node has downloaded at least this many shards.
     """
 
     def __init__(self, cache: ShardCache) -> None:
@@ -38,10 +38,12 @@ class RemoteShards(Callback):
         if dist.get_local_rank() != 0:
             return  # only local rank 0 manages the cache and counts
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
-            message = f"{downloaded:,} shards were downloaded; the rows needed {needed:,}, counted once per epoch"
+            message = (
+                f"{downloaded:,} shards were downloaded; the rows needed {needed:,} shards, counted once per epoch"
+            )
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 
     def _make_room(self, state: State) -> None:
-        # The ranks of a node share the folder, and one of them manages it.
+        # The ranks of a node share the cache folder, which local rank 0 manages.
         if dist.get_local_rank() == 0:
             self.cache.make_room(state.timestamp.batch.value)

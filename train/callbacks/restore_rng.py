@@ -12,7 +12,8 @@ class RestoreRNG(Callback):
     """Restores the random state, so that dropout and router jitter after a resume match the uninterrupted run."""
 
     def __init__(self, states: Sequence[dict[str, Any]]) -> None:
-        """states: one per rank, in the format of composer.utils.reproducibility; empty restores nothing."""
+        """states: one random state per rank, in the format of composer.utils.reproducibility; if empty, nothing is
+        restored."""
         self._states = states
 
     def batch_start(self, state: State, logger: Logger) -> None:

@@ -19,15 +19,16 @@ class RunRecord(Callback):
     """Adds a line to record.jsonl for every checkpoint (rows and tokens of each stream), every evaluation, and the
     start of every stage.
 
-    It runs before CheckpointSaver, which saves every `interval` batches and after the last batch, so every checkpoint
-    has a line. If a run is killed, a line may be repeated, or the checkpoint of a line may be missing.
+    This callback runs before CheckpointSaver, which saves every `interval` batches and after the last batch, so every
+    checkpoint has a line. If a run is killed, record.jsonl may contain the same line twice, or a line for a checkpoint
+    that does not exist.
     """
 
     def __init__(
         self, record: Record, plan: RowPlan, interval: int | None, last_batch: int, *, stop_on_error: bool = True
     ) -> None:
-        """interval: None for a run without checkpoints. stop_on_error: if the file system refuses a write, raise on
-        every rank (see Record.add); otherwise warn once."""
+        """interval: batches between two checkpoints; None for a run without checkpoints. stop_on_error: if a write
+        fails, raise on every rank (see Record.add); otherwise warn once."""
         self.record, self.plan, self.interval, self.last_batch = record, plan, interval, last_batch
         self._stop_on_error, self._warned = stop_on_error, False
         self._newest: int | None = None

@@ -18,17 +18,17 @@ from train.models.dbrx import DbrxOutput
 class StreamMonitor(Callback):
     """Logs for each stream, under streams/NAME/:
 
-    - `loss`: mean loss over the trained tokens of the stream in the step; not logged if there are none;
-    - `tokens`: its tokens since the start of the run, without padding;
-    - `passes`: its epochs, that is the number of rows drawn divided by the number of rows in the stream;
-    - `share`, `planned_share`: its share of the step's rows;
-    - `token_share`, `planned_token_share`: its share of the step's tokens without padding, which `proportions`
-      sets. The planned share assumes that each row has the mean length of its stream;
+    - `loss`: mean loss over the trained tokens of the stream in the step; not logged if the step has no such tokens;
+    - `tokens`: tokens of the stream since the start of the run, excluding padding;
+    - `passes`: epochs of the stream, that is the number of rows drawn divided by the number of rows in the stream;
+    - `share`, `planned_share`: the stream's share of the step's rows;
+    - `token_share`, `planned_token_share`: the stream's share of the step's tokens, excluding padding; `proportions`
+      sets this share. The planned share assumes that each row has the mean length of the rows of its stream.
 
-    and streams/plan_changes: how often the run was resumed with a changed plan.
+    Also logs streams/plan_changes, the number of times that the run was resumed with a changed plan.
 
     The start of each stage is shown on the console. No metrics are logged for a single stream without a name, because
-    its loss is that of the run; only its tokens are counted. Batches must have the key `streams` (see
+    its loss equals that of the run; only its tokens are counted. Batches must have the key `streams` (see
     data/loading/batches.py).
     """
 
@@ -70,7 +70,7 @@ class StreamMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         assert self._sums_S3 is not None
         dist.all_reduce(self._sums_S3)
-        # The clock already counts this batch.
+        # The timestamp already includes this batch.
         batch = state.timestamp.batch.value - 1
         before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
         metrics: dict[str, float] = {"streams/plan_changes": len(self.plan.segments) - 1}

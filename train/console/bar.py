@@ -17,7 +17,7 @@ from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4
-"""The bar is shown only if this number of parts fits beside it."""
+"""The bar is shown only if at least this number of text parts fits next to it."""
 _SECONDS = 0.1
 """Minimum seconds between two updates of the screen."""
 
@@ -28,7 +28,7 @@ def is_terminal() -> bool:
 
 
 class LiveBar:
-    """A line that is as wide as the terminal. It is redrawn only in `update`, and has no thread."""
+    """A line that is as wide as the terminal. It is redrawn only when `update` is called, not by a thread."""
 
     def __init__(self, terminal: TextIO, total: int) -> None:
         self._console = Console(file=terminal, force_terminal=True, force_interactive=True, highlight=False)
@@ -61,8 +61,8 @@ class LiveBar:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this process created the bar. A forked worker must not print above it, because locks may have been
-        held at the time of the fork."""
+        """Whether this process created the bar. A forked worker must not print above the bar, because another thread
+        may have held the bar's locks at the time of the fork."""
         return os.getpid() == self._process
 
     @contextmanager
@@ -76,8 +76,8 @@ class LiveBar:
         sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
         try:
             yield self
-            # After an error the streams are not restored, so that a logger that copies them, such as a log file,
-            # receives the message.
+            # After an error, the streams are not restored here, so that loggers that copy them, such as a log file,
+            # also receive the error message.
             sys.stdout, sys.stderr = streams
         finally:
             for stream in filter(None, above):
@@ -97,7 +97,7 @@ class _Above:
             return self._stream.write(text)
         lines, newline, self._begun = (self._begun + text).rpartition("\n")
         if newline:
-            # Progress bars print carriage returns. A terminal shows only the text after the last of them.
+            # Progress bars print carriage returns. A terminal shows only the text after the last carriage return.
             self._bar.print(redacted("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines.split("\n"))))
         return len(text)
 

@@ -22,7 +22,7 @@ class Column:
     unless: str | None = None
     """A metric whose presence hides the column."""
     comes_later: bool = False
-    """Whether the column is shown from the start, because every run logs its metric later, when the speed is known."""
+    """Whether to show the column from the start, although its metric is logged only once the speed is known."""
 
     def cell(self, metrics: Mapping[str, float]) -> str:
         return self.show(metrics[self.metric]) if self.metric in metrics else "-"
@@ -60,7 +60,7 @@ COLUMNS = (
 
 
 def shown(metrics: Mapping[str, float]) -> list[Column]:
-    """Return the columns whose metrics are given."""
+    """Return the columns whose metrics are in `metrics`, without the columns that another metric hides."""
     return [column for column in COLUMNS if column.metric in metrics and column.unless not in metrics]
 
 
@@ -102,7 +102,8 @@ def eval_text(metrics: Mapping[str, float]) -> str:
 
 
 def lines_interval(max_batches: int, most: int = 1000) -> int:
-    """Return the smallest of 1, 2, 5, 10, 20, 50, ... with which a run of max_batches prints at most `most` lines."""
+    """Return the smallest interval between lines, out of 1, 2, 5, 10, 20, 50, ... batches, at which a run prints at
+    most `most` lines."""
     interval, steps = 1, (2, 2.5, 2)
     for number in range(60):
         if interval * most >= max_batches:

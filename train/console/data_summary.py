@@ -35,10 +35,10 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
 
 
 def output_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
-    """Yield lines for the output of the run. folder: the save folder, whose checkpoints are described by another
+    """Yield lines for the output of the run. folder: the save folder. The checkpoints in it are described by a separate
     line."""
     if folder is None:
-        yield fact("checkpoints", "none, because there is no save_folder")
+        yield fact("checkpoints", "none, because save_folder is not set")
     loggers, logs = config.loggers, []
     if log_folder is not None:
         logs.append(f"{METRICS}, {RECORD} and, at the end, {REPORT} in {log_folder}")

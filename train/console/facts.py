@@ -18,7 +18,7 @@ def line_width() -> int:
 
 
 def fact(key: str, text: str, width: int | None = None) -> str:
-    """Format `key          text`. Long texts continue on further, indented lines. width: maximum line width; None means
+    """Format `key          text`. Long texts continue on further, indented lines. width: maximum line width; None uses
     line_width()."""
     return textwrap.fill(
         text,

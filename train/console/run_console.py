@@ -90,7 +90,7 @@ class RunConsole:
 def run_console(
     config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None, resume_command: str
 ) -> Iterator[RunConsole]:
-    """A context for the whole run, so that its result is shown last. folder: the save folder."""
+    """A context manager for the whole run, so that the result of the run is printed last. folder: the save folder."""
     console = RunConsole(config, run_name, folder, log_folder, resume_command)
     try:
         yield console

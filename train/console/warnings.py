@@ -1,4 +1,4 @@
-"""Hide known warnings of libraries that users cannot act on. All other warnings are shown."""
+"""Hide known library warnings that require no action by users. All other warnings are shown."""
 
 import warnings
 
@@ -12,8 +12,8 @@ EXPECTED = (
     "`past_key_values` is deprecated",
     "The current world size",
 )
-"""Patterns for the beginning of warnings from Composer, torch and transformers about choices that are deliberate here.
-`past_key_values` is used because earlier versions of transformers need it."""
+"""Patterns for the beginning of warnings. Composer, torch and transformers issue them because of deliberate choices in
+this code base. `past_key_values` is used because earlier versions of transformers require it."""
 
 
 def silence_expected_warnings() -> None:
@@ -22,7 +22,7 @@ def silence_expected_warnings() -> None:
 
 
 def silence_transformers() -> None:
-    """Hide the progress bar for loading weights, and the log message about the deprecated argument."""
+    """Hide the progress bar for loading weights, and log messages about deprecated arguments."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -1,5 +1,4 @@
-"""The result of one check, and a function that runs a check so that it can neither end the program nor block it
-forever."""
+"""The result of one check, and a function that runs a check with a time limit and catches its exceptions."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +10,8 @@ from data.base.redaction import redacted
 from data.config.sections import Unavailable
 
 Status = Literal["ok", "slow", "wrong", "not here"]
-"""wrong: a run would fail or could lose data. not here: this machine does not have what is checked, and probably does
-not need it."""
+"""wrong: a run would fail or could lose data. not here: this machine does not have the checked component, and probably
+does not need it."""
 STATUSES: tuple[Status, ...] = ("ok", "slow", "wrong", "not here")
 
 
@@ -27,8 +26,8 @@ class Check:
     fix: str = ""
 
     def shown(self, others: Sequence["Check"] = ()) -> str:
-        """Return the result with its numbers, each as a range over this check and `others`, which have the same
-        text."""
+        """Return the result with its numbers. Each number is shown as a range over this check and `others`, which have
+        the same text and were run on other nodes."""
         if not self.numbers:
             return self.found
         columns = zip(*(each.numbers for each in (self, *others)), strict=True)
@@ -47,7 +46,7 @@ def _short(number: float) -> str:
 
 
 def failed_check(name: str, error: Exception, fix: str) -> Check:
-    """Return a failed check for an error. fix: a suggestion, because the error message may not contain one."""
+    """Return a failed check for an error. fix: a suggested fix, because the error message may not contain one."""
     text = redacted(str(error))
     if isinstance(error, ConfigError | DataError):
         return Check(name=name, status="wrong", found=text, fix=fix)
@@ -61,7 +60,7 @@ def failed_check(name: str, error: Exception, fix: str) -> Check:
 
 def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str) -> list[Check]:
     """Return the checks that `checked` yields, and one failed check if it raises or takes longer than `seconds`. After
-    a timeout its thread keeps waiting in the background."""
+    a timeout, the thread of the check keeps waiting in the background."""
     found: list[Check] = []
 
     def work() -> None:

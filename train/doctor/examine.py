@@ -1,5 +1,5 @@
-"""Run all checks: the first rank of each node checks the node, all ranks check their links, and rank 0 shows the
-results."""
+"""Run all checks: the first rank of each node checks the node, all ranks check the links between them, and rank 0 shows
+the results."""
 
 import os
 import sys
@@ -30,27 +30,27 @@ _WIDTH = 160
 """Width of a table that is written to a file."""
 _INSTALL = "install the packages of requirements.lock (docs/install.md)"
 _GPU = "check the output of nvidia-smi"
-_FOLDER = "name another folder"
-_SYSTEM = "check /proc and the control groups of the node"
+_FOLDER = "specify another folder"
+_SYSTEM = "check /proc and the cgroups of the node"
 _NETWORK = (
-    "check the output of the other ranks; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the network, which must not "
-    "be blocked between the nodes"
+    "check the output of the other ranks; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the network interface, and "
+    "a firewall must not block it"
 )
 _MOST_CHECKS = 10
-"""Number of checks of a node that may use their full time limit before the other ranks stop waiting."""
+"""The time limit for the results of a node is this number times the time limit of a check."""
 
 CheckFunction = Callable[[], Iterable[Check]]
 
 
 def examine(loaded: LoadedConfig | None, place: Place, *, seconds: float, file: Path | None) -> bool:
-    """Run all checks, show the results on rank 0, and return whether no check has failed. Ranks other than 0 always
-    return True, because only rank 0 knows the results. Every rank must call this.
+    """Run all checks, show the results on rank 0, and return whether all checks passed. Ranks other than 0 always
+    return True, because only rank 0 has the results. Every rank must call this.
 
-    seconds: time limit of each check and of waiting for a rank. Raises ConfigError if rank 0 cannot be reached or the
-    JSON file cannot be written.
+    seconds: time limit of each check, and of each wait for another rank. Raises ConfigError if rank 0 cannot be reached
+    or the JSON file cannot be written.
     """
     if file is not None and place.rank == 0:
-        with os_errors_named(f"--json {file}", "written", hint="name another"):
+        with os_errors_named(f"--json {file}", "written", hint="specify another file"):
             file.parent.mkdir(parents=True, exist_ok=True)
     exchange = RankExchange(place, seconds)
     hosts = exchange.gather("host", place.host, range(place.world_size), seconds)
@@ -75,8 +75,8 @@ def _rank_checks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """Run the checks that need several ranks. Every rank must call this. first: whether a rank is the first one of its
-    node, for each rank that answered."""
+    """Run the checks that need several ranks. Every rank must call this. first: for each rank that answered, whether it
+    is the first rank of its node."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
     if len(nodes) > 1 and exchange.place.is_first_of_node:
@@ -104,7 +104,7 @@ def _report(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table(rows, len(of_nodes)))
     if file is not None:
-        with os_errors_named(f"--json {file}", "written", hint="name another"):
+        with os_errors_named(f"--json {file}", "written", hint="specify another file"):
             write_json(file, rows, world_size)
     return not is_wrong(rows)
 
@@ -119,8 +119,8 @@ def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> 
 
 
 def _inspect_machine(config: TrainConfig | None, seconds: float) -> Machine | None:
-    """Return this machine, without GPUs if the config does not use them. Returns None if torch cannot be imported; a
-    check then reports the error."""
+    """Return this machine, without its GPUs if the config does not use them. Returns None if torch cannot be imported;
+    another check then reports the error."""
     found: list[Machine] = []
 
     def work() -> list[Check]:
@@ -143,7 +143,7 @@ def _node_checks(config: TrainConfig | None, place: Place, here: Machine | None,
 def _check_functions(
     config: TrainConfig | None, place: Place, here: Machine | None
 ) -> Iterator[tuple[str, CheckFunction, str]]:
-    """Yield the name of each check, its function, and the fix to suggest if it fails with an error of a library."""
+    """Yield the name of each check, its function, and the fix to suggest if a library raises an error in the check."""
     gpu, world_size = here is not None and here.torch_gpus > 0, place.world_size
     if here is None:
         yield "torch", _import_torch, _INSTALL
@@ -221,7 +221,7 @@ def _between_ranks(exchange: RankExchange, hosts: Mapping[int, str], seconds: fl
 
     place, device = exchange.place, torch.device("cpu")
     if gpu:
-        # By default torch ends the process when NCCL hangs, and the table would then not be shown.
+        # By default, torch ends the process when NCCL hangs, so the table would not be shown.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         device = torch.device("cuda", place.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)

@@ -22,7 +22,8 @@ from train.doctor.check import Check, slow_if
 
 _BYTES, _CHUNK = 64 * 2**20, 4 * 2**20
 _SLOW_MB_S = 100.0
-"""Speed in 10^6 bytes per second below which a disk or network drive is slow; current hard disks are faster."""
+"""A disk or network drive is reported as slow below this speed in 10^6 bytes per second. Current hard disks are
+faster."""
 _LEAST_FREE = 2**30
 _LOCK_SECONDS = 30
 _OTHER_PROCESS = """\
@@ -38,7 +39,7 @@ _HELD = 3
 
 class Folder(NamedTuple):
     key: str
-    """The config key that names the folder."""
+    """The config key that specifies the folder."""
     path: Path
 
 
@@ -59,7 +60,7 @@ def check_speed(folder: Folder) -> Iterator[Check]:
             pass
         seconds = written - start, time.perf_counter() - begun
     speeds = _BYTES / 1e6 / seconds[0], _BYTES / 1e6 / seconds[1]
-    fix = "name a folder on a faster disk, or stop other programs that use this disk"
+    fix = "specify a folder on a faster disk, or stop other programs that use this disk"
     found = f"{format_bytes(_BYTES)} written and synced at {{}} MB/s, read at {{}} MB/s"
     check = Check(name=f"{folder.key}: speed", status="ok", found=found, numbers=speeds, fix=fix)
     yield slow_if(min(speeds) < _SLOW_MB_S, check)
@@ -77,12 +78,12 @@ def check_free(folder: Folder) -> Iterator[Check]:
         status="wrong" if full else "ok",
         found=f"{{}}gb free of {format_bytes(usage.total)}",
         numbers=(usage.free / 2**30,),
-        fix="free some space, or name a folder on another disk" if full else "",
+        fix="free some space, or specify a folder on another disk" if full else "",
     )
 
 
 def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Iterator[Check]:
-    """Check free space for checkpoints. Raises ConfigError if not even one fits."""
+    """Check the free space for checkpoints. Raises ConfigError if there is not enough space for one checkpoint."""
     refuse_space(config, folder, world_size=world_size)
     too_small = space_warning(config, folder, None, world_size=world_size) is not None
     found = f"a checkpoint takes {format_bytes(checkpoint_bytes(config, world_size))}, {{}}gb free"
@@ -97,7 +98,8 @@ def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Ite
 
 
 def check_lock(folder: Folder) -> Iterator[Check]:
-    """Check that another process cannot take a lock that is held, and can take it after its release. Raises OSError."""
+    """Check that a process cannot acquire a lock while another process holds it, and can acquire it after its release.
+    Raises OSError."""
     name = f"{folder.key}: locks"
     with tempfile.NamedTemporaryFile(dir=existing_parent(folder.path), prefix=".doctor-") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +114,7 @@ def check_lock(folder: Folder) -> Iterator[Check]:
         if held == 0
         else f"flock fails in another process (exit codes {held}, {free})"
     )
-    yield Check(name=name, status="wrong", found=found, fix=f"{LOCK_FIX}, or name a folder on a local disk")
+    yield Check(name=name, status="wrong", found=found, fix=f"{LOCK_FIX}, or specify a folder on a local disk")
 
 
 LOCK_FIX = "mount the file system with lock support (Lustre: -o flock; NFS: without nolock and local_lock)"

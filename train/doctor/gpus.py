@@ -63,7 +63,7 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
 
 
 def check_links(machine: Machine) -> Iterator[Check]:
-    """Check the link of each pair of GPUs as nvidia-smi reports it, and whether they can access each other's memory."""
+    """Check the links between GPUs that nvidia-smi reports, and whether the GPUs can access each other's memory."""
     if machine.torch_gpus < 2:
         yield Check(name="GPU links", status="not here", found="one GPU" if machine.torch_gpus else "no GPU")
         return
@@ -87,13 +87,14 @@ def links(topology: str) -> dict[tuple[int, int], str]:
     """Parse the output of `nvidia-smi topo -m` into the link of each pair of GPUs: NV18, PIX, ..."""
     rows = [line.split() for line in re.sub(r"\x1b\[[\d;]*m", "", topology).splitlines()]
     named = {int(row[0][3:]): row[1:] for row in rows if len(row) > 1 and re.fullmatch(r"GPU\d+", row[0])}
-    # The heading also begins with GPU0, but the next word in it is the name of another GPU and not a link.
+    # The header line also begins with GPU0, but its next word is the name of another GPU and not a link.
     named = {number: row for number, row in named.items() if not row[0].startswith("GPU")}
     return {(a, b): row[b] for a, row in named.items() for b in named if a < b and b < len(row)}
 
 
 def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[int, int]], n_gpus: int) -> Check:
-    """of_pairs: empty if nvidia-smi is missing. apart: pairs that cannot access each other's memory."""
+    """Return the check of these links. of_pairs: empty if nvidia-smi is missing. apart: pairs that cannot access each
+    other's memory."""
     counts = Counter(of_pairs.values())
     shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
     found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"

@@ -1,6 +1,6 @@
 """External inputs of a run: tokenizer, hub, pretrained model, object store, and the kernels for this machine.
 
-Libraries are imported where they are used, so that a missing library only makes one check fail."""
+Each check imports the libraries that it needs, so that a missing library makes only this check fail."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from train.models.precision import computed, on_device
 
 
 def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Check]]:
-    """Check the config for this world size, and return it with the values of the pretrained model if these can be
+    """Check the config for this world size, and return it with the values of the pretrained model if its config can be
     read."""
     config = loaded.config
     try:
@@ -43,14 +43,14 @@ def check_tokenizer(config: TrainConfig) -> Iterator[Check]:
 
 
 def check_hub() -> Iterator[Check]:
-    """Check whether the hub answers. Files in its cache can be read without it."""
+    """Check whether the hub can be reached. Files in the hub's local cache can be read without a connection."""
     from huggingface_hub import constants
 
     if (why := why_offline()) is None:
         yield Check(name="hub", status="ok", found=f"{redacted(constants.ENDPOINT)} answers")
         return
     fix = (
-        f"allow connections to it (HTTPS_PROXY, HF_ENDPOINT), or copy the run's files into {constants.HF_HUB_CACHE} "
+        f"allow connections to the hub (HTTPS_PROXY, HF_ENDPOINT), or copy the run's files to {constants.HF_HUB_CACHE} "
         "and set HF_HUB_OFFLINE=1"
     )
     yield Check(name="hub", status="not here", found=why, fix=fix)

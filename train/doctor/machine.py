@@ -15,11 +15,11 @@ from train.planning.machine import check_machine
 
 _SHM = Path("/dev/shm")
 _SHM_CPU, _SHM_GPU = 128 * 2**20, 2**30
-"""Shared memory for the batches of loader workers (CPU), and also for NCCL (GPU). NCCL's documentation recommends
-docker run --shm-size=1g. Docker's default of 64 MB is not enough."""
+"""Required shared memory: for the batches of loader workers (CPU), and for these batches and NCCL (GPU). NCCL's
+documentation recommends docker run --shm-size=1g. Docker's default of 64 MB is not enough."""
 _FILES_BASE, _FILES_PER_RANK = 512, 8
-"""Open files for shards, logs and libraries, and the connections from a rank to each other rank in several process
-groups."""
+"""Open files that a rank needs: for shards, logs and libraries (base), and for its connections to each other rank in
+several process groups (per rank)."""
 _FREE = 0.5
 """If less than this share of the memory is free, other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")
@@ -35,9 +35,11 @@ def check_memory() -> Iterator[Check]:
 
 
 def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator[Check]:
-    """Check the lower bound of the memory that the run's ranks need. Raises ConfigError."""
+    """Check that the lower bound of a rank's memory fits on this machine. Raises ConfigError."""
     check_machine(config, world_size, device)
-    yield Check(name="memory of a rank", status="ok", found="the run fits by the lower bound (scripts/plan.py)")
+    yield Check(
+        name="memory of a rank", status="ok", found="the run fits according to the lower bound (scripts/plan.py)"
+    )
 
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
@@ -65,7 +67,7 @@ def check_limits(world_size: int) -> Iterator[Check]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES_BASE + _FILES_PER_RANK * world_size
     too_low = soft != resource.RLIM_INFINITY and soft < needed
-    fix = f"raise it to at least {needed:,} (ulimit -n; in Slurm PropagateResourceLimits, in Docker --ulimit nofile)"
+    fix = f"raise the limit to at least {needed:,} (ulimit -n; Slurm: PropagateResourceLimits; Docker: --ulimit nofile)"
     yield Check(
         name="open files",
         status="wrong" if too_low else "ok",
@@ -81,7 +83,7 @@ def check_limits(world_size: int) -> Iterator[Check]:
             found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes"
             if limited
             else f"a process may lock {_limit(locked)} bytes",
-            fix="set it to unlimited (ulimit -l; in Docker --ulimit memlock=-1)" if limited else "",
+            fix="set the limit to unlimited (ulimit -l; Docker: --ulimit memlock=-1)" if limited else "",
         )
 
 

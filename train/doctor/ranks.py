@@ -24,16 +24,16 @@ from train.doctor.folders import LOCK_FIX, Folder
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
-"""Seconds for rank 0 to start the store on a busy node."""
+"""Seconds that the other ranks wait for rank 0 to start the store, which may take long on a busy node."""
 _PATIENCE = 3600.0
-"""Seconds to wait for rank 0. This is long, because rank 0 limits its own waits and a lost connection to it is noticed
-immediately."""
+"""Seconds to wait for an answer from rank 0. The time is long, because rank 0 limits its own waits, and a lost
+connection to rank 0 raises an error immediately."""
 _SHOWN = 16
-"""Maximum number of ranks named in a message."""
+"""Maximum number of ranks that a message lists."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
-"""Largest accepted difference between clocks in seconds. Runs do not compare clocks, but the logs of nodes are easier
-to compare if the clocks agree, and object stores reject requests from clocks that are minutes off."""
+"""Largest accepted difference between clocks in seconds. A run does not compare clocks, but the logs of different nodes
+are easier to compare if their clocks agree, and object stores reject requests if the clock is off by minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the place according to the launcher's variables. Without a launcher, it is rank 0 of 1."""
+    """Return the position that the launcher's variables specify. Without a launcher, this is rank 0 of 1."""
     rank, world_size, local = (int(environment.get(name, default)) for name, default in _VARIABLES)
     return Place(rank=rank, world_size=world_size, local_rank=local)
 
@@ -60,7 +60,7 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 class RankExchange:
-    """Exchange of JSON values between ranks: rank 0 collects from all ranks and publishes the result."""
+    """Exchanges JSON values between ranks: rank 0 collects the values of all ranks and publishes the result."""
 
     def __init__(self, place: Place, seconds: float) -> None:
         """seconds: minimum time to wait for rank 0. Raises ConfigError if rank 0 cannot be reached."""
@@ -80,7 +80,8 @@ class RankExchange:
             self.store.set(f"{subject}/{self.place.rank}", json.dumps(value))
 
     def collect(self, subject: str, ranks: Collection[int], seconds: float) -> dict[int, Any]:
-        """Return the values of these ranks, without the ranks that have not published one within the time limit."""
+        """Return the published values of `ranks` by rank. Ranks that publish no value within the time limit are
+        omitted."""
         if self.store is None:
             return {0: self._own[subject]}
         keys, end, pause = [f"{subject}/{rank}" for rank in ranks], time.monotonic() + seconds, _POLL_SECONDS
@@ -94,8 +95,8 @@ class RankExchange:
             raise ConfigError("lost the connection to rank 0: it has ended; see its output") from None
 
     def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
-        """Return the values that rank 0 has collected from these ranks within the time limit. The result is the same on
-        every rank. Raises ConfigError if rank 0 does not answer."""
+        """Publish this rank's value, and return the values of `ranks` that rank 0 has collected within the time limit.
+        Every rank returns the same result. Raises ConfigError if rank 0 does not answer."""
         self.publish(subject, value)
         if self.place.rank == 0:
             heard = self.collect(subject, ranks, seconds)
@@ -154,8 +155,9 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
 def check_shared(
     exchange: RankExchange, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
 ) -> Iterator[Check]:
-    """Check that the nodes see each other's files in a folder, and that file locks work between nodes. Called by the
-    first rank of each node; rank 0 locks files, which the other nodes try to open and lock, and yields the results."""
+    """Check that the nodes see each other's files in a folder, and that file locks work between nodes. The first rank
+    of each node must call this. Rank 0 creates and locks files, which the other nodes try to open and lock. Rank 0
+    yields the results."""
     others = [rank for rank in first_ranks if rank != 0]
     if exchange.place.rank != 0:
         (files,) = exchange.collect("files", [0], seconds).values() or ([],)
@@ -178,7 +180,7 @@ _ABSENT, _KEPT_OUT, _LET_IN, _NO_LOCKS = "absent", "kept out", "let in", "no loc
 
 
 def _seen(file: Path) -> str:
-    """Open the file without creating it, so that no file is left behind, and try to lock it."""
+    """Try to open the file and to lock it. The file is never created, so no file is left behind."""
     try:
         number = os.open(file, os.O_RDWR)
     except OSError:
@@ -201,7 +203,7 @@ def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
     if absent and not is_cache:
         found, fix = (
             f"{absent} of {n_others} other nodes do not see",
-            "name a folder on a file system that all nodes share",
+            "specify a folder on a file system that all nodes share",
         )
         return Check(name=name, status="wrong", found=f"{found} a file that rank 0 created there", fix=fix)
     if absent:

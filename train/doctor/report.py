@@ -19,7 +19,7 @@ _SHOWN_NODES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A check with the same result on several nodes, except for the numbers."""
+    """A check whose results on several nodes are equal, except for the numbers."""
 
     of_nodes: Mapping[str, Check]
 

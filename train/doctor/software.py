@@ -18,8 +18,8 @@ from train.hardware.device import Machine
 _COMPILE_SECONDS = 60
 _NO_GPU = "no GPU; needed only on GPUs"
 _HEADERS = (
-    "install this Python's headers (Debian: apt-get install python3-dev), or use a Python that has them (uv python "
-    "install, pyenv, conda)"
+    "install the headers of this Python (Debian: apt-get install python3-dev), or use a Python that includes them (uv "
+    "python install, pyenv, conda)"
 )
 
 
@@ -28,7 +28,7 @@ def check_torch(machine: Machine) -> Iterator[Check]:
 
 
 def check_nccl(machine: Machine) -> Iterator[Check]:
-    """Check that torch's wheel includes NCCL, without which ranks on GPUs cannot communicate."""
+    """Check that torch includes NCCL, which ranks on GPUs need to communicate."""
     import torch.distributed as dist
 
     if not machine.torch_gpus:
@@ -42,18 +42,18 @@ def check_nccl(machine: Machine) -> Iterator[Check]:
 
 
 def check_compiler(*, gpu: bool) -> Iterator[Check]:
-    """Check the C compiler and Python.h by compiling a small program. Triton does the same (triton/runtime/build.py)
-    when it first launches a kernel, so without them a run on GPUs fails in its first step."""
+    """Check the C compiler and Python.h by compiling a small program. Triton also needs both when it first launches a
+    kernel (triton/runtime/build.py), so if one is missing, a run on GPUs fails in its first step."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     missing = "wrong" if gpu else "not here"
     if compiler is None:
         found = "none: no gcc, no clang, and CC is not set" + ("" if gpu else f"; {_NO_GPU}")
-        fix = "install one (Debian: apt-get install gcc), or set CC"
+        fix = "install a C compiler (Debian: apt-get install gcc), or set CC"
         yield Check(name="C compiler", status=missing, found=found, fix=fix)
         yield Check(name="Python.h", status="not here", found="not checked without a compiler")
         return
     if (error := _compile(compiler, "")) is not None:
-        fix = "reinstall it with the headers of the C library (Debian: apt-get install gcc libc6-dev), or set CC"
+        fix = "reinstall the compiler and the C library's headers (Debian: apt-get install gcc libc6-dev), or set CC"
         yield Check(name="C compiler", status=missing, found=f"{compiler} fails: {error}", fix=fix)
         yield Check(name="Python.h", status="not here", found="not checked without a compiler")
         return
@@ -88,7 +88,7 @@ def _compile(compiler: str, header: str, *flags: str) -> str | None:
 
 
 def check_triton(machine: Machine) -> Iterator[Check]:
-    """Check that Triton can be imported and, on a GPU, that one of our kernels gives the same result as torch."""
+    """Check that Triton can be imported and, on a GPU, that a kernel of train/models gives the same result as torch."""
     try:
         version = importlib.import_module("triton").__version__
     except Exception as error:
@@ -142,8 +142,8 @@ def check_flash_attn(machine: Machine) -> Iterator[Check]:
 
 
 def _optional(name: str, module: str, why: str | None, machine: Machine, fix: str) -> Check:
-    """Check an optional library that makes a run faster. It is wrong only if it is installed but not usable on a
-    GPU."""
+    """Check an optional library that makes a run faster. Its status is wrong only if the library is installed but
+    cannot be used on the node's GPU."""
     if why is None:
         return Check(name=name, status="ok", found="can be imported")
     installed = importlib.util.find_spec(module) is not None

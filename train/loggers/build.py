@@ -15,11 +15,11 @@ from train.loggers.tensorboard import Tensorboard
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedRun:
-    """Facts about the run that loggers need besides its config."""
+    """Properties of the run that loggers need in addition to its config."""
 
     name: str
     id: str = ""
-    """An id that stays the same when the run is resumed. Only rank 0's value is used."""
+    """An id that stays the same when the run is resumed. Only the value of rank 0 is used."""
     folder: Path | None = None
     """The log folder."""
     first_batch: int = 0
@@ -32,7 +32,7 @@ def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination
     loggers: list[LoggerDestination] = []
     if (file := config.loggers.file) is not None:
         loggers.append(LogFile(log_file(file.filename, run.name), log_traces=False))
-    # wandb and MLflow may wait for a server.
+    # wandb and MLflow may take long to connect to a server.
     on_first_rank(lambda: loggers.extend(_of_rank_0(config, run)), slow="loggers/built")
     return loggers
 

@@ -1,4 +1,4 @@
-"""Checks that the loggers can start, before a run does anything expensive. Does not import Composer."""
+"""Checks that the loggers can start, before a run does anything expensive. This module does not import Composer."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from train.config.callbacks import LoggersConfig
 
 
 def check_loggers(config: LoggersConfig) -> None:
-    """Check the loggers. Only the rank that logs must call this. Raises ConfigError."""
+    """Check the loggers. Only the rank that runs the loggers must call this. Raises ConfigError."""
     if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
             "is given, but MLflow is not installed: pip install -e '.[mlflow]'",

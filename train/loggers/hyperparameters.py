@@ -7,7 +7,7 @@ from train.config.redaction import masked
 
 
 def flat(config: Section) -> dict[str, str | int | float | bool]:
-    """Return a value per dotted key, without secrets. null, lists and empty mappings become JSON text."""
+    """Return the values by dotted key, without secrets. null, lists and empty mappings are converted to JSON text."""
     return {
         key: value if isinstance(value, str | int | float | bool) else json.dumps(value)
         for key, value in leaves(masked(config))

@@ -22,8 +22,8 @@ _MOST_WAITING = 100_000
 class JsonLines(StepLogger):
     """Writes a line to metrics.jsonl at the end of each step and each evaluation: {batch, time, tok, metrics}.
 
-    If the file system refuses a write, for example because the disk is full, this class warns once, and retries when
-    the next line is written.
+    If a write fails, for example because the disk is full, this class warns once, and retries when the next line is
+    written.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -15,8 +15,8 @@ _FILE = "loggers.file.filename"
 
 
 class LogFile(FileLogger):
-    """Composer's FileLogger, which also copies stdout and stderr. Secrets are hidden. If a line cannot be written, the
-    error is raised once and the file is closed."""
+    """Composer's FileLogger, which also copies stdout and stderr to its file. Secrets are hidden. If a line cannot be
+    written, the error is raised once and the file is closed."""
 
     def write(self, prefix: str, s: str) -> None:
         with self._closed_when_refused():
@@ -31,7 +31,7 @@ class LogFile(FileLogger):
         try:
             yield
         except OSError:
-            # Close the file before the error is printed, because stderr is copied to it and the copy would fail again.
+            # Close the file before the error is printed. Otherwise the copy of stderr to this file would fail again.
             self._closed = True
             file, self.file = self.file, None
             with suppress(OSError):
@@ -41,8 +41,8 @@ class LogFile(FileLogger):
 
 
 def log_file(filename: str, run_name: str) -> str:
-    """Return this rank's file, with run_name and rank filled in. Each start of the run has its own file, so that a
-    resume does not overwrite a log.
+    """Return the name of this rank's log file, with run_name and rank filled in. Each start of the run has its own
+    file, so that resuming does not overwrite an earlier log.
 
     The result has no placeholders for Composer to fill in. Raises ConfigError if the file cannot be written.
     """

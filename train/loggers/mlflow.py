@@ -24,7 +24,7 @@ _DEFAULT_FOLDER, _DEFAULT_EXPERIMENT = "mlruns", "Default"
 _SECONDS = 5.0
 """Minimum seconds between two requests."""
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
-"""Limits of a request that MLflow's servers accept."""
+"""Maximum number of metrics and of parameters in one request that MLflow's servers accept."""
 _MOST_WAITING = 1_000_000
 """Maximum number of metrics that are kept until a server accepts them. Older metrics are dropped."""
 _REFUSED = re.compile(r"[^\w\-. /:]")
@@ -32,8 +32,8 @@ _REFUSED = re.compile(r"[^\w\-. /:]")
 
 
 class MLflow(ServiceLogger):
-    """Logs to an MLflow run. A resumed run finds its MLflow run by a tag with the run's id. A thread sends the
-    metrics."""
+    """Logs to an MLflow run. A resumed run continues its MLflow run, which it finds by a tag with the run's id. A
+    thread sends the metrics."""
 
     key = "loggers.mlflow"
 
@@ -99,8 +99,8 @@ class MLflow(ServiceLogger):
         return self._client.create_run(number, tags=tags, run_name=without_secrets(name).text).info.run_id
 
     def _log_config(self, config: TrainConfig) -> None:
-        """Log the config as parameters. MLflow never changes parameters, so after a resume they are still those of the
-        first start. The artifact config.yaml is the newest config."""
+        """Log the config as parameters. MLflow does not allow parameters to change, so a resumed run keeps the
+        parameters of the first start. The artifact config.yaml contains the newest config."""
         known = self._client.get_run(self._id).data.params
         new = [(_REFUSED.sub("_", key), str(value)) for key, value in flat(config).items()]
         new = [Param(key, value) for key, value in new if key not in known]
@@ -110,6 +110,6 @@ class MLflow(ServiceLogger):
 
 
 def _allow_folders(uri: str) -> None:
-    """Allow MLflow to log to a folder, without a server. MLflow 3.17 refuses folders unless this variable is set."""
+    """Allow MLflow to log to a folder, without a server. MLflow 3.17 rejects folders unless this variable is set."""
     if uri.startswith("file:") or not is_address(uri):
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

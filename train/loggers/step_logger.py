@@ -17,8 +17,9 @@ _LEFT_OUT = {
 class StepLogger(LoggerDestination):
     """Collects the metrics of a step and passes them to `write` at the end of the step or of an evaluation.
 
-    Composer advances its clock between the loss of a step and Event.BATCH_END, so it logs the metrics of one step under
-    two numbers. This class uses one number, the count of trained batches, as in the names of checkpoints.
+    Composer increments its batch count after the loss of a step is logged and before Event.BATCH_END, so it logs the
+    metrics of one step under two numbers. This class uses one number for a step: the number of trained batches, which
+    the names of checkpoints also contain.
     """
 
     def __init__(self) -> None:
@@ -26,12 +27,12 @@ class StepLogger(LoggerDestination):
         self._in_step = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of the batch that batch_of(state) returns. They are never empty."""
+        """Write metrics, which are never empty. batch_of(state) returns the batch that they belong to."""
         raise NotImplementedError
 
     def batch_of(self, state: State) -> int:
-        """Return the batch of the metrics that are written. It is the last completed step, or the current step if the
-        run ends during a step."""
+        """Return the batch that the written metrics belong to: the last completed step, or the current step if the run
+        ends during a step."""
         return state.timestamp.batch.value + self._in_step
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -40,7 +41,7 @@ class StepLogger(LoggerDestination):
     def batch_start(self, state: State, logger: Logger) -> None:
         self._in_step = True
 
-    # Composer calls these methods of loggers after those of callbacks.
+    # Composer calls these methods of loggers after it calls those of callbacks.
     def batch_end(self, state: State, logger: Logger) -> None:
         self._in_step = False
         self.flush(state)
@@ -55,7 +56,7 @@ class StepLogger(LoggerDestination):
         self.flush(state)
 
     def flush(self, state: State) -> None:
-        """Write the metrics collected since the last call."""
+        """Write the metrics that were collected since the last flush."""
         if self._metrics:
             metrics, self._metrics = self._metrics, {}
             self.write(state, metrics)

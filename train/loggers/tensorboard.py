@@ -20,11 +20,11 @@ _FLUSH_SECONDS = 10
 
 
 class Tensorboard(StepLogger):
-    """Writes one event file per start of the run. When a run resumes from a checkpoint, TensorBoard hides the later
-    steps in earlier files.
+    """Writes one event file for each start of the run. When a run resumes from a checkpoint, TensorBoard hides the
+    steps after this checkpoint that are in earlier files.
 
-    It replaces the logger of Composer 0.32.1, which creates a writer on every rank, creates another one for a nested
-    run at every evaluation, and starts a new file at every flush.
+    This class replaces the logger of Composer 0.32.1, which creates a writer on every rank, creates another writer for
+    a nested run at every evaluation, and starts a new file at every flush.
     """
 
     def __init__(self, folder: Path, config: TrainConfig, first_batch: int) -> None:

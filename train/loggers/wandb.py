@@ -15,10 +15,10 @@ from train.loggers.service import ServiceLogger
 
 
 class WandB(ServiceLogger):
-    """Logs to the same W&B run after each resume, with the batch as the axis of all charts.
+    """Logs to one W&B run, also after the run is resumed. The batch is the x axis of all charts.
 
     wandb drops metrics whose step is smaller than an earlier step, which happens when a run resumes from a checkpoint.
-    Therefore wandb numbers the steps itself, and the batch is logged as a metric.
+    Therefore this class lets wandb number the steps, and logs the batch as a metric.
     """
 
     key = "loggers.wandb"
@@ -58,6 +58,6 @@ class WandB(ServiceLogger):
 
 
 def _sent(value: str | None) -> str | None:
-    """Return the value without secrets. The saved config also has no secrets, so a run that is started from it sends
-    the same value."""
+    """Return the value without secrets. The saved config also contains no secrets, so that a run that is started from
+    the saved config sends the same value."""
     return None if value is None else without_secrets(value).text

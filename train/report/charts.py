@@ -42,7 +42,7 @@ class Chart:
 
 
 def run_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the charts of loss, speed and memory, for one run or several together."""
+    """Return the charts of loss, speed and memory, for one run or for several runs together."""
     speed = _MFU if any(_MFU.lines[0][0] in run.metrics.series for run in runs) else _FLOPS
     losses = [_LOSS] if len(runs) == 1 else [replace(_LOSS, title="Training loss"), _EVAL_LOSS]
     charts = [*losses, *_other_evaluations(runs), _learning_rate(runs), _NORM, _TOKENS, speed, _memory(runs)]
@@ -56,7 +56,7 @@ def stream_charts(run: Run) -> list[dict[str, Any]]:
         Chart(key="stream-loss", title="Loss by stream", lines=losses, format=_TICKS, log=True, wide=True, stages=True)
     ]
     for number, name in enumerate(names[:MOST_STREAMS]):
-        shares = (f"streams/{name}/token_share", "realised"), (f"streams/{name}/planned_token_share", "planned")
+        shares = (f"streams/{name}/token_share", "actual"), (f"streams/{name}/planned_token_share", "planned")
         title = f"{name}: share of the tokens"
         charts.append(
             Chart(key=f"share-{number}", title=title, lines=shares, format=".0%", zero=True, height=130, stages=True)
@@ -80,7 +80,7 @@ def expert_charts(run: Run) -> list[dict[str, Any]]:
 
 
 def streams_of(run: Run) -> list[str]:
-    """Return the names of the streams, sorted by the tokens that they have contributed."""
+    """Return the names of the streams, sorted by the number of tokens that they have contributed, largest first."""
     tokens = run.metrics.matching("streams/", "/tokens")
     return sorted(tokens, key=lambda name: -tokens[name].last)
 
@@ -106,7 +106,7 @@ _NORM = Chart(
 )
 _TOKENS = Chart(
     key="throughput",
-    title="Tokens per second, without evaluation and saving",
+    title="Tokens per second, excluding evaluation and saving",
     lines=(
         ("throughput/real_tokens_per_sec", "without padding"),
         ("throughput/tokens_per_sec", "with padding"),

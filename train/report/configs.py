@@ -1,5 +1,5 @@
-"""Configs as a value per key, and their differences: from the defaults, between the starts of a run, and between
-runs."""
+"""Configs as flat mappings from keys to values, and differences between them: from the defaults, between the starts of
+a run, and between runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ ABSENT = "(absent)"
 
 
 def flat(config: Any, key: str = "") -> dict[str, Any]:
-    """Return a value per dotted key, as on the command line. A list of plain values is a single value."""
+    """Return the values by dotted key, as on the command line. A list that contains only plain values is one value."""
     if isinstance(config, Mapping) and config:
         return {name: value for part, each in config.items() for name, value in flat(each, join(key, part)).items()}
     if isinstance(config, list) and any(isinstance(each, dict | list) for each in config):
@@ -30,7 +30,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def between_starts(run: Run) -> Iterator[list[str]]:
-    """Yield a row for each key that a later start has changed: batch, key, value before, value after."""
+    """Yield a row for each key that a later start of the run has changed: batch, key, value before, value after."""
     starts = [each for each in run.record.starts if isinstance(each.values.get("config"), dict)]
     for before, after in pairwise(starts):
         for key, was, now in differences([before.values["config"], after.values["config"]]):

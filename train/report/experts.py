@@ -27,8 +27,8 @@ LAYER_METRICS = {
 def expert_data(run: Run) -> dict[str, Any] | None:
     """Return the data of the heat maps, or None if the run has not measured expert loads.
 
-    `steps`: the measurements that are shown. `loads` [T][L][E] (step, layer, expert): loads in percent of a balanced
-    load, null if unknown. `metrics`: values [T][L] for each name."""
+    `steps`: the steps of the measurements that are shown. `loads` [T][L][E] (step, layer, expert): loads in percent of
+    a balanced load, null if unknown. `metrics`: values [T][L] of each metric by name."""
     found = {_numbers(match): name for name in run.metrics.series if (match := _LOAD.fullmatch(name))}
     if not found:
         return None

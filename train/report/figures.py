@@ -12,13 +12,13 @@ from train.report.timeline import counts
 _RECENT = 20
 """Number of recent steps over which a loss is averaged."""
 _RISE = 1.005
-"""Factor by which the evaluation loss must exceed its minimum to be reported."""
+"""A rise of the evaluation loss is reported if the loss exceeds its minimum by more than this factor."""
 _ALARMING = {
     "not finite": "{} with a loss or gradient that is not finite",
     "spike": "{} at which the loss had a spike",
     "rollback": "{} at which the run rolled back to a checkpoint",
     "expert dead": "{} at which an expert was reported as dead",
-    "expert collapse": "{} at which an expert got too many tokens",
+    "expert collapse": "{} at which an expert received too many tokens",
 }
 
 
@@ -29,7 +29,7 @@ def state(run: Run) -> str:
 
 
 def key_figures(run: Run) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and note of each figure."""
+    """Yield the name, value and note of each key figure."""
     last, metrics = run.last_step, run.metrics
     of = f" of {run.max_steps:,}" if run.max_steps else ""
     part = f"{last / run.max_steps:.0%}" if run.max_steps else ""
@@ -90,7 +90,7 @@ def alarms(run: Run) -> list[str]:
         if (n := happened[kind])
     ]
     if dead := run.metrics.last("experts/dead"):
-        found.append(f"{dead:.0f} {'expert' if dead == 1 else 'experts'} got no token in the last step.")
+        found.append(f"{dead:.0f} {'expert' if dead == 1 else 'experts'} received no tokens in the last step.")
     return [*found, *_evaluation_rises(run)]
 
 

@@ -1,4 +1,4 @@
-"""The JavaScript for the charts: vega, vega-lite and vega-embed in one text, cached on disk."""
+"""The JavaScript for the charts: vega, vega-lite and vega-embed as one script, cached on disk."""
 
 import os
 import uuid
@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 _EDITOR = "https://vega.github.io/editor/"
-"""A link in vega-embed's menu. The page does not show this menu."""
+"""A URL in the menu of vega-embed, which the page does not show."""
 
 
 @cache
 def library() -> str:
-    """Return the text from the cache, or create it with vl-convert, which takes about 1.5 seconds."""
+    """Return the script from the cache, or create it with vl-convert, which takes about 1.5 seconds."""
     file = _cached_file()
     with suppress(OSError, UnicodeError):
         if file is not None and file.stat().st_uid == os.getuid():

@@ -19,11 +19,11 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def write_page(runs: Sequence[Run], output: Path) -> None:
-    """Write the file atomically, so that a reader sees either the old page or the new one. Raises ConfigError if it
-    cannot be written."""
+    """Write the file atomically, so that a reader sees either the old page or the new one. Raises ConfigError if the
+    file cannot be written."""
     text = render(runs)
     part = output.with_name(f".part-{uuid.uuid4().hex[:8]}-{output.name}")
-    with os_errors_named(output, "written", hint="name another with --output"):
+    with os_errors_named(output, "written", hint="specify another file with --output"):
         try:
             part.write_text(text, encoding="utf-8")
             part.replace(output)
@@ -131,7 +131,7 @@ def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: di
 
 
 def _json(value: Any) -> str:
-    """Return JSON for a script element. It is escaped so that a text with `</script>` cannot end the element."""
+    """Return JSON for a script element. The JSON is escaped so that a text with `</script>` cannot end the element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -15,13 +15,13 @@ from train.report.reading.run import Run, read_run
 
 
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
-    """Write a page about the runs at these paths and return its path. The default output for one run is report.html in
-    its log folder. For several runs it is a file in the working directory that is named after the runs. Raises
-    ConfigError."""
+    """Write a page about the runs at these paths, and return the path of the page. For one run, the default output is
+    report.html in the log folder of the run. For several runs, the default output is a file in the working directory
+    that is named after the runs. Raises ConfigError."""
     if output is not None:
         refuse_path("--output", str(output))
         if output.is_dir():
-            raise ConfigError(f"--output is {str(output)!r}, which is a folder: name a file, such as report.html")
+            raise ConfigError(f"--output is {str(output)!r}, which is a folder: specify a file, such as report.html")
     runs = _with_unique_names([read_run(path) for path in paths])
     if output is None:
         names = "-".join(re.sub(r"[^\w.-]+", "_", run.name) for run in runs)
@@ -42,7 +42,7 @@ def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
 
 def report_at_end(folder: Path) -> None:
     """Write the report of a run that has ended into its log folder, if the run has trained a step. Errors are only
-    logged, so that they do not change the exit code of the run. Only one rank calls this."""
+    logged, so that they do not change the exit code of the run. Only one rank must call this."""
     if not (folder / METRICS).is_file():
         return
     try:

@@ -124,7 +124,7 @@ def events(run: Run) -> Table:
 def event_counts(run: Run) -> str:
     found = ", ".join(f"{kind}: {number}" for kind, number in timeline.counts(run).most_common())
     hidden = len(run.record.events()) - len(timeline.shown_events(run))
-    listed = f"The table shows {timeline.MOST} events: the newest ones, and checkpoints only if there is space"
+    listed = f"Only {timeline.MOST} events are shown; checkpoints and older events are omitted"
     return f"{found}. {listed}." if hidden else found
 
 

@@ -10,7 +10,7 @@ from train.report.reading.record import Entry
 from train.report.reading.run import Run
 
 MOST = 300
-"""Maximum number of events shown; the others are only counted."""
+"""Maximum number of events shown. Further events are only counted."""
 _GROUPS = {"start": "start or resume", "saved": "checkpoint", "stage": "stage", "end": "end", "stopped": "end"}
 _ALERT = "alert"
 _SHAPES = {
@@ -23,14 +23,14 @@ _SHAPES = {
 
 
 def shown_events(run: Run) -> list[Entry]:
-    """Return the newest events. If there are too many, checkpoints are omitted first."""
+    """Return at most MOST events. If there are more, checkpoints are omitted first, and then the oldest events."""
     events = run.record.events()
     by_rank = sorted(range(len(events)), key=lambda place: (events[place].event == "saved", -place))
     return [events[place] for place in sorted(by_rank[:MOST])]
 
 
 def counts(run: Run) -> Counter[str]:
-    """Count the events by kind, including those that a resume has superseded."""
+    """Count the events by kind, including events that a later resume has superseded."""
     return Counter(kind(each) for each in run.record.events())
 
 

@@ -1,5 +1,5 @@
 """A training run: its inputs, the Trainer and its loggers, signals, and the function `fit`, which builds everything and
 trains.
 
-Code that does not need a run belongs to a package lower in the import order.
+Code that does not need a run belongs in a package lower in the import order.
 """

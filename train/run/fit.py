@@ -65,11 +65,11 @@ def fit(
     signals: StopSignals | None = None,
     command: str = "the same command with autoresume=true",
 ) -> None:
-    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix. They are raised
-    before the first step, except when the file system refuses a write later.
+    """Train as the config specifies. Raises ConfigError or DataError for errors that the user can fix. These errors are
+    raised before the first step, except for failed writes during training.
 
     inputs, device: the results of open_inputs and choose_device; if None, these functions are called here. signals: the
-    signals after which the run saves and ends (see Preemption). command: the command that resumes the run, for
+    signals after which the run saves and ends (see Preemption). command: the command that resumes the run, shown in
     messages. callbacks: used in addition to the callbacks of the config. dtype: dtype of the weights (fp64 in tests of
     exactness).
     """
@@ -154,9 +154,9 @@ def _build(
     preemption = build_preemption(config, inputs, saver, mirror, supervision)
     for each in generate:
         each.is_ending, each.events = preemption.should_end, events
-    # Savers run after the other callbacks, so that a checkpoint includes the work of these callbacks. The mirror and
-    # the exporter then use the checkpoint. The record runs before the savers, so that a run that is killed between them
-    # records the batch twice and does not miss it.
+    # Savers run after the other callbacks, so that a checkpoint includes the state of these callbacks after the step.
+    # The mirror and the exporter run after the savers, because they use the checkpoint. The record runs before the
+    # savers: if the run is killed between them, the batch is recorded twice after the resume, instead of not at all.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
@@ -213,9 +213,9 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
 
 
 def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> Inputs:
-    """Initialize the process group after all ranks have opened their inputs, check that the ranks agree on what they
-    run, and log the inputs. All ranks use rank 0's run name and checkpoint, because the disk of another node may have a
-    different checkpoint or no checkpoint."""
+    """Initialize the process group after all ranks have opened their inputs, check that all ranks have the same config
+    and data, and log the inputs. All ranks use rank 0's run name and checkpoint, because the disk of another node may
+    have a different checkpoint or no checkpoint."""
     facts = partial(facts_of_start, config, device.name, _fingerprints(inputs))
     initialize_dist(device, config.dist_timeout, facts)
     chosen = [inputs.run_name, inputs.start, inputs.log_folder]
@@ -235,7 +235,7 @@ def _fingerprints(inputs: Inputs) -> dict[str, str]:
 
 
 def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None:
-    """Report that the run is already finished, and make the exports that are missing."""
+    """Report that the run is already finished, and create the missing exports."""
     assert inputs.start is not None
     end = f"max_duration {config.max_duration} ends at batch {inputs.max_batches}"
     logger.info(f"nothing to do: {inputs.start.path} is at batch {inputs.first_batch}, and {end}")
@@ -250,7 +250,7 @@ def _nothing_to_do(config: TrainConfig, inputs: Inputs) -> HFCheckpointer | None
 
 
 def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror | None, *, evaluate: bool) -> None:
-    """Train the remaining steps. evaluate: whether to evaluate before the first of them."""
+    """Train the remaining steps. evaluate: whether to evaluate before the first remaining step."""
     for line in output_lines(config, inputs.run_name, inputs.folder, inputs.log_folder):
         logger.info(line)
     if mirror is not None:

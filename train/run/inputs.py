@@ -1,7 +1,7 @@
 """The inputs of a run, each opened once before the model is built: tokenizer, data, and the checkpoint to start from.
 
-This module uses no collectives: each rank opens its own inputs, and hashing, preparing or downloading may take any
-time. It does not import Composer.
+This module uses no collectives: each rank opens its own inputs, because hashing, preparing and downloading data may
+take any length of time. It does not import Composer.
 """
 
 import uuid
@@ -45,8 +45,8 @@ class Inputs:
     folder: Path | None
     """The save folder."""
     log_folder: Path | None
-    """Folder of metrics.jsonl, record.jsonl and report.html; None if it cannot be written, in which case a warning was
-    logged."""
+    """Folder of metrics.jsonl, record.jsonl and report.html; None if the folder is not writable, in which case a
+    warning has been logged."""
     tokenizer: Tokenizer
     start: Start | None
     weights: StartingWeights | None
@@ -84,7 +84,7 @@ class Inputs:
 
     @property
     def at_the_end(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether all batches of the run have already been trained."""
         return self.first_batch >= self.max_batches
 
 
@@ -144,7 +144,8 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 
 
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
-    """Return the inputs with another run name and start. Only inputs that depend on these two are reopened."""
+    """Return the inputs with another run name and start. Only inputs that depend on the name or the start are
+    reopened."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
     if _is_same(start, inputs.start):
         return replace(inputs, start=start)
@@ -154,7 +155,7 @@ def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Sta
 
 
 def _is_same(start: Start | None, other: Start | None) -> bool:
-    """Whether both are the same checkpoint with the same state."""
+    """Whether both starts are the same checkpoint with the same state."""
     if start is None or other is None:
         return start is other
     return (start.path, start.run_id, start.state) == (other.path, other.run_id, other.state)
@@ -179,8 +180,8 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
     elif inputs.weights is None and config.lora is not None:
         yield fact(
             "weights",
-            f"random frozen base from seed {config.seed}, because {KEY} names no weights and load_path no checkpoint "
-            "of a whole model",
+            f"random frozen base model (seed {config.seed}), because {KEY} specifies no weights, and load_path "
+            "specifies no checkpoint of a whole model",
         )
 
 

@@ -29,7 +29,7 @@ _MANIFEST_KEYS = (
     *("form", "packing", "max_seq_len", "rows_in", "examples_in", "examples_kept", "examples_truncated"),
     *("tokens_in", "tokens_truncated", "tokens_dropped", "padding", "dropped", "bad_rows", "preprocessing_fn"),
 )
-"""Keys in the manifest.json of a data folder that describe how the input became rows."""
+"""Keys in the manifest.json of a data folder that describe how the input was converted to rows."""
 _MOST_PATHS = 20
 """Maximum number of input files listed for a stream."""
 _LONGEST_MESSAGE = 2000
@@ -37,7 +37,7 @@ _LONGEST_MESSAGE = 2000
 
 
 def logged_run(inputs: Inputs) -> LoggedRun:
-    """Return the facts about the run that loggers need besides its config."""
+    """Return the properties of the run that loggers need in addition to its config."""
     return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
 
 
@@ -51,7 +51,7 @@ def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
 
 @contextmanager
 def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iterator[None]:
-    """Add a start line and, on exit, an end line to record.jsonl. start: from start_line."""
+    """Add a start line and, on exit, an end line to record.jsonl. start: the result of start_line."""
 
     def note_end(outcome: str, message: str) -> None:
         events.note(trainer.state.timestamp.batch.value, event="end", message=message, outcome=outcome)
@@ -70,7 +70,7 @@ def recorded(events: Events, start: Mapping[str, Any], trainer: Trainer) -> Iter
 
 
 def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str) -> dict[str, Any]:
-    """Return the start line without batch and time on rank 0 (see docs/metrics.md), and an empty dict on other ranks.
+    """Return the start line without batch and time (see docs/metrics.md) on rank 0, or an empty dict on other ranks.
     device: cpu or gpu."""
     if dist.get_global_rank() != 0:
         return {}
@@ -121,7 +121,8 @@ def disk_full_as_data_error(config: TrainConfig, inputs: Inputs) -> Iterator[Non
         }
         named = ", ".join(f"{key} {place}" for key, place in places.items() if place is not None)
         raise DataError(
-            f"no space left where the run writes ({named}): free some space and start again with autoresume=true"
+            f"no space left on a disk that the run writes to ({named}): free some space, and start again with "
+            "autoresume=true"
         ) from None
 
 

@@ -23,8 +23,8 @@ from train.weights.pretrained import PretrainedFolder
 def build_model(
     config: TrainConfig, inputs: Inputs, *, precision: str, device: torch.device, dtype: torch.dtype
 ) -> DbrxForComposer:
-    """Build the sharded model with its weights. Raises ConfigError if the model cannot run on this device, or if the
-    loaded weights are not finite (on every rank)."""
+    """Build the sharded model with its weights. Raises ConfigError if the model cannot run on this device, or, on every
+    rank, if the loaded weights contain NaN or infinite values."""
     model_config = _choose_kernels(config, device, torch.bfloat16 if computed(precision) == "bf16" else dtype)
     try:
         model = sharded.build_model(
@@ -55,8 +55,8 @@ def _choose_kernels(config: TrainConfig, device: torch.device, dtype: torch.dtyp
 
 
 def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None:
-    """Raise ConfigError if bitsandbytes is needed but missing, or if the experts' GEMMs do not support lora.r. Logs
-    which dropout an export leaves out."""
+    """Raise ConfigError if bitsandbytes is needed but missing, or if the experts' GEMMs do not support lora.r. Logs a
+    message if the dropout of the experts' adapters will be missing from an export."""
     lora = config.lora
     if lora is not None and lora.base_dtype == "nf4" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(

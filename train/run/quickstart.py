@@ -38,8 +38,8 @@ _OF_LAUNCHER = "Waiting up to 30 seconds for all training processes to terminate
 
 
 def run(*command: str) -> None:
-    """Run a command in the root folder of this project. Raises ConfigError if the command fails, which has then printed
-    the reason."""
+    """Run a command in the root folder of this project. Raises ConfigError if the command fails; the command itself
+    prints the reason."""
     print(f"\n$ {' '.join(command)}", flush=True)
     program = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -74,8 +74,8 @@ def untrained(folder: Path, config: TrainConfig) -> PreTrainedModel:
 
 
 def examine(folder: Path, config: TrainConfig, heldout: Path, device: Device) -> dict[str, dict[str, Any]]:
-    """Return the results for each kind of task and for `all`: the number of questions, of exact answers before and
-    after training, and an example."""
+    """Return the results for each kind of task and for `all`: the number of questions, the number of exact answers
+    before and after training, and an example."""
     asked = read_questions(heldout, with_answers=True)
     trained = open_model(folder, device, "fp32")
     first = replace(trained, decoder=TransformersDecoder(untrained(folder, config), trained.tokenizer.pad_token_id))

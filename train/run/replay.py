@@ -1,4 +1,5 @@
-"""Recompute a batch that was not finite, under the conditions of the original run, and compare the results."""
+"""Recompute a batch whose loss or gradient was not finite, under the conditions of the original run, and compare the
+results."""
 
 import hashlib
 import os
@@ -36,8 +37,9 @@ class Replayed:
     """The recorded and the recomputed results of one rank."""
 
     recorded: str
+    """The rank's part of the loss in the original run, in the format of float.hex."""
     replayed: str
-    """The rank's part of the loss. Both losses are in the format of float.hex."""
+    """The recomputed part, in the same format."""
     same_rows: bool
     same_random: bool
 
@@ -47,7 +49,7 @@ class Replayed:
 
 
 class _Done(Exception):
-    """The batch has been computed."""
+    """Raised when the batch has been recomputed, to end the run."""
 
     def __init__(self, ranks: Sequence[Replayed]) -> None:
         super().__init__()
@@ -55,7 +57,8 @@ class _Done(Exception):
 
 
 class _Compare(Callback):
-    """Compares the results in the batch of the incident and ends the run before the optimizer step."""
+    """Recomputes the incident's batch, compares its loss, rows and random state with the recorded ones, and ends the
+    run before the optimizer step."""
 
     def __init__(self, incident: Incident, mine: Mapping[str, Tensor]) -> None:
         """mine: the recorded batch of this rank."""
@@ -86,17 +89,19 @@ class _Compare(Callback):
 
 
 def replay(path: Path) -> list[Replayed]:
-    """Return the result of each rank. path: an incident in the save folder of its run. This folder is not modified.
+    """Return the result of each rank. path: the folder of an incident in the save folder of its run. The save folder is
+    not modified.
 
-    Training starts from the newest checkpoint before the batch, or like the original run if there is none. Raises the
-    errors of fit, and ConfigError, for example if the number of ranks differs from that of the original run.
+    Training starts from the newest checkpoint before the batch, or in the same way as the original run if there is no
+    such checkpoint. Raises the same errors as `fit`, and ConfigError, for example if the number of ranks differs from
+    that of the original run.
     """
     incident = read_incident(path)
     n_ranks, world_size = len(incident.ranks), int(os.environ.get("WORLD_SIZE", "1"))
     if n_ranks != world_size:
         raise ConfigError(
-            f"{path} is from a run on {n_ranks} ranks, but there are {world_size}: use the run's launcher, on one node "
-            f"composer -n {n_ranks} scripts/replay_batch.py {path}"
+            f"{path} is from a run on {n_ranks} ranks, but there are {world_size}: use the launcher of the run; on one "
+            f"node: composer -n {n_ranks} scripts/replay_batch.py {path}"
         )
     mine = read_batch(path, int(os.environ.get("RANK", "0")))
     folder = path.absolute().parents[1]
@@ -128,7 +133,7 @@ def _without_output(config: TrainConfig, incident: Incident, folder: Path) -> Tr
         max_wall_time=None,
         eval_loader=None,
         eval_first=False,
-        # If there were earlier non-finite steps, the run skipped them.
+        # The original run skipped any non-finite steps before this batch.
         on_nonfinite="skip",
         callbacks=CallbacksConfig(),
         loggers=LoggersConfig(),

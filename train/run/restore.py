@@ -1,4 +1,5 @@
-"""Load the start of a run into its model and optimizer. If that checkpoint is corrupt, the previous one is loaded."""
+"""Load the checkpoint that a run starts from into its model and optimizer. If this checkpoint is corrupt, the previous
+one is loaded."""
 
 import torch
 from composer.utils import dist
@@ -20,8 +21,9 @@ from train.weights.start import Start, fall_back
 
 
 def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimizer: torch.optim.Optimizer) -> Inputs:
-    """Load and verify the tensors of the start. Returns the inputs, with an earlier start if the checkpoint is corrupt.
-    The optimizer keeps the settings of this run's config.
+    """Load and verify the tensors of the checkpoint that the run starts from. If the checkpoint is corrupt, an earlier
+    checkpoint becomes the start. Returns the inputs with the start that was used. The optimizer keeps the settings of
+    this run's config.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """
@@ -38,8 +40,9 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
 
 
 def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
-    """Verify the last checkpoint of a finished run, because nothing will be loaded from it. Each rank verifies a part
-    of the files. Returns the inputs, with an earlier start if the checkpoint is corrupt.
+    """Verify the last checkpoint of a finished run. Loading would verify it, but nothing is loaded from it. Each rank
+    verifies a part of the files. If it is corrupt, an earlier checkpoint becomes the start. Returns the inputs with the
+    start that was used.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """

@@ -40,11 +40,11 @@ from train.weights.start import find_start
 @contextmanager
 def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, Inputs]]:
     """In this context, the run owns its save folder. Yields the owner and the inputs. The owner is None on ranks other
-    than 0 and without a save folder. If a killed run had written a newer checkpoint completely but had not renamed it
-    yet, the inputs start from that checkpoint.
+    than 0, and for a run without a save folder. If a killed run had written a newer checkpoint completely but had not
+    renamed it yet, the inputs start from that checkpoint.
 
     Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or has saved into it
-    since `inputs` were opened, if not all nodes share the folder, or if a checkpoint does not fit.
+    since `inputs` were opened, if not all nodes share the folder, or if there is not enough space for a checkpoint.
     """
     owners: list[Owner] = []
     with ExitStack() as stack:
@@ -83,8 +83,9 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 
 
 def clean_up(inputs: Inputs, last: Path) -> None:
-    """Do the clean-up that is missing if the run was killed right after its last save. Nothing is done if the folder
-    cannot be owned or written to. Called on rank 0. last: the last checkpoint."""
+    """Delete leftover files and update the link to the newest checkpoint, in case the run was killed right after its
+    last save. Does nothing if the folder cannot be owned or written to. Only rank 0 must call this. last: the last
+    checkpoint."""
     if inputs.folder is not None:
         with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
             remove_leftovers(inputs.folder)
@@ -107,15 +108,16 @@ def _check_unchanged(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
     started_from = inputs.start.path if inputs.resuming and inputs.start is not None else None
     if newest != started_from:
         raise ConfigError(
-            f"save_folder {folder} now contains {newest}, saved by another run while this one started: start again"
+            f"save_folder {folder} now contains {newest}, which another run saved while this run was starting: start "
+            "again"
         )
 
 
 def build_savers(
     config: TrainConfig, inputs: Inputs, owner: Owner | None, mirror: Mirror | None, events: Events
 ) -> list[CheckpointSaver]:
-    """Return the callback that saves checkpoints, or an empty list if there is no save_folder. owner: the owner on rank
-    0, else None. Every rank must call this."""
+    """Return the callback that saves checkpoints, or an empty list if there is no save_folder. owner: the owner of the
+    folder on rank 0; None on other ranks. Every rank must call this."""
     if inputs.folder is None:
         return []
     start, interval, fsdp = inputs.start, inputs.data.clock.batches(config.save_interval), config.fsdp_config
@@ -155,10 +157,10 @@ def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
 @contextmanager
 def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Iterator[Mirror | None]:
     """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints, or
-    None for a run without an object store. On exit all pending uploads are finished, unless the run has failed.
+    None for a run without an object store. On exit, all pending uploads are finished, unless the run has failed.
 
     Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the object store
-    refuses access, and DataError if an upload fails.
+    denies access, and DataError if an upload fails.
     """
     remote = open_save_folder(config, inputs.run_name)
     if remote is None or inputs.folder is None:
@@ -189,7 +191,7 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
         except DataError as error:
             logger.warning(str(error))
             raise stop from None
-        # Everything in the local folder is in the store as well.
+        # The store contains everything in the local folder, so the message can refer to the store.
         raise RunStopped(stop.code, str(stop).replace(f"{local}/", f"{remote.url}/")) from None
     except BaseException:
         mirror.abandon()
@@ -200,13 +202,13 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
 
 @within(Section.SEND)
 def _finish(mirror: Mirror, signals: StopSignals) -> None:
-    # A signal does not interrupt this work, which needs all ranks. A later signal ends the process.
+    # The first signal does not interrupt the uploads, in which all ranks take part. A later signal ends the process.
     with signals.deferred():
         mirror.finish()
 
 
 def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: Inputs) -> None:
-    """Do the same check as _check_unchanged for the object store, in which checkpoints of this run may be missing."""
+    """Do the same check as _check_unchanged for the object store, which may not contain all checkpoints of this run."""
     if config.save_overwrite and not config.autoresume:
         return
     known = {error.checkpoint.name for error in inputs.start.corrupt} if inputs.start is not None else set()
@@ -217,8 +219,8 @@ def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: In
         newer = [path for path in newer if batch_of(path) > begun]
     if newer:
         raise ConfigError(
-            f"save_folder {remote.url} now contains {newer[-1]}, saved by another run while this one started: start "
-            "again"
+            f"save_folder {remote.url} now contains {newer[-1]}, which another run saved while this run was starting: "
+            "start again"
         )
 
 
@@ -239,14 +241,14 @@ def _check_shared(folder: Path, key: str) -> None:
     if not all(seen):
         ranks = ", ".join(str(rank) for rank, there in enumerate(seen) if not there)
         raise ConfigError(
-            f"is {folder}, but ranks {ranks} do not see the files of rank 0: name a folder that all nodes share",
+            f"is {folder}, but ranks {ranks} do not see the files of rank 0: specify a folder that all nodes share",
             key=key,
         )
 
 
 @contextmanager
 def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
-    """A context for training. If training raises an exception, a save in progress is completed first."""
+    """A context manager for training. If training raises an exception, a save in progress is completed first."""
     try:
         yield
     except BaseException:

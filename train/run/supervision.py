@@ -1,4 +1,4 @@
-"""Build the parts that end a run after a signal or before max_wall_time, and that save it before it ends."""
+"""Build the objects that save and end a run after a signal or before max_wall_time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from train.supervision.wall_time import WallTime
 
 @dataclass(frozen=True)
 class Supervision:
-    """The signals that may end a run, and how its end is reported."""
+    """The objects for ending a run early: its events, the signals that end it, and the command that resumes it."""
 
     events: Events
     signals: StopSignals
@@ -32,13 +32,13 @@ class Supervision:
 
 
 class RecordedSaver:
-    """Saves a run that ends early, and records the checkpoint like a regular one."""
+    """Saves a checkpoint of a run that ends early, and adds the checkpoint to record.jsonl like a regular one."""
 
     def __init__(self, saver: CheckpointSaver, record: RunRecord) -> None:
         self._saver, self._record = saver, record
 
     def save_now(self, state: State, *, random: Mapping[str, Any] | None = None) -> Path | None:
-        """Save as CheckpointSaver.save_now does, and record the checkpoint."""
+        """Save a checkpoint like CheckpointSaver.save_now, and add it to record.jsonl."""
         path = self._saver.save_now(state, random=random)
         if path is not None:
             self._record.note_checkpoint(state)
@@ -55,7 +55,7 @@ class RecordedSaver:
 
 
 def build_recorded_saver(savers: Sequence[CheckpointSaver], record: RunRecord) -> RecordedSaver | None:
-    """savers: from build_savers. Returns None without a save_folder."""
+    """savers: the result of build_savers. Returns None without a save_folder."""
     return RecordedSaver(savers[0], record) if savers else None
 
 

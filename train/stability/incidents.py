@@ -20,7 +20,7 @@ from train.checkpoint.save_folder import INCIDENTS, PART
 from train.distributed.first_rank import on_first_rank
 
 MOST = 20
-"""Maximum number of incidents kept in a save folder; later ones are reported but not written."""
+"""Maximum number of incidents kept in a save folder; later incidents are reported but not written."""
 _INCIDENT = "incident.json"
 _TENSORS = ("input_ids", "labels", "document_ids", "streams")
 """Tensors of a batch from data/loading/batches.py; the values that callbacks add can be recomputed from them."""
@@ -66,18 +66,18 @@ def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]
 
 
 def read_incident(path: Path) -> Incident:
-    """Read the incident in a folder. Raises ConfigError if the folder does not contain a valid one."""
+    """Read the incident in a folder. Raises ConfigError if the folder does not contain a valid incident."""
     try:
         values = json.loads((path / _INCIDENT).read_bytes())
         ranks = [RankPart(**{each.name: part[each.name] for each in fields(RankPart)}) for part in values.pop("ranks")]
         return Incident(**values, ranks=ranks)
     except FileNotFoundError:
-        hint = f"name a folder of SAVE_FOLDER/{INCIDENTS}, such as {INCIDENTS}/ba100"
+        hint = f"specify a folder in SAVE_FOLDER/{INCIDENTS}, such as {INCIDENTS}/ba100"
         raise ConfigError(f"{path} is not an incident: it has no {_INCIDENT}: {hint}") from None
     except OSError as error:
         raise ConfigError(f"{path / _INCIDENT} cannot be read: {reason(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path / _INCIDENT} is damaged: {error!r}") from None
+        raise ConfigError(f"{path / _INCIDENT} is corrupt: {error!r}") from None
 
 
 def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
 def _prepare(part: Path, place: Path) -> None:
     others = [path for path in place.parent.glob("ba*") if path != place] if place.parent.is_dir() else []
     if len(others) >= MOST:
-        raise DataError(f"{place.parent} already has {len(others)} incidents, so no further ones are written")
-    with plain_os_errors(f"save_folder {place.parent.parent}", "name another", needed_for="an incident"):
+        raise DataError(f"{place.parent} already has {len(others)} incidents, so no further incidents are written")
+    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another", needed_for="an incident"):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
 
@@ -108,7 +108,7 @@ def _write_batch(part: Path, batch: Mapping[str, Tensor]) -> str | None:
 
 
 def _commit(part: Path, place: Path, incident: Incident) -> None:
-    with plain_os_errors(f"save_folder {place.parent.parent}", "name another", needed_for="an incident"):
+    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another", needed_for="an incident"):
         (part / _INCIDENT).write_text(json.dumps(asdict(incident)))
         # An earlier start of the run may have written an incident for the same batch.
         shutil.rmtree(place, ignore_errors=True)

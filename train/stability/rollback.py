@@ -52,7 +52,8 @@ def roll_back(checkpoints: Sequence[Path], model: nn.Module, optimizer: torch.op
 
 
 def _callbacks(checkpoint: Path) -> Mapping[str, Any]:
-    """Return the state of the callbacks in the checkpoint. Rank 0 reads it; all ranks return it or raise its error."""
+    """Return the state of the callbacks in the checkpoint. Rank 0 reads the state. All ranks return the same state, or
+    raise the same error."""
     found: list[Mapping[str, Any]] = [{}]
 
     def read() -> None:

@@ -32,8 +32,8 @@ class SpikeActions:
         self._mix: list[Any] | None = None
 
     def enter(self, batch: int, mix: list[Any], logger: Logger) -> None:
-        """Begin a batch. mix: JSON values that describe the data mixture; when it changes, the level of the loss
-        changes too, so earlier losses are discarded and a current spike ends."""
+        """Begin a batch. mix: JSON values that describe the data mixture. If the mixture changes, the level of the loss
+        changes too. Earlier losses are then discarded, and a current spike ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
                 self._report_end(batch, logger, "the data mixture changes")
@@ -42,7 +42,7 @@ class SpikeActions:
 
     def handle(self, state: State, loss: float, logger: Logger, model: nn.Module) -> bool:
         """Handle a step with a finite loss before the optimizer step. Returns whether to skip the step. Every rank must
-        call this; the loss is the same on every rank. Raises RunStopped on every rank."""
+        call this with the same loss. Raises RunStopped on every rank if the run has to end."""
         batch, detector = state.timestamp.batch.value, self._detector
         before, median, limit = detector.length, detector.median, detector.limit
         if not detector.is_spike(loss):
@@ -83,7 +83,7 @@ class SpikeActions:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
-            "the rows since then are skipped, as are further steps until the spike ends"
+            "the rows since this checkpoint are skipped, and so are further steps until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 

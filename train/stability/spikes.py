@@ -11,7 +11,7 @@ from train.config.supervision import SpikesConfig
 NORMAL = 1.4826
 """Ratio of the standard deviation to the median absolute deviation for normally distributed numbers."""
 _LEAST = 0.01
-"""Minimum deviation as a share of the median. It is needed because the deviation of a constant loss is 0."""
+"""Minimum deviation as a share of the median. Without it, the deviation of a constant loss would be 0."""
 
 
 class SpikeDetector:

@@ -23,20 +23,20 @@ from train.supervision.events import Events
 
 
 class StepCheck(Callback):
-    """Skips steps whose values are not finite and, if on_spike says so, steps at which the loss has a spike. Also
-    measures the experts, and reports experts that receive no tokens or nearly all tokens. Replaces Composer's
-    GradientClipping.
+    """Skips steps whose loss or gradients are not finite and, depending on on_spike, steps at which the loss has a
+    spike. Also measures the experts, and reports experts that receive no tokens or nearly all tokens. Replaces
+    Composer's GradientClipping.
 
     One collective reduces loss, gradient norm and expert counts over the ranks, so all ranks make the same decisions.
     Logs in every step:
 
     - `l2_norm/grad/global`: the norm of all gradients before clipping;
-    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest;
-    - `experts/dead`: experts without a token, over all layers;
+    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer with the largest imbalance;
+    - `experts/dead`: number of experts that received no tokens, over all layers;
 
     and, at an interval, the values that train/expert_health measures for each layer.
 
-    It runs after callbacks that change gradients, and before those that save.
+    This callback runs after callbacks that change gradients, and before callbacks that save checkpoints.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class StepCheck(Callback):
         self._measurement.add(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        # Composer keeps the outputs and the loss until the end of the next forward pass, and with them the autograd
-        # graph, which contains the input of every block even with activation checkpointing.
+        # Composer keeps the outputs and the loss until the end of the next forward pass. They would keep the autograd
+        # graph in memory, which contains the input of every block even with activation checkpointing.
         assert isinstance(state.loss, dict)
         state.outputs = torch.Tensor()
         state.loss = {name: loss.detach() for name, loss in state.loss.items()}

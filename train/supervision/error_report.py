@@ -7,16 +7,16 @@ from data.base.console import is_first, show_error
 from data.base.errors import ConfigError, DataError, shown_elsewhere
 from train.supervision.exit_codes import ExitCode, RunStopped
 
-# In this time local rank 0 reports its own error, and the launcher then ends the other ranks.
+# Within this time, local rank 0 reports its own error, and the launcher then ends the other ranks.
 _GRACE_SECONDS = 10.0
 
 
 def report(error: Exception, *, debug: bool = False) -> int | None:
     """Show the error and return the exit code. Returns None for an unexpected error, which the caller must raise.
 
-    Errors that the user can fix are shown by local rank 0. Another rank waits for a grace period first. If it is still
-    running afterwards, only this rank has failed, and it shows its error. An error that another rank has already shown
-    is not repeated. debug: show every error with its traceback.
+    Errors that the user can fix are shown by local rank 0. Another rank first waits for a grace period. If it is still
+    running afterwards, local rank 0 has not failed, and the waiting rank shows its own error. An error that another
+    rank has already shown is not repeated. debug: show every error with its traceback.
     """
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, RunStopped):

@@ -13,12 +13,12 @@ from train.supervision.record_file import Record
 
 
 class Events:
-    """The reporter of one run's events."""
+    """Reports the events of one run."""
 
     def __init__(self, record: Record | None) -> None:
         self._record = record
         self.started = False
-        """Whether the start line of this process has been written to record.jsonl. An end line is then written as
+        """Whether the start line of this process has been written to record.jsonl. If so, an end line is written as
         well."""
         self._seen: Counter[str] = Counter()
 
@@ -51,8 +51,8 @@ class Events:
         self.note(batch, event=kind, message=message, **details)
 
     def note(self, batch: int, *, any_rank: bool = False, **fields: Any) -> None:
-        """Add a line to record.jsonl on rank 0, or with any_rank on every rank that calls this. File system errors are
-        ignored."""
+        """Add a line to record.jsonl on rank 0, or, if any_rank is set, on every rank that calls this. File system
+        errors are ignored."""
         if self._record is not None and (any_rank or dist.get_global_rank() == 0):
             # A full disk must not hide the event itself.
             with suppress(ConfigError, DataError):

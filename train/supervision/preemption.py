@@ -22,9 +22,9 @@ _KEPT = "evaluation_due"
 class Preemption(Callback):
     """After a signal to any rank, or shortly before max_wall_time, finishes the step, saves, and raises RunStopped.
 
-    At the end of a batch, it runs before slow callbacks and before CheckpointSaver. If the last batch is not evaluated
-    or exported because of this, it is done after a resume: `evaluation_due` is saved in the checkpoint, and
-    hf_checkpointer finds the missing export.
+    At the end of a batch, this callback runs before slow callbacks and before CheckpointSaver. If the last batch is
+    therefore not evaluated or exported, the evaluation or export follows after a resume: `evaluation_due` is saved in
+    the checkpoint, and hf_checkpointer finds the missing export.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Preemption(Callback):
         resumed_from: Path | None,
         resume_command: str,
     ) -> None:
-        """save: saves and commits a checkpoint of the current batch, unless one exists, and records it; None if there
-        is no save_folder. longest_save: seconds of the longest save of this process. sending: seconds needed to upload
-        all pending checkpoints and one more."""
+        """save: saves and commits a checkpoint of the current batch, unless it has already been saved, and records the
+        checkpoint; None if there is no save_folder. longest_save: seconds of the longest save of this process. sending:
+        seconds needed to upload all pending checkpoints and one more checkpoint."""
         self._signals, self._wall_time, self._save, self._longest_save = signals, wall_time, save, longest_save
         self._sending = sending
         self._events, self._first_batch = events, first_batch
@@ -123,7 +123,7 @@ class Preemption(Callback):
         elif batch == self._first_batch and self._resumed_from is None:
             code, what = self._exit_code, "nothing was saved, because no batch has been trained yet"
         else:
-            # If no batch was trained since the resume, the checkpoint that the run resumed from is still current.
+            # If no batch has been trained since the resume, the checkpoint that the run resumed from is still current.
             path = self._save(state) if batch > self._first_batch else self._resumed_from
             code = self._exit_code if path is None else ExitCode.RESUMABLE
             what = f"batch {batch} could not be saved" if path is None else f"batch {batch} is saved in {path}"

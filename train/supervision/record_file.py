@@ -23,7 +23,8 @@ class Record:
                 self._folders.setdefault(folder, key)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add the line to every folder. An error of add_line is raised only after all folders were tried."""
+        """Add the line to every folder. If add_line raises for a folder, the line is first added to the other
+        folders."""
         with ExitStack() as stack:
             for folder, key in reversed(self._folders.items()):
                 stack.callback(add_line, folder, line, key)
@@ -32,10 +33,10 @@ class Record:
 def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") -> None:
     """Add the line and the current time to the folder's record.jsonl. key: the config key of the folder.
 
-    Raises ConfigError or DataError if the file system refuses the write (see plain_os_errors).
+    Raises ConfigError or DataError if the write fails (see plain_os_errors).
     """
     again = "start again with autoresume=true"
-    with plain_os_errors(f"{key} {folder}", "name another", needed_for=RECORD, again=again):
+    with plain_os_errors(f"{key} {folder}", "specify another", needed_for=RECORD, again=again):
         append_line(folder / RECORD, {"batch": line["batch"], "time": round(time.time(), 3), **line})
 
 
@@ -48,7 +49,7 @@ def append_line(file: Path, line: Mapping[str, Any]) -> None:
     with file.open("a+b") as opened:
         end = opened.seek(0, 2)
         opened.seek(max(end - 1, 0))
-        # A killed run may have left an incomplete last line: start a new line, so that the new one is readable.
+        # A killed run may have left an incomplete last line. Start a new line, so that the new object is readable.
         begin = b"" if opened.read(1) in (b"", b"\n") else b"\n"
         opened.write(begin + text)
 

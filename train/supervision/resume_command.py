@@ -74,7 +74,8 @@ def _usual_launcher() -> list[str]:
 
 
 def _options_of_srun() -> list[str]:
-    """srun is not the parent of its tasks, so its options are derived from the variables that Slurm sets."""
+    """Return the options of srun. srun is not the parent of its tasks, so its options are derived from the variables
+    that Slurm sets."""
     options = {
         "--nodes": os.environ.get("SLURM_STEP_NUM_NODES"),
         "--ntasks": os.environ["WORLD_SIZE"],
@@ -84,5 +85,5 @@ def _options_of_srun() -> list[str]:
 
 
 def _name(program: str) -> str:
-    """The program's file name, which is on the PATH in the activated environment."""
+    """Return the program's file name. In an activated environment, the program is on the PATH."""
     return Path(program).name

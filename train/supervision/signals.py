@@ -1,10 +1,10 @@
 """Handlers for SIGTERM and SIGUSR1 (sent by schedulers) and SIGINT (Ctrl-C).
 
-Before training, the first signal ends the process with one line and exit code 128 + n: the handler raises SystemExit in
-the main thread. The interrupted code may turn SystemExit into another exception, so `StopSignals` records that it was
-raised. During training (`deferred`), the handler only records the signal, and train/supervision/preemption.py saves and
-ends the run. In both cases further signals are ignored for a while, because schedulers and launchers send duplicates;
-after that, the next signal ends the process immediately.
+Before training, the first signal ends the process with a one-line message and exit code 128 + n: the handler raises
+SystemExit in the main thread. The interrupted code may turn SystemExit into another exception, so `StopSignals` records
+that it was raised. During training (`deferred`), the handler only records the signal, and
+train/supervision/preemption.py saves and ends the run. In both cases, further signals are ignored for a while, because
+schedulers and launchers send duplicates. After that, the next signal ends the process immediately.
 
 Python calls signal handlers only in the main thread, between two bytecode instructions, so never while that thread
 waits in a collective. Therefore a thread reads the signal numbers from the wakeup file descriptor, to which the
@@ -33,7 +33,7 @@ _RESUME = "with autoresume=true the next start resumes from the newest checkpoin
 
 
 class StopSignals:
-    """The signals that this process has received, and how it reacts. Use it from the main thread."""
+    """The signals that this process has received, and its reaction to them. Must be used from the main thread."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -50,7 +50,7 @@ class StopSignals:
 
     @property
     def raised(self) -> bool:
-        """Whether the signal ended what the main thread was doing."""
+        """Whether a signal has raised SystemExit in the main thread."""
         return isinstance(self._error, SystemExit)
 
     def install(self) -> None:
@@ -83,8 +83,8 @@ class StopSignals:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In this context inside `deferred`, a signal raises WaitInterrupted. Use it for waits whose result is not
-        needed if the run ends."""
+        """In this context, which must be inside `deferred`, a signal raises WaitInterrupted. Use it for waits whose
+        result is not needed if the run ends."""
         self._waits = True
         try:
             if self._deferred and self.received is not None:

@@ -1,4 +1,4 @@
-"""max_wall_time: when a run must stop so that a last step, a save and its upload still fit."""
+"""max_wall_time: when a run must stop so that it can still finish a step, save a checkpoint and upload it."""
 
 import time
 
@@ -10,7 +10,7 @@ _WRITTEN_PER_SECOND = 100e6
 """Bytes per second that are assumed until a save or an upload has been timed: the speed of a slow shared file
 system."""
 _MOST_OF_IT = 0.25
-"""Largest share of max_wall_time that is assumed for a save or an upload until one has been timed."""
+"""Largest duration that is assumed for a save or an upload until one has been timed, as a share of max_wall_time."""
 _LONGER = 1.25
 """Safety factor on the longest step, save and upload so far."""
 

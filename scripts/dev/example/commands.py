@@ -57,8 +57,8 @@ class Commands:
             import transformers  # noqa: F401
 
     def run(self, name: str, *words: str) -> Output:
-        """Run a command, or return its stored output. Raises ConfigError if it fails; the message contains the end of
-        its output."""
+        """Run a command, or return its stored output. Raises ConfigError if the command fails; the message contains the
+        end of the output."""
         command, kept, log = quoted(words), self.folder / f"{name}.json", self.folder / f"{name}.log"
         if kept.exists():
             output = Output(**json.loads(kept.read_text("utf-8")))

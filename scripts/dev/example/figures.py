@@ -47,7 +47,7 @@ def _draw_losses(metrics: dict[str, Metrics], file: Path) -> None:
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """The mean of each value and the ones before it, at most `window`."""
+    """Return the mean of each value and the values before it, over at most `window` values."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

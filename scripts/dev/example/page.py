@@ -19,7 +19,7 @@ _NOISE = re.compile(
 
 
 def render(results: Results, settings: Settings) -> str:
-    """Return the page in Markdown. Raises UndefinedError if the template names a step that was not run."""
+    """Return the page in Markdown. Raises UndefinedError if the template refers to a step that was not run."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"command": command, "console": console, "lines": lines}
     context: dict[str, Any] = {
@@ -54,9 +54,9 @@ def _questions(file: Path, count: int = 2) -> list[dict[str, str]]:
 
 
 def lines(output: Output, first: str | None = None, last: str | None = None) -> list[str]:
-    """The output's lines from the first that matches one expression to the next that matches another.
+    """Return the lines of the output from the first line that matches `first` to the next line that matches `last`.
 
-    Raises ValueError when no line matches.
+    Raises ValueError if no line matches.
     """
     found = [line for line in output.text.splitlines() if not _NOISE.search(line)]
     start = 0 if first is None else _matching(found, first, 0)
@@ -72,13 +72,13 @@ def _matching(found: list[str], pattern: str, start: int) -> int:
 
 
 def console(output: Output, first: str | None = None, last: str | None = None) -> str:
-    """A fenced block with the command and these lines of its output."""
+    """Return a fenced block with the command and these lines of its output."""
     shown = "\n".join(lines(output, first, last)).strip("\n")
     return f"```console\n$ {output.command}\n{shown}\n```"
 
 
 def percent(share: float) -> str:
-    """Rounded down, so that 100% means every one."""
+    """Format a share as a percentage, rounded down, so that 100% means that all answers are correct."""
     return f"{int(100 * share + 1e-9)}%"
 
 
@@ -87,7 +87,7 @@ def _last(output: Output, pattern: str) -> str:
 
 
 def command(output: Output) -> str:
-    """A fenced block with the command alone."""
+    """Return a fenced block that contains only the command."""
     return f"```console\n$ {output.command}\n```"
 
 

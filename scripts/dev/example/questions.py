@@ -1,4 +1,4 @@
-"""Makes questions about names and functions in source files, with their answers."""
+"""Generates questions about names and functions in source files, with their answers."""
 
 import ast
 import random
@@ -10,7 +10,8 @@ from pathlib import Path
 Question = dict[str, str]
 
 MAX_PROMPT = 120
-"""Characters: longer docstrings and signatures are left out, so that short rows hold several questions."""
+"""Maximum number of characters. Longer docstrings and signatures are skipped, so that a short row holds several
+questions."""
 HELDOUT_OF_EACH = 100
 SEED = 17
 
@@ -23,7 +24,7 @@ class Function:
     parameters: tuple[str, ...]
     signature: str
     summary: str
-    """The first line of its docstring; empty without one."""
+    """The first line of the docstring; empty if there is no docstring."""
 
 
 Kind = Callable[[str], Iterator[Question]]
@@ -31,7 +32,7 @@ Kind = Callable[[str], Iterator[Question]]
 
 
 def functions(source: str) -> Iterator[Function]:
-    """The functions of a source file whose names do not begin with an underscore."""
+    """Yield the functions of a source file whose names do not begin with an underscore."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = node.args
@@ -43,7 +44,8 @@ def functions(source: str) -> Iterator[Function]:
 
 
 def name_questions(source: str) -> Iterator[Question]:
-    """Ask for the name of a function, given the first line of its docstring. Lines with the name are skipped."""
+    """Ask for the name of a function, given the first line of its docstring. Lines that contain the name are
+    skipped."""
     for function in functions(source):
         contained = function.name.lower() in function.summary.lower()
         if len(function.summary) >= 15 and not contained:
@@ -51,14 +53,15 @@ def name_questions(source: str) -> Iterator[Question]:
 
 
 def parameters_questions(source: str) -> Iterator[Question]:
-    """Ask for the parameters of a function, given its signature. Functions with fewer than two are skipped."""
+    """Ask for the parameters of a function, given its signature. Functions with fewer than two parameters are
+    skipped."""
     for function in functions(source):
         if len(function.parameters) >= 2:
             yield _question("Parameters", function.signature, ", ".join(function.parameters), about=function.name)
 
 
 def kind_questions(source: str) -> Iterator[Question]:
-    """Ask whether a name is that of a class, a function or a constant. Only a quarter of the functions is used."""
+    """Ask whether a name belongs to a class, a function or a constant. Only a quarter of the functions are used."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
@@ -79,13 +82,16 @@ KINDS: dict[str, dict[str, Kind]] = {
     "questions": {"name": name_questions, "parameters": parameters_questions},
     "kinds": {"kind": kind_questions},
 }
-"""File of training questions -> the kinds of question in it, each with the name of its file of held-out questions."""
+"""For each file of training questions, the kinds of questions in it. The name of a kind is also the name of its file of
+held-out questions."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:
-    """File name, without suffix -> its questions; at most 100 of each kind, from every heldout-th file, are held out.
+    """Return the questions of each file, by file name without suffix. At most 100 questions of each kind, from every
+    `heldout`-th source file, are held out.
 
-    No prompt occurs twice. No held-out question is about a name that a training question of the same file is about.
+    No prompt occurs twice. Names that training questions ask about do not occur in the held-out questions of the same
+    kinds.
     """
     train_sources: list[str] = []
     heldout_sources: list[str] = []

@@ -25,8 +25,8 @@ doc_to_text: ""
 doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
-"""A task of the lm-evaluation-harness: perplexity for each byte of the end of every held-out module,
-which fits into a row of the training data."""
+"""A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. The length of this
+end is chosen so that it fits into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Settings:
     figures: Path = Path("docs/examples/python-stdlib")
     port: int = 8000
     short: bool = False
-    """A few batches of little data on one rank: a test of the steps, not of the model."""
+    """Whether to use a few batches of little data on one rank, which tests the steps but not the model."""
 
     def run(self, name: str) -> Path:
         return self.runs / f"stdlib-{name}"
@@ -50,19 +50,19 @@ class Settings:
 
 @dataclass
 class Results:
-    """What the page shows."""
+    """The results that the page shows."""
 
     outputs: dict[str, Output] = field(default_factory=dict)
-    """Step -> its command and output."""
+    """The command and the output of each step."""
     exact: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """Run -> kind of question -> `asked` and the share answered exactly."""
+    """For each run and kind of question: the number `asked`, and the share that was answered exactly."""
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Run -> stream -> perplexity of a byte of held-out text."""
+    """For each run and stream: the perplexity per byte of held-out text."""
     served: dict[str, Any] = field(default_factory=dict)
 
 
 def run_steps(commands: Commands, settings: Settings) -> Results:
-    """Run every step that has not been run. Raises ConfigError when a step fails."""
+    """Run every step whose output is not stored yet. Raises ConfigError if a step fails."""
     results = Results()
     outputs = results.outputs
     _make_data(commands, settings, outputs)
@@ -133,7 +133,7 @@ def _other_data(settings: Settings, name: str) -> list[str]:
 def _export(settings: Settings, name: str) -> list[str]:
     words = ["python", "scripts/convert_checkpoint_to_hf.py", "--composer_path", f"{settings.run(name)}/checkpoints"]
     words += ["--hf_output_path", str(settings.model(name))]
-    # A short run verifies only the last export, which contains the weights of all.
+    # A short run verifies only the last export, which contains the weights of all runs.
     return [*words, "--no-verify"] if settings.short and name != RUNS[-1] else words
 
 
@@ -190,7 +190,7 @@ def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]
 
 
 def _serve(commands: Commands, settings: Settings) -> dict[str, Any]:
-    """What the server of the last model answers to the held-out questions of its task."""
+    """Return the answers of a server with the last model to the held-out questions of the last task."""
     kept, folder = commands.folder / "served.json", settings.model(RUNS[-1])
     if kept.exists():
         return json.loads(kept.read_text("utf-8"))
@@ -204,6 +204,6 @@ def _serve(commands: Commands, settings: Settings) -> dict[str, Any]:
     served = {"command": command, "models": models, "asked": len(pairs), "exact": exact}
     served |= {"prompt": questions[0]["prompt"], "answer": answers[0]}
     if not all(answer["choices"][0]["finish_reason"] in ("stop", "length") for answer in answers):
-        raise ConfigError(f"the server ended an answer in an unknown way: {answers}")
+        raise ConfigError(f"the server ended an answer with an unknown finish_reason: {answers}")
     kept.write_text(json.dumps(served), encoding="utf-8")
     return served

@@ -25,7 +25,7 @@ class Compiled(NamedTuple):
     shared: int
     """Shared memory per block in bytes. Triton's kernels use only dynamic shared memory."""
     narrow: list[str]
-    """Products with a row number that are computed in 32 bits."""
+    """Products that have a row number as a factor and are computed in 32 bits."""
 
     def defects(self, capability: int) -> list[str]:
         """Return the reasons why the kernel is slow or cannot run on a GPU of this capability."""
@@ -42,8 +42,8 @@ def why_not_compiled() -> str | None:
         import triton
     except ImportError as error:
         return (
-            f"{could_not}: {error}. torch's CUDA wheels include Triton, its CPU wheel does not: install a CUDA wheel, "
-            "or only Triton (uv pip install triton)"
+            f"{could_not}: {error}. torch's CUDA wheels include Triton, but its CPU wheel does not: install a CUDA "
+            "wheel, or only Triton (uv pip install triton)"
         )
     missing = [name for name in ("ptxas", "cuobjdump") if not (_tools(triton) / name).is_file()]
     if missing:
@@ -52,7 +52,7 @@ def why_not_compiled() -> str | None:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Compile a launch. Raises the errors of Triton and ptxas."""
+    """Compile a launch. Errors of Triton and ptxas are raised unchanged."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

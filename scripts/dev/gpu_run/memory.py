@@ -23,7 +23,8 @@ _GB = 1e9
 
 
 def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
-    """Return the config of a model whose states take about 18 GB on one rank; its data is not read."""
+    """Return a config with which the weights, gradients and optimizer state take about 18 GB on one rank. Its data is
+    never read."""
     sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 2, "vocab_size": 100352}
     ffn, attn, row = FFNConfig(ffn_hidden_size=3584), AttnConfig(), 4096
     if tiny:
@@ -45,7 +46,7 @@ def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
 
 
 def against_plan(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], dict[str, Any], list[str]]:
-    """Return a row for each policy, all values in bytes, and notes about missing values."""
+    """Return a row for each policy, the planned and measured values in bytes, and notes about missing values."""
     gpu, notes, figures = device.type == "cuda", [], {}
     dist.init_process_group("nccl" if gpu else "gloo", store=HashStore(), rank=0, world_size=1)
     try:

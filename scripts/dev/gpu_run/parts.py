@@ -121,7 +121,7 @@ def lora_step(tiny: bool) -> Found:
     flags = (sizes | {"first_steps": 1, "rounds": 1}) if tiny else large
     report = _bench(lora.main, flags, device=_device(tiny).type)
     rows = [lora.cells(name, row, report["sides"][lora.FULL]) for name, row in report["sides"].items()]
-    return Found({"A training step with adapters, including a base in 4 bits": rows}, figures=report)
+    return Found({"A training step with adapters, including a 4-bit base model": rows}, figures=report)
 
 
 PARTS = (
@@ -132,7 +132,7 @@ PARTS = (
     Part("step", "a training step at DBRX's width", 110, step),
     Part("memory", "the measured and the planned memory of a step", 90, memory),
     Part("composer", "a training step under Composer", 70, composer_step, needs=("composer", "omegaconf"), tiny=False),
-    Part("lora", "a step with adapters over a base in 4 bits", 60, lora_step, needs=("bitsandbytes",), tiny=False),
+    Part("lora", "a step with adapters on a 4-bit base model", 60, lora_step, needs=("bitsandbytes",), tiny=False),
 )
 """The time limits add up to 12 minutes."""
 
@@ -142,10 +142,10 @@ def _device(tiny: bool) -> torch.device:
 
 
 def _bench(main: Callable[[Sequence[str]], int], flags: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Run a bench of scripts/bench with these flags and return its report."""
+    """Run a benchmark of scripts/bench with these flags and return its report."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bench.json"
         given = [f"--{name}={value}" for name, value in (flags | more).items()]
         if code := main([*given, f"--json={file}"]):
-            raise RuntimeError(f"the bench ended with exit code {code}")
+            raise RuntimeError(f"the benchmark ended with exit code {code}")
         return json.loads(file.read_text(encoding="utf-8"))

@@ -21,18 +21,18 @@ class RunFiles:
 
 
 def find_run(path: Path) -> RunFiles:
-    """Return the files of a run. path: its log folder, a parent folder of that, or one of its files. Raises
-    ConfigError."""
+    """Return the files of a run. path: the log folder of the run, a parent folder of the log folder, or a file in the
+    log folder. Raises ConfigError."""
     refuse_path("RUN", str(path))
     with os_errors_named(path):
         if not path.exists():
-            raise ConfigError(f"{path} does not exist: name the save_folder or log_folder of a run")
+            raise ConfigError(f"{path} does not exist: specify the save_folder or log_folder of a run")
         if not path.is_dir() and path.name not in (METRICS, RECORD):
-            raise ConfigError(f"{path} is not the log of a run: name its folder, or its {METRICS}")
+            raise ConfigError(f"{path} is not the log of a run: specify the log folder of a run, or its {METRICS}")
         folder = resolve_folder(path, _has_metrics) if path.is_dir() else path.parent
         if not _has_metrics(folder):
             runs = sorted(each.parent for each in path.glob(f"*/*/{METRICS}")) if path.is_dir() else []
-            found = f"; the runs below it are {', '.join(map(str, runs[:3]))}" if runs else ""
+            found = f"; it contains the runs {', '.join(map(str, runs[:3]))}" if runs else ""
             raise ConfigError(f"{path} has no {METRICS}, which a run creates at its first step{found}")
         return RunFiles(
             folder=folder,

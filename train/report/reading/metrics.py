@@ -1,4 +1,5 @@
-"""Read metrics.jsonl into one series per metric. If steps were repeated after a resume, only the repetition is kept."""
+"""Read metrics.jsonl into one series per metric. If steps were repeated after a resume, only their newer values are
+kept."""
 
 import json
 from array import array
@@ -49,7 +50,8 @@ class Metrics:
         return self.series[name].last if name in self.series else None
 
     def matching(self, prefix: str, suffix: str = "") -> dict[str, Series]:
-        """Return the series whose names have this prefix and suffix. The keys are the parts between them."""
+        """Return the series whose names have this prefix and suffix, by the part of the name between prefix and
+        suffix."""
         length, end = len(prefix), -len(suffix) or None
         return {
             name[length:end]: series
@@ -94,7 +96,7 @@ def read_metrics(path: Path) -> Metrics:
             newest = time
             if not times.steps or times.steps[-1] != step:
                 times.put(step, time)
-            # A run may have ended within this step, and a resumed run then completes it.
+            # If a run ended within this step, the resumed run logs the step again, with the complete number of tokens.
             tokens.put(step, line["tok"])
             for name, value in line["metrics"].items():
                 number = _NOT_FINITE.get(value) if isinstance(value, str) else value

@@ -41,7 +41,7 @@ class Record:
     unreadable: int = 0
 
     def events(self, *kinds: str) -> list[Entry]:
-        """Return the events of these kinds, or all events if no kind is given."""
+        """Return the events of these kinds, or all events if `kinds` is empty."""
         return [each for each in self.entries if each.event is not None and (not kinds or each.event in kinds)]
 
     @property

@@ -16,8 +16,8 @@ LOSS = "loss/train/total"
 EVALUATIONS = "metrics/eval/"
 EVAL_LOSS = f"{EVALUATIONS}LanguageCrossEntropy"
 _SILENT = 600.0
-"""Seconds without a new line after which a run no longer counts as running, or 20 times the usual interval if that is
-longer."""
+"""A run without a new line for this number of seconds, or for 20 times the usual interval between lines if this is
+longer, is no longer reported as running."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Run:
     state: str
     """running, finished, stopped, failed, or silent: no new line for a long time, and no end line."""
     age: float
-    """Seconds since the last line."""
+    """Seconds since the last line was written."""
 
     @property
     def last_step(self) -> int:
@@ -84,7 +84,8 @@ class Run:
 
 
 def read_run(path: Path, now: float | None = None) -> Run:
-    """Read a run. now: Unix seconds, to decide whether it is running. Raises ConfigError."""
+    """Read a run. now: the current time in Unix seconds, which decides whether the run is reported as running. Raises
+    ConfigError."""
     files = find_run(path)
     metrics, record = read_metrics(files.metrics), read_record(files.record)
     metrics.series.update(_evaluations(metrics, record))
@@ -100,7 +101,8 @@ def read_run(path: Path, now: float | None = None) -> Run:
 
 
 def read_config(run: Run) -> dict[str, Any]:
-    """Return the resolved config of the newest start, or else the config.yaml of the save folder."""
+    """Return the resolved config of the newest start, or config.yaml of the save folder if the record contains no
+    config."""
     config = run.record.start.get("config")
     if isinstance(config, dict):
         return config
@@ -114,7 +116,8 @@ def read_config(run: Run) -> dict[str, Any]:
 
 
 def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
-    """Return the evaluations in record.jsonl. Runs of earlier versions did not log them as metrics."""
+    """Return the evaluations in record.jsonl, if the metrics contain none, because earlier versions of this code did
+    not log evaluations as metrics."""
     if metrics.matching(EVALUATIONS):
         return {}
     columns: dict[str, dict[int, float]] = {}
@@ -130,7 +133,7 @@ def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
 
 
 def _newest(files: RunFiles, metrics: Metrics, record: Record) -> float:
-    """Return the time of the last line in Unix seconds, or that of the file if it contains no line."""
+    """Return the time of the last line in Unix seconds, or the modification time of the file if it has no lines."""
     times = [each.time for each in record.entries[-1:] if each.time is not None]
     return max([*metrics.times[-1:].tolist(), *times], default=files.metrics.stat().st_mtime)
 

@@ -15,7 +15,7 @@ MEASUREMENTS = 60
 
 def thin(series: Series, points: int = POINTS) -> dict[str, list[Any]]:
     """Reduce a series to buckets. `b`: the last step of each bucket. `v`: the mean of the finite values in each bucket,
-    or null if there are none. `lo`, `hi`: minimum and maximum, present only if a bucket contains several values."""
+    or null if no value is finite. `lo`, `hi`: minimum and maximum, present only if a bucket contains several values."""
     count = len(series.steps)
     edges = np.unique(np.linspace(0, count, min(points, count) + 1).astype(np.int64))
     finite = np.isfinite(series.values)

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 
 LONGEST_TICK = 3.0
-"""Maximum number of seconds that one tick counts. One thread ticks more often than this. If it was not scheduled for
-longer, the whole process was suspended."""
+"""Maximum number of seconds that one tick adds. One thread calls `tick` more often than this. If more time has passed
+between two calls, the whole process was suspended."""
 
 
 class AwakeClock:

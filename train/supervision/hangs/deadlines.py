@@ -8,11 +8,12 @@ from statistics import median
 from train.config.supervision import DeadlinesConfig
 
 _SAMPLES = 101
-"""Number of recent samples from which the median is computed."""
+"""Number of recent durations from which the median is computed."""
 _FIRST = 3
-"""Number of samples after which a section's median is compared with its configured deadline."""
+"""Number of measured durations after which a section's median is compared with its configured deadline."""
 _INSTEAD_OF_NULL = 10.0
-"""Multiple of the median if deadlines.multiple is null and the first samples already exceed deadlines.SECTION."""
+"""Multiple of the median that is used if deadlines.multiple is null and the first measured durations already exceed
+deadlines.SECTION."""
 
 
 class Section(StrEnum):
@@ -42,7 +43,7 @@ class Deadline:
 
 
 class Deadlines:
-    """The deadlines of one rank. Only one thread adds samples."""
+    """The deadlines of one rank. Only one thread may call `add`."""
 
     def __init__(self, config: DeadlinesConfig) -> None:
         self._config = config
@@ -56,7 +57,7 @@ class Deadlines:
         """Return the section's current deadline, or None if it has none.
 
         The first step may compile code, and the first batch of training or of an evaluation may start workers. A
-        section without samples therefore has the deadline of set-up if that is longer.
+        section that has not been measured yet therefore has the deadline of the set-up, if this deadline is longer.
         """
         floor = self._floor(section)
         if floor is None:
@@ -69,7 +70,7 @@ class Deadlines:
                 if setup is None:
                     return None
                 if setup > floor:
-                    return Deadline(seconds=setup, source="deadlines.setup, for the first one")
+                    return Deadline(seconds=setup, source="deadlines.setup, because no duration was measured yet")
             return found
         multiple = self._multiple(section)
         if multiple is not None and multiple * mid > floor:
@@ -79,8 +80,8 @@ class Deadlines:
         return found
 
     def add(self, section: Section, seconds: float) -> str | None:
-        """Add a measured duration. Returns a message, once per section, if the first samples already exceed the
-        configured deadline."""
+        """Add a measured duration. Returns a message, once per section, if the first measured durations already exceed
+        the configured deadline."""
         samples = self._samples.get(section)
         if samples is None:
             return None

@@ -1,4 +1,4 @@
-"""The other ranks as seen through the store: their heartbeats, and the failure that has ended the run.
+"""Communication with the other ranks through the store: heartbeats, and the failure that has ended the run.
 
 One thread with its own connection makes all calls that may block, because a server whose process is stopped never
 answers.
@@ -38,7 +38,7 @@ class RankProcess:
         return f"rank {self.rank} (host {self.machine[0]}, pid {self.pid})"
 
     def exists(self) -> bool:
-        """Whether the process exists. Only for ranks of this machine."""
+        """Whether the process exists. Only valid for ranks on this machine."""
         return processes.is_alive(self.pid, self.started)
 
 
@@ -91,8 +91,8 @@ class Peers:
         self._thread.join(1)  # only a short time, because the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
-        """Seconds from the last new heartbeat of the rank to the last read. Ranks other than 0 and 1 read heartbeats
-        only when they need them."""
+        """Seconds between the last new heartbeat of the rank and the last time that heartbeats were read. Ranks other
+        than 0 and 1 read heartbeats only when they need them."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
@@ -114,7 +114,7 @@ class Peers:
         self._wait_until(lambda: self.all_left or not self.connected, seconds)
 
     def read_now(self, seconds: float) -> None:
-        """Update `beats`."""
+        """Read the heartbeats of all ranks, and update `beats`."""
         self._read_once = True
         self._wait_until(lambda: not self._read_once or not self.connected, seconds)
 
@@ -164,7 +164,8 @@ class Peers:
         self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
             self.beats[rank] = beat = Heartbeat.from_json(text)
-            # The first heartbeat has number 0; a rank that is stopped right after it counts as silent from then on.
+            # The first heartbeat has number 0. A rank that is stopped right after it counts as silent from this time
+            # on.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False

@@ -1,7 +1,7 @@
-"""The section that a rank's main thread is in, and since when. The watchdog's threads read this information.
+"""The section that a rank's main thread is in, and when it was entered. The watchdog's threads read this information.
 
-A process has one main thread, so `within(Section.SAVE)` needs no reference to the run; it does nothing if no run is
-watched.
+A process has one main thread, so `within(Section.SAVE)` needs no reference to the run. `within` does nothing if no run
+is watched.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,18 +29,19 @@ class Sections:
     """The sections of the main thread. Other threads may read `place`, `age` and the deadlines."""
 
     def __init__(self, deadlines: Deadlines, clock: Callable[[], float], on_exceeded: Callable[[str], None]) -> None:
-        """on_exceeded: called with a message if the first samples of a section already exceed its configured
+        """on_exceeded: called with a message if the first measured durations of a section already exceed its configured
         deadline."""
         self.deadlines, self._clock, self._on_exceeded = deadlines, clock, on_exceeded
         self.place = Place(section=Section.SETUP, batch=0, since=clock(), marks=0)
         self._outer: list[tuple[Place, float]] = []
-        """The enclosing sections, outermost first, each with the time at which the next one was entered."""
+        """The enclosing sections, outermost first, each with the time at which the section nested in it was entered."""
         self._seconds = dict.fromkeys(Section, 0.0)
         self._counted = self.place.since
 
     def seconds(self) -> dict[Section, float]:
-        """Return the seconds spent in each section so far, without nested sections. Waiting for data during a step has
-        its own entry; at other times it counts for the enclosing section. Call it from the main thread."""
+        """Return the seconds spent in each section so far, without nested sections. Time spent waiting for data is a
+        separate entry during a step; at other times it counts towards the enclosing section. Must be called from the
+        main thread."""
         now, section = self._clock(), self.place.section
         if section is Section.DATA and self._outer and self._outer[-1][0].section is not Section.STEP:
             section = self._outer[-1][0].section
@@ -78,12 +79,12 @@ class Sections:
         self.place = replace(self.place, since=self._clock(), marks=self.place.marks + 1)
 
     def leave(self, *, measured: bool = True) -> None:
-        """Leave the section. measured: add its duration to the samples."""
+        """Leave the section. measured: whether its duration affects the median from which the deadline is computed."""
         self.seconds()
         inner, (outer, entered) = self.place, self._outer.pop()
         if measured:
             self._add(inner)
-        # The duration of the nested section does not count for the enclosing one.
+        # The duration of the nested section does not count towards the enclosing section.
         self.place = replace(outer, since=outer.since + self._clock() - entered, marks=inner.marks + 1)
 
     def seconds_left(self) -> float:
@@ -116,7 +117,7 @@ def watched_sections(sections: Sections) -> Iterator[None]:
 @contextmanager
 def within(section: Section, *, measured: bool = True) -> Iterator[None]:
     """Mark that the main thread is in this section; meanwhile the age of the enclosing section does not increase. Also
-    works as a decorator. measured: add the duration to the samples of the section's median."""
+    works as a decorator. measured: whether the duration affects the median from which the deadline is computed."""
     sections = _watched
     if sections is None:
         yield

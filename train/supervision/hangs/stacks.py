@@ -1,4 +1,4 @@
-"""The stacks of a process's threads, written by one of them while the others may be blocked."""
+"""The stack traces of a process's threads, written by one thread while the other threads may be blocked."""
 
 import faulthandler
 import sys
@@ -12,7 +12,7 @@ FOLDER = "stacks"
 
 
 def write_stacks(folder: Path | None, rank: int, headline: str) -> None:
-    """Write all stacks to stacks/rankN.txt in the folder, or to stderr without a folder. Raises OSError."""
+    """Write all stack traces to stacks/rankN.txt in the folder, or to stderr if folder is None. Raises OSError."""
     if folder is None:
         sys.stderr.write(f"stacks of rank {rank}: {headline}\n")
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Which ranks the others wait for, according to the heartbeats."""
+"""Finds the ranks that the other ranks wait for, from the heartbeats of all ranks."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -54,10 +54,10 @@ SECTION_NAMES = {
 
 
 def stragglers(beats: Mapping[int, Heartbeat], silent: Collection[int]) -> list[int]:
-    """Return the ranks that the others wait for.
+    """Return the ranks that the other ranks wait for.
 
     The result is the first of these lists that is not empty: the ranks without a heartbeat; the ranks that have ended;
-    the ranks with the least progress; the ranks outside a collective. It is empty if no rank differs from the
+    the ranks with the least progress; the ranks outside a collective. The result is empty if no rank differs from the
     others."""
     if silent:
         return sorted(silent)

@@ -1,4 +1,5 @@
-"""The watchdog and the heartbeat of this rank, which run from the moment when all ranks are connected until the end."""
+"""The watchdog and the heartbeat of this rank, which run from the moment when all ranks are connected until the run
+ends."""
 
 import itertools
 import re
@@ -64,7 +65,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
 
 
 class _Rank:
-    """The watchdog and heartbeat threads of this rank, and what its main thread does when it ends."""
+    """The watchdog and heartbeat threads of this rank, and what its main thread does when the run ends."""
 
     def __init__(
         self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None, events: Events
@@ -93,7 +94,7 @@ class _Rank:
             self.peers.stop()
 
     def failed(self, error: BaseException) -> None:
-        """Handle an exception of the main thread. Returns if the caller must report the exception."""
+        """Handle an exception of the main thread. Returns only if the caller must report the exception."""
         peers, watchdog = self.peers, self.watchdog
         self._block_if_ending()
         if peers is None:

@@ -23,22 +23,23 @@ from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, straggl
 _LOOK = 0.5
 """Seconds between two checks."""
 _LOADER_MARGIN = 5.0
-"""Extra seconds in which a loader can report its own worker first, with a more precise message."""
+"""Extra seconds after a deadline, in which a loader can first report a hanging worker with a more precise message."""
 _CONSEQUENCE = 2.0
-"""Seconds in which the main thread may raise the same error as another rank."""
+"""Seconds to wait after another rank has failed, because the main thread of this rank may raise the same error."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Time limits in seconds for each part of ending the process, 30 in total, because the store, the disk or another rank
-may hang."""
+"""Time limits in seconds for each part of ending the process, 30 in total. They are needed because the store, the disk
+or another rank may hang."""
 _NAMED = 8
-"""Maximum number of ranks named in a message."""
+"""Maximum number of ranks listed in a message."""
 _SILENT = 4.0
 """Seconds without a heartbeat after which a rank that others wait for counts as unresponsive."""
 _GRACE_OF_SERVER = 3.0
-"""Seconds after the connection to the store is lost in which this rank may end normally, as rank 0 may have done."""
+"""Seconds to wait after the connection to the store is lost. Rank 0 may have ended normally, and this rank may then end
+normally too."""
 
 
 class Watchdog:
-    """The watchdog of one rank. Its thread never raises an exception. It ends the process with os._exit."""
+    """The watchdog of one rank. Its thread never raises an exception. The thread ends the process with os._exit."""
 
     def __init__(
         self,
