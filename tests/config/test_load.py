@@ -267,7 +267,7 @@ def test_unresolved_references_are_reported(tmp_path):
         ("a:\n\t- 1\n", "small.yaml:2: not valid YAML: a tab in column 1: use spaces"),
         ("a: b: 1\n", "small.yaml:1: not valid YAML: mapping values are not allowed here: check the indentation"),
         ("a: \x00\n", "small.yaml: not valid YAML: "),
-        ("null: 1\n", "small.yaml: keys of a config must be text"),
+        ("null: 1\n", "small.yaml: the keys of a config must be strings"),
     ],
 )
 def test_files_that_are_not_a_config_are_refused(tmp_path, text, message):

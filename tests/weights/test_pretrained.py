@@ -137,7 +137,7 @@ def test_a_saved_config_names_the_absolute_path_of_the_folder(
 
 
 def test_pretrained_true_needs_a_name(tmp_path: Path) -> None:
-    assert "no weights are named: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
+    assert "no weights are specified: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
 
 
 def change_config(folder: Path, **changes: object) -> None:

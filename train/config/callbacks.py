@@ -1,4 +1,4 @@
-"""The callbacks and loggers of a config. Composer treats loggers as callbacks too."""
+"""The config sections of callbacks and loggers. Composer treats loggers as callbacks too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,22 +18,22 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """Sets the averaging window for throughput, which is always logged, and adds the metrics of Composer's
-    SpeedMonitor."""
+    """Logs the metrics of Composer's SpeedMonitor, and sets the averaging window of the throughput, which is always
+    logged."""
 
     window_size: Count = 100
-    """Number of batches over which throughput is averaged. Until that many batches have run since the warm-up, all
-    batches since the warm-up are used."""
+    """Throughput is averaged over the last `window_size` batches, or over all batches since the warm-up (the first
+    batches of the process) if these are fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMonitorConfig(Section):
-    """Logs the memory of the accelerator."""
+    """Logs the memory usage of the accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the remaining time as Composer does (time/remaining_estimate, in hours), in addition to
+    """Logs Composer's estimate of the remaining time (time/remaining_estimate, in hours), in addition to
     time/remaining_seconds."""
 
 
@@ -42,9 +42,10 @@ class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
     save_folder: PathOfRun
-    """Exports are written to huggingface/baN in this folder. {run_name} is filled in."""
+    """Folder for the exports. The export at batch N is written to its subfolder huggingface/baN. {run_name} is replaced
+    with the name of the run."""
     save_interval: PositiveDuration
-    """Time between exports. Must be a multiple of the run's save_interval. The last checkpoint is also exported."""
+    """Interval between exports. Must be a multiple of the run's save_interval. The last checkpoint is also exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 
@@ -64,9 +65,9 @@ class GenerateConfig(Sampling):
     RULES = (*Sampling.RULES, _prompts)
 
     prompts: list[str]
-    """Prompts that the model continues, the same each time."""
+    """Prompts that the model continues. The same prompts are used each time."""
     interval: PositiveDuration = "1ep"
-    """Time between generations. Text is also generated at the end of the run."""
+    """Interval between generations. Text is also generated at the end of the run."""
     chat: bool = False
     """Format each prompt as a user message with the chat template."""
     max_new_tokens: Count = 64
@@ -90,7 +91,8 @@ class FileLoggerConfig(Section):
     """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """Path of the log file, which contains the console output. {run_name} and {rank} are filled in."""
+    """Path of the log file, which contains the console output. {run_name} and {rank} are replaced with the name of the
+    run and the number of the rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ class TensorboardLoggerConfig(Section):
     """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Folder of the event files. {run_name} is filled in. Without {run_name}, the files are in a subfolder named after
-    the run. null uses tensorboard_logs."""
+    """Folder of the event files. {run_name} is replaced with the name of the run. If the path does not contain
+    {run_name}, the files are written to a subfolder named after the run. null uses tensorboard_logs."""
 
     def folder(self, run_name: str) -> Path:
         """The folder of a run's event files."""
@@ -115,7 +117,7 @@ class WandBLoggerConfig(Section):
     project: Label | None = None
     """The project that the run belongs to."""
     entity: Label | None = None
-    """The user or team."""
+    """The user or team that owns the project."""
     group: Label | None = None
     """The group that the run belongs to."""
     name: Label | None = None
@@ -129,10 +131,11 @@ class MLflowLoggerConfig(Section):
     """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, file:PATH, or the address of a server, http://HOST:PORT. null uses $MLFLOW_TRACKING_URI, or the folder
-    mlruns if that is not set."""
+    """A folder, a URI file:PATH, or the address of a server, http://HOST:PORT. null uses $MLFLOW_TRACKING_URI, or the
+    folder mlruns if that variable is not set."""
     experiment_name: Label | None = None
-    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's Default if that is not set."""
+    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's experiment Default if that variable is not
+    set."""
     run_name: Label | None = None
     """Name of the run in MLflow; null uses run_name."""
     tags: dict[str, str] = field(default_factory=dict)

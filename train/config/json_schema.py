@@ -24,7 +24,7 @@ _KEYS_PAGE = """\
 # Configuration keys
 
 Every key that a YAML may contain, with its type, default and meaning. This page is generated from the configuration
-dataclasses: `python train.py --keys > docs/keys.md`. The same text is available for one key with
+dataclasses: `python train.py --keys > docs/keys.md`. The same text is available for a single key with
 `python train.py --explain KEY`, and for editors as a JSON schema with `python train.py --schema`.
 
 - `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` marks the items of a list.
@@ -60,13 +60,14 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors show better hints for this than for alternative schemas.
+    # A single schema with two types is used instead of `anyOf`, because editors show better hints for it.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
+    """Return the JSON schema (draft 2020-12) of the whole config, with the documentation and the default of each
+    key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
     classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
@@ -100,7 +101,8 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """Add LLM Foundry's keys that are ignored because their value describes what this framework always does."""
+    """Add the keys of LLM Foundry that are ignored because the accepted values describe what this framework always
+    does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above
@@ -111,7 +113,8 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
 
 
 def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Yield the path and the class of every section. NAME is any key of a mapping, [] any item of a list."""
+    """Yield the path and the class of every section. In a path, NAME stands for any key of a mapping, and [] for any
+    item of a list."""
     for option in options_of(hint):
         if is_section(option):
             yield path, option
@@ -123,7 +126,7 @@ def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
 
 
 def explain(path: str) -> str:
-    """The type, default and documentation of the key at `path`, or the keys if it is a section.
+    """Return the type, default and documentation of the key at `path`. If the key is a section, also list its keys.
 
     Raises ConfigError for an unknown key.
     """
@@ -165,7 +168,7 @@ def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: 
 
 
 def key_reference() -> str:
-    """The page, in Markdown. A class that is used for several sections has one table."""
+    """Return the page docs/keys.md. If several sections have the same class, only the first of them has a table."""
     parts = [_KEYS_PAGE]
     for path, cls in sections(TrainConfig):
         if path == _first_paths()[cls]:

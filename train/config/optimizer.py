@@ -16,9 +16,10 @@ class ParamGroupConfig(Section):
     match: list[str]
     """Shell-style patterns of parameter names, such as `*.experts.mlp.*`."""
     lr: Positive | None = None
-    """null uses optimizer.lr. List parameters that must not be trained in optimizer.freeze instead."""
+    """Learning rate; null uses optimizer.lr. To exclude parameters from training, list them in optimizer.freeze
+    instead."""
     weight_decay: NotNegative | None = None
-    """null uses optimizer.weight_decay."""
+    """Weight decay; null uses optimizer.weight_decay."""
 
 
 def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
@@ -28,12 +29,13 @@ def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """How weights are updated."""
+    """How the weights are updated."""
 
     RULES = (_betas,)
 
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
-    """adamw and sgd are torch's; decoupled_* follow Composer, which does not multiply weight_decay by the peak lr."""
+    """adamw and sgd are torch's optimizers. decoupled_adamw and decoupled_lionw follow Composer's optimizers, which do
+    not multiply weight_decay by the peak learning rate."""
     lr: Positive
     """The peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -43,15 +45,15 @@ class OptimizerConfig(Section):
     momentum: NotNegative = 0.0
     """Momentum of sgd."""
     weight_decay: NotNegative = 0.0
-    """Decay of the weights in each step."""
+    """Weight decay coefficient."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
-    """Patterns of parameters without weight decay; [] decays all."""
+    """Patterns of the names of parameters without weight decay; [] applies weight decay to all parameters."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
-    """Settings for parameters that match a pattern; the first match is used."""
+    """Settings for parameters whose names match a pattern. If several groups match, the first of them is used."""
     freeze: list[str] = field(default_factory=list)
-    """Patterns of parameters that are not trained."""
+    """Patterns of the names of parameters that are not trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,8 @@ class AlgorithmsConfig(Section):
 
 
 def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
-    """Parts of the schedule that are longer than the run, if their units can be compared. Messages suggest overrides
-    for a short test."""
+    """Yield a defect for each part of the schedule that is longer than the run, if the units can be compared. The
+    messages suggest overrides for a short test."""
     total = parse_duration(max_duration)[0]
     warmup = in_unit_of(max_duration, scheduler.t_warmup) or 0.0
     if warmup > total:

@@ -30,10 +30,11 @@ class Sampling(Section):
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0
     """Sample only from the most likely tokens that together have this probability (nucleus sampling)."""
     seed: Seed = 0
-    """Random seed. Each prompt is sampled with the seed and the prompt's number, so the text does not depend on the
-    batch."""
+    """Random seed. The random numbers for a prompt depend only on the seed and the prompt's number, so the generated
+    text does not depend on the other prompts in a batch."""
 
 
 def room(prompt_length: int, sampling: Sampling, max_seq_len: int) -> int:
-    """Maximum number of tokens after a prompt of at least one token; 0 or negative if there is no room."""
+    """Return the maximum number of tokens that can be generated after a prompt of at least one token. It is 0 or
+    negative if the prompt is too long."""
     return min(sampling.max_new_tokens, max_seq_len - prompt_length)

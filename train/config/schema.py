@@ -1,6 +1,6 @@
 """The config of a run, and the rules that its keys must satisfy together.
 
-Keys have the names of composer.Trainer and LLM Foundry wherever they mean the same.
+Keys have the same names as in composer.Trainer and LLM Foundry if they have the same meaning.
 """
 
 from collections.abc import Iterable, Iterator
@@ -53,20 +53,20 @@ class FSDPConfig(Section):
     data_parallel_replicate_degree: Count | None = None
     """Number of replicas under HYBRID_SHARD. Must divide the number of ranks."""
     expert_parallel_degree: Count = 1
-    """Number N of ranks that share the experts of a layer: each has 1/N of the experts, unsharded, and tokens are sent
-    to the ranks of their experts. Must divide moe_num_experts and the number of ranks of a replica; ideally the number
-    of GPUs of a node."""
+    """Number N of ranks over which the experts of a layer are distributed. Each rank has 1/N of the experts, unsharded,
+    and each token is sent to the ranks that have its experts. Must divide moe_num_experts and the number of ranks over
+    which a replica is sharded. Ideally, N is the number of GPUs of a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """Dtypes of all-gathered weights and of reduced gradients with amp_bf16, which computes in bf16. DEFAULT: bf16 and
-    fp32; PURE: both bf16; FULL: both fp32."""
+    """Dtypes in which weights are all-gathered and gradients are reduced with precision: amp_bf16. DEFAULT: weights in
+    bf16, gradients in fp32; PURE: both in bf16; FULL: both in fp32. Computation is in bf16 in all cases."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
     """sharded: each rank writes its shards of a checkpoint. full: rank 0 gathers and writes them. Both can be loaded on
     any number of ranks."""
     activation_checkpointing: bool | Literal["none", "block", "selective"] = False
-    """block (or true) recomputes whole blocks in the backward pass. selective keeps the results of their GEMMs and
+    """block (or true) recomputes whole blocks in the backward pass. selective stores the outputs of the GEMMs and
     recomputes norms, activation functions and attention."""
     activation_cpu_offload: bool = False
-    """Keep activations for the backward pass in CPU memory."""
+    """Store the activations that the backward pass needs in CPU memory."""
     reshard_after_forward: bool = True
     """Free gathered weights after a block's forward pass, and gather them again in the backward pass."""
 
@@ -77,8 +77,8 @@ def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
-    """Like _stages, checks only durations with comparable units. The others are checked once they are known in
-    batches."""
+    """Like _stages, check only durations whose units can be compared. Other durations are checked once their lengths in
+    batches are known."""
     for key, text in too_long(config.scheduler, config.max_duration):
         yield Defect(f"scheduler.{key}", text)
 
@@ -165,7 +165,7 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         return
     lengths = [parse_duration(text) for text in (exports.save_interval, config.save_interval, config.max_duration)]
     (interval, saved, last), units = zip(*lengths, strict=True)
-    # Other units are checked by the callback, once the data is open and durations are known in batches.
+    # The callback checks durations in other units, once the data is open and their lengths in batches are known.
     if set(units) == {"ba"} and interval % saved and interval < last:
         yield Defect(
             "callbacks.hf_checkpointer.save_interval",
@@ -226,8 +226,8 @@ def _profiled_steps(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
-    """Secrets cannot be hidden in names, because names appear in folders, metrics and checkpoints, and are compared
-    when a run is resumed."""
+    """Refuse names that contain a secret. A name cannot be masked, because it is used in folders, metrics and
+    checkpoints, and is compared when a run is resumed."""
 
     def names_of(key: str) -> Iterator[Defect]:
         if key == "run_name":
@@ -278,8 +278,8 @@ class TrainConfig(Section):
     max_seq_len: Annotated[int, Range(ge=2)]
     """Number of tokens in a row."""
     run_name: Name | None = None
-    """Name of the run, without slashes and braces. null uses $RUN_NAME, or a name with date and time if that is not
-    set."""
+    """Name of the run, without slashes and braces. null uses $RUN_NAME or, if that variable is not set, a name that
+    contains the date and time."""
     seed: Seed = 17
     """Random seed of initial weights, dropout and the order of rows."""
 
@@ -290,7 +290,7 @@ class TrainConfig(Section):
     tokenizer: TokenizerConfig
     train_loader: DataLoaderConfig
     eval_loader: DataLoaderConfig | None = None
-    """Data for evaluation; null disables it."""
+    """Data for evaluation; null disables evaluation."""
 
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
@@ -299,8 +299,8 @@ class TrainConfig(Section):
     max_duration: PositiveDuration
     """Length of the run in batches (ba), tokens (tok) or epochs (ep), such as 1000ba."""
     max_wall_time: WallTime | None = None
-    """Maximum run time of the process, such as 3h50m. Before the time is up, the run saves a checkpoint and ends, so
-    that it can be resumed."""
+    """Maximum run time of the process, such as 3h50m. Shortly before this time is reached, the run saves a checkpoint
+    and ends, so that it can be resumed."""
     global_train_batch_size: Count
     """Number of rows in a step, over all ranks."""
     device_train_microbatch_size: Count = 1
@@ -308,7 +308,7 @@ class TrainConfig(Section):
     device_eval_batch_size: Count = 1
     """Number of rows that a rank processes at a time in evaluation."""
     eval_interval: PositiveDuration = "1ep"
-    """Time between evaluations."""
+    """Interval between evaluations."""
     eval_first: bool = False
     """Also evaluate before the first step."""
     eval_subset_num_batches: CountOrAll = -1
@@ -322,25 +322,25 @@ class TrainConfig(Section):
     fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)
     """null replicates the model on every rank (DDP)."""
     dist_timeout: Positive = 600.0
-    """Seconds that a rank waits for the others before the run fails. Applies once all ranks are ready to train, so
-    preparing data may take longer. Also applies to connecting to rank 0."""
+    """Number of seconds that a rank waits for the other ranks before the run fails. The limit applies to connecting to
+    rank 0, and again once all ranks are ready to train. Preparing the data may take longer."""
 
     save_folder: PathOfRun | None = None
-    """Folder for checkpoints: a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. {run_name} is filled in; other braces
-    are refused."""
+    """Folder for checkpoints: a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. {run_name} is replaced with the name of
+    the run; other names in braces are an error."""
     save_staging_folder: PathText = ".cache/checkpoints"
-    """Local folder for checkpoints that are sent to a save_folder in an object store, or fetched from a load_path
-    there. All nodes must share it."""
+    """Local folder for checkpoints that are sent to a save_folder in an object store, or fetched from a load_path in an
+    object store. All nodes must share this folder."""
     save_interval: PositiveDuration = "1ep"
-    """Time between checkpoints."""
+    """Interval between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
-    """Number of newest checkpoints to keep; -1 keeps all. A checkpoint is only deleted after one that remains has been
-    read back from disk and verified."""
+    """Number of newest checkpoints to keep; -1 keeps all. A checkpoint is deleted only after at least one of the
+    checkpoints to keep has been read back from disk and verified."""
     save_keep_every: Count | None = None
-    """Also keep every N-th checkpoint, for example every tenth with 10; null keeps only the newest."""
+    """Also keep every N-th checkpoint, where N is this value; null keeps only the newest checkpoints."""
     on_save_error: Literal["stop", "warn"] = "stop"
-    """If a checkpoint cannot be written, for example because the disk is full: stop ends the run; warn continues
-    without it, except after the last batch."""
+    """If a checkpoint cannot be written, for example because the disk is full: stop ends the run; warn continues the
+    run without this checkpoint, except after the last batch."""
     save_async: bool = True
     """Copy checkpoints to CPU memory and write them while training continues. If false, or if there is not enough
     memory for the copy, training waits until a checkpoint is written."""
@@ -351,16 +351,17 @@ class TrainConfig(Section):
     on_corrupt_checkpoint: Literal["fallback", "stop"] = "fallback"
     """If the newest checkpoint is corrupt: fallback resumes from the previous one; stop ends the run."""
     load_path: PathText | None = None
-    """Checkpoint to start from: a path, s3:// or gs://. In an object store, /latest names the newest checkpoint."""
+    """Checkpoint to start from: a path, or an s3:// or gs:// URL. A URL that ends in /latest refers to the newest
+    checkpoint."""
     load_weights_only: bool = False
     """Load only the weights from load_path, not the optimizer state or the position in the data."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """If the loss or a gradient of a step is NaN or infinite: stop ends the run; skip continues without that step: the
-    weights do not change, and the batch is written to save_folder."""
+    """If the loss or a gradient of a step is NaN or infinite: stop ends the run; skip discards the step and continues:
+    the weights do not change, and the batch is written to save_folder."""
     on_spike: Literal["log", "skip", "rollback"] = "log"
-    """If the loss of a step is a spike: log reports it; skip continues without that step; rollback restores model and
-    optimizer from the newest checkpoint and continues with the next batch."""
+    """If the loss of a step is a spike: log only reports the spike; skip discards the step and continues; rollback
+    restores the model and the optimizer from the newest checkpoint and continues with the next batch."""
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
@@ -368,16 +369,17 @@ class TrainConfig(Section):
     """null disables profiling."""
 
     progress_bar: bool = True
-    """Draw a live bar at the bottom of the terminal. If the output is not a terminal, lines are printed instead."""
+    """Show a live progress bar at the bottom of the terminal. If the output is not a terminal, lines are printed
+    instead."""
     log_to_console: bool | Literal["composer"] = False
-    """Print a line for each logged step, for example for log files. composer uses Composer's own format and progress
-    bar."""
+    """Print a line for each logged step, which is useful for log files. composer uses the format and the progress bar
+    of Composer."""
     console_log_interval: PositiveDuration | None = None
-    """Time between two lines. null uses the smallest of 1ba, 2ba, 5ba, 10ba and so on with which the run prints at most
-    1,000 lines, or 1ba with log_to_console: composer."""
+    """Interval between two lines. null uses the smallest of 1ba, 2ba, 5ba, 10ba and so on with which the run prints at
+    most 1,000 lines. With log_to_console: composer, null uses 1ba."""
     log_folder: PathOfRun | None = None
-    """Local folder for metrics.jsonl, record.jsonl and report.html. {run_name} is filled in. null uses save_folder, or
-    runs/{run_name} if there is no save_folder. If save_folder is in an object store, the logs are sent there as
-    well."""
+    """Local folder for metrics.jsonl, record.jsonl and report.html. {run_name} is replaced with the name of the run.
+    null uses save_folder, or runs/{run_name} if there is no save_folder. If save_folder is in an object store, the logs
+    are sent there as well."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

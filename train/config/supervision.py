@@ -1,4 +1,4 @@
-"""What a run monitors: loss spikes, experts, deadlines, and profiles of single steps."""
+"""What a run monitors: loss spikes, experts, deadlines, and profiles of individual steps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,21 +10,23 @@ from data.config.values import Count, CountOrZero, Positive, PositiveDuration, P
 
 @dataclass(frozen=True, kw_only=True)
 class SpikesConfig(Section):
-    """When the loss of a step counts as a spike: if it exceeds the median of the preceding steps by more than
-    `threshold` times their median absolute deviation."""
+    """Defines when the loss of a step counts as a spike: if it exceeds the median loss of the preceding steps by more
+    than `threshold` times the median absolute deviation of these losses."""
 
     window: Count = 128
-    """Number of preceding steps, with a finite loss and no spike, that a step is compared with."""
+    """Number of preceding steps that a step is compared with. Only steps with a finite loss that is not a spike are
+    used."""
     min_steps: Count = 32
-    """Number of steps required for the first comparison."""
+    """Number of preceding steps that are required for the first comparison."""
     threshold: Positive = 10.0
-    """In median absolute deviations, which are multiplied by 1.4826 to estimate the standard deviation, and are at
-    least 1% of the median."""
+    """Threshold, as a multiple of the median absolute deviation. The deviation is multiplied by 1.4826 to estimate the
+    standard deviation, and is at least 1% of the median."""
     max_steps: Count = 100
-    """After this many consecutive spikes, their loss becomes the new level (on_spike: log), or the run ends. The run
-    also ends after this many consecutive non-finite steps (on_nonfinite: skip)."""
+    """After this many consecutive spikes, losses are compared with the new level of the loss (on_spike: log), or the
+    run ends (on_spike: skip or rollback). The run also ends after this many consecutive non-finite steps (on_nonfinite:
+    skip)."""
     max_rollbacks: Count = 3
-    """Maximum number of rollbacks (on_spike: rollback). The next spike ends the run."""
+    """Maximum number of rollbacks (on_spike: rollback). The next spike after that ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class ExpertsConfig(Section):
     """Number of consecutive steps without a token from any rank after which an expert is reported as dead."""
     max_share: PositiveShare = 0.95
     """An expert is reported if its share of the layer's tokens exceeds this in `max_share_steps` consecutive steps. 1
-    disables this. Not used if each token selects more than half of the experts (moe_top_k)."""
+    disables this report. It is also disabled if each token selects more than half of the experts (moe_top_k)."""
     max_share_steps: Count = 10
     """Number of consecutive steps above `max_share` after which an expert is reported."""
 
@@ -49,21 +51,23 @@ class ExpertsConfig(Section):
 @dataclass(frozen=True, kw_only=True)
 class DeadlinesConfig(Section):
     """How long each part of a run may take before it counts as hung. The stacks of all ranks are then written and the
-    run ends. The limit is `multiple` times the run's own median, but at least the seconds below; null sets no limit."""
+    run ends. Each limit is `multiple` times the median duration measured in this run, but no less than the minimum set
+    for that part; null disables the limit."""
 
     multiple: Positive | None = 10.0
-    """Multiple of the run's median so far, not counting its first steps; null uses only the seconds below."""
+    """Each limit is this multiple of the median duration so far, not counting the first steps of the run; null uses
+    only the minimum limits below."""
     setup: Positive | None = 3600.0
-    """Seconds from when all ranks have connected to the end of the first step. This includes building the model,
-    loading weights and compilation."""
+    """Maximum time in seconds between the moment when all ranks have connected and the end of the first step. This
+    includes building the model, loading weights and compilation."""
     step: Positive | None = 180.0
-    """Minimum limit in seconds for a step, not counting the time to load its data."""
+    """Minimum time limit, in seconds, for a step, not counting the time to load its data."""
     data: Positive | None = 180.0
-    """Minimum limit in seconds for waiting for a batch."""
+    """Minimum time limit, in seconds, for waiting for a batch."""
     evaluation: Positive | None = 180.0
-    """Minimum limit in seconds for a batch of an evaluation."""
+    """Minimum time limit, in seconds, for a batch of an evaluation."""
     save: Positive | None = 1800.0
-    """Minimum limit in seconds for saving a checkpoint."""
+    """Minimum time limit, in seconds, for saving a checkpoint."""
     heartbeat: Positive | None = 120.0
     """Maximum time in seconds without a heartbeat from a rank, in any part of the run."""
 
@@ -75,8 +79,8 @@ def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(Section):
-    """Steps that torch.profiler records: a trace and a table by category, in the subfolder profile of the log
-    folder."""
+    """The steps that torch.profiler records. A trace and a table by category are written to the subfolder profile of
+    the log folder."""
 
     RULES = (_ranks,)
 
@@ -84,13 +88,13 @@ class ProfileConfig(Section):
     """The first profiled step, counted from 1 as on the console. The first steps of a run are slower than later
     ones."""
     steps: Count = 3
-    """Number of profiled steps. For a large model, a step may need several hundred MB of CPU memory, and as much in the
-    trace file."""
+    """Number of profiled steps. For a large model, each profiled step may need several hundred MB of CPU memory, and
+    the same amount of space in the trace file."""
     ranks: list[Annotated[int, Range(ge=0)]] = field(default_factory=lambda: [0])
     """The ranks that are profiled."""
 
     def past_the_end(self, max_batches: int) -> Iterator[Defect]:
-        """A defect if the profiled steps do not fit into a run of max_batches."""
+        """Yield a defect if the profiled steps do not fit into a run of max_batches batches."""
         last = self.step + self.steps - 1
         if last > max_batches:
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"

@@ -1,7 +1,8 @@
-"""Export a checkpoint as a stock Hugging Face DBRX folder, with only a few rows in memory at a time.
+"""Export a checkpoint as a Hugging Face folder of a standard DBRX model. Only a few rows are in memory at a time.
 
-Parameter names and shapes are already those of Hugging Face (see train/models/shapes.py), so the export copies bytes.
-It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote next to its checkpoints.
+Parameter names and shapes are the same as in Hugging Face (see train/models/shapes.py), so the export only copies the
+values. It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote next to its
+checkpoints.
 """
 
 import json
@@ -55,15 +56,15 @@ def export(
     *,
     verify: bool = False,
 ) -> None:
-    """Export the sharded checkpoint (or the newest in a save folder) to `output`, for stock transformers.
+    """Export the checkpoint, or the newest one in a save folder, to a folder that unmodified transformers can load.
 
     The output is created once it is complete and, with verify, has been verified (see verify.py). Until then, the files
     are in a hidden folder next to it. If the call is killed or the disk is full, a later call with the same arguments
     continues from that folder.
 
     Raises ConfigError, without creating the output, if the checkpoint or a file next to it is missing or incomplete, if
-    its tensors are not those of a stock DBRX of its config, if the output is not empty or cannot be written, or if the
-    verification fails.
+    its tensors are not those of a standard DBRX model with its config, if the output is not empty or cannot be written,
+    or if the verification fails.
     """
     output = output.absolute()
     _check_output(output)
@@ -94,8 +95,8 @@ def export(
 
 
 def open_run(checkpoint: Path) -> Run:
-    """Open the inputs of an export. Raises ConfigError unless there is a complete checkpoint of a DBRX with the files
-    next to it."""
+    """Open the inputs of an export. Raises ConfigError unless the checkpoint is complete and has the files that an
+    export needs next to it."""
     checkpoint = find_checkpoint(checkpoint)
     config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
     generation = tokenizer / "generation_config.json"
@@ -113,8 +114,8 @@ def open_run(checkpoint: Path) -> Run:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path names: the path itself, the target of a link, or the newest complete checkpoint in a
-    save folder or in the save folder of a run's folder."""
+    """Return the checkpoint that a path refers to: the path itself, the target of a link, or the newest complete
+    checkpoint of a save folder. For a run's folder, the save folder in it is used."""
     real = resolve_save_folder(path.resolve())
     if real.is_dir() and is_complete(real):
         return real
@@ -147,7 +148,7 @@ def _check_output(output: Path) -> None:
 
 
 def _begin(part: Path, order: dict[str, Any]) -> None:
-    """Keep the files of an earlier call with the same arguments, and delete those of any other call."""
+    """Keep the files of an earlier call with the same arguments, and delete the files of any other call."""
     file = part / _ORDER
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
         done = len(list(part.glob("*.safetensors")))
@@ -182,7 +183,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
 
 
 def _verify(part: Path, checkpoint: Path, output: Path) -> None:
-    """Verify the export in a separate process, which shares nothing with the one that wrote it."""
+    """Verify the export in a separate process, which shares no state with the process that wrote it."""
     root = str(Path(__file__).resolve().parents[2])
     # The process is not a rank of a run and does not use a GPU.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}

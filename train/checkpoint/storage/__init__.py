@@ -1,5 +1,6 @@
-"""The files of a checkpoint: written with hashes, committed by a manifest, verified when read, and unpickled without
-executing code.
+"""The files of a checkpoint: how they are written with hashes, committed with a manifest, verified when they are read,
+and unpickled without executing code.
 
-The content of the files (weights, optimizer, position) belongs in train/checkpoint.
+Code that interprets the content of the files (weights, optimizer state, position in the data) belongs in
+train/checkpoint.
 """
