@@ -107,7 +107,7 @@ def test_a_folder_of_a_run_names_its_save_folder(tmp_path: Path) -> None:
     assert find_save_folder(tmp_path / "run").folder == folder
     assert resolve_save_folder(folder / "ep0-ba10") == folder / "ep0-ba10"
     write_save_folder(tmp_path / "run" / "other", 5)
-    assert refused(tmp_path / "run") == "PATH contains PATH/checkpoints and PATH/other: name one of them"
+    assert refused(tmp_path / "run") == "PATH contains PATH/checkpoints and PATH/other: specify one of them"
 
 
 def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
 
     rewrite(folder, change)
     message = refused(folder)
-    assert "it is not a stock DBRX: " in message
+    assert "its weights are not those of a standard DBRX model (" in message
     for problem in (
         "lm_head.weight is missing",
         "extra.bias is not a parameter of DBRX",
@@ -216,7 +216,7 @@ def test_at_most_ten_tensors_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     message = refused(folder)
     assert message.count(" is missing") == 10
-    assert message.endswith("(and 28 more): name one, or export it again")
+    assert message.endswith("(and 28 more)): use the weights of a standard DBRX model, or export these again")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:

@@ -109,7 +109,8 @@ def _states_to_fill(
     if with_state and (missing := sorted(trained - with_state)):
         raise ConfigError(
             f"{checkpoint.checkpoint} cannot be loaded into this run: it has no optimizer state for {_some(missing)}, "
-            "because it was written with a different optimizer.freeze; restore that value, or start a new run from the "
+            "because it was written with a different optimizer.freeze; restore the old value, or start a new run from "
+            "the "
             "weights with another run_name, load_path and load_weights_only=true"
         )
     return states

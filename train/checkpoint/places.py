@@ -29,7 +29,7 @@ def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
     except OSError as error:
         raise ConfigError(cannot_be("read", error.filename or path, error)) from None
     if len(below) > 1:
-        raise ConfigError(f"{path} contains {', '.join(map(str, below[:-1]))} and {below[-1]}: name one of them")
+        raise ConfigError(f"{path} contains {', '.join(map(str, below[:-1]))} and {below[-1]}: specify one of them")
     return below[0] if below else path
 
 

@@ -133,7 +133,7 @@ def explain(path: str) -> str:
     cls, name, hint, key, is_item = TrainConfig, "", TrainConfig, "", False
     parts = re.findall(r"[^.\[\]]+", path)
     if not parts:
-        raise ConfigError(f"{path!r} is not a key, such as train_loader.dataset.excess_length")
+        raise ConfigError(f"{path!r} is not a key: specify a key such as train_loader.dataset.excess_length")
     if parts == [VARIABLES]:
         return f"{VARIABLES}\n  {_VARIABLES}"
     for part in parts:

@@ -10,7 +10,7 @@ from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
 
 _LEFT_OUT = "# This file contains no secrets. A run that is started with it reads them from the environment:\n"
-_NOWHERE = "no variable, pass it on the command line"
+_NOWHERE = "no variable exists, so pass the value on the command line"
 _REQUIRED = object()
 """The default of a required field."""
 

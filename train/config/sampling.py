@@ -11,7 +11,8 @@ from data.config.values import Count, NotNegative, Range, Seed
 def _greedy(sampling: "Sampling") -> Iterator[Defect]:
     if sampling.temperature == 0 and (sampling.top_k is not None or sampling.top_p < 1):
         yield Defect(
-            "temperature", "is 0 (greedy decoding), but top_k or top_p is set: raise it, or remove top_k and top_p"
+            "temperature",
+            "is 0 (greedy decoding), but top_k or top_p is set: set a temperature above 0, or remove top_k and top_p",
         )
 
 

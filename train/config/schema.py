@@ -38,7 +38,7 @@ def _replicas(fsdp: "FSDPConfig") -> Iterator[Defect]:
         yield Defect(
             "data_parallel_replicate_degree",
             f"is {fsdp.data_parallel_replicate_degree}, but sharding_strategy is {fsdp.sharding_strategy}: "
-            "HYBRID_SHARD requires the number of replicas, FULL_SHARD has none",
+            "HYBRID_SHARD requires the number of replicas, and FULL_SHARD requires null",
         )
 
 
@@ -73,7 +73,10 @@ class FSDPConfig(Section):
 
 def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
     if parse_duration(config.max_duration)[1] == "dur":
-        yield Defect("max_duration", f"is {config.max_duration!r}, but dur is a fraction of it: use ba, tok or ep")
+        yield Defect(
+            "max_duration",
+            f"is {config.max_duration!r}, but dur is a fraction of max_duration itself: use ba, tok or ep",
+        )
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
@@ -205,7 +208,7 @@ def _rollback(config: "TrainConfig") -> Iterator[Defect]:
 def _first_comparison(config: "TrainConfig") -> Iterator[Defect]:
     if config.spikes.min_steps > config.spikes.window:
         text = f"is {config.spikes.min_steps}, but spikes.window has only {config.spikes.window} steps"
-        yield Defect("spikes.min_steps", f"{text}: use at most that")
+        yield Defect("spikes.min_steps", f"{text}: use at most {config.spikes.window}")
 
 
 def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
@@ -215,7 +218,9 @@ def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
 
 def _log_folder(config: "TrainConfig") -> Iterator[Defect]:
     if config.log_folder is not None and is_address(config.log_folder):
-        text = f"is {config.log_folder!r}, but logs are written on this machine: name a local folder, or remove the key"
+        text = (
+            f"is {config.log_folder!r}, but logs are written on this machine: specify a local folder, or remove the key"
+        )
         yield Defect("log_folder", f"{text} to store logs in save_folder with the checkpoints")
 
 

@@ -100,4 +100,4 @@ class ProfileConfig(Section):
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
             most = max_batches - self.steps + 1
             fix = f"use at most {most}, or profile=null" if most >= 1 else "use profile=null"
-            yield Defect("profile.step", f"{text}, but the run has only {max_batches}: {fix}")
+            yield Defect("profile.step", f"{text}, but the run has only {max_batches} steps: {fix}")

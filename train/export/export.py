@@ -1,8 +1,8 @@
 """Export a checkpoint as a Hugging Face folder of a standard DBRX model. Only a few rows are in memory at a time.
 
-Parameter names and shapes are the same as in Hugging Face (see train/models/shapes.py), so the export only copies the
-values. It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote next to its
-checkpoints.
+Parameter names and shapes are the same as in Hugging Face (see train/models/shapes.py), so the export copies tensors
+without changing their layout. It adds config.json, the index, a model card, and the tokenizer's files, which the run
+wrote next to its checkpoints.
 """
 
 import json
@@ -81,7 +81,9 @@ def export(
         part.mkdir(parents=True, exist_ok=True)
         with exclusive_unless(part / _LOCK, lambda: True) as held:
             if not held:
-                raise ConfigError(f"another export to {output} is running: wait for it, or name another output")
+                raise ConfigError(
+                    f"another export to {output} is running: wait until it ends, or specify another output"
+                )
             _begin(part, order)
             _write(part, run, precision, max_shard_bytes)
             if verify:
@@ -142,9 +144,9 @@ def _describe(path: Path) -> str:
 
 def _check_output(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} is not empty: name a new folder, or empty it")
+        raise ConfigError(f"the output folder {output} is not empty: specify a new folder, or empty this one")
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"the output {output} is a file, but it must be a folder: name another")
+        raise ConfigError(f"the output {output} is a file, but it must be a folder: specify another output")
 
 
 def _begin(part: Path, order: dict[str, Any]) -> None:
@@ -166,7 +168,7 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
         has = f"{part.parent} has {format_bytes(free, down=True)} free"
-        hint = "free some space, or name an output on another disk"
+        hint = "free some space, or specify an output on another disk"
         raise ConfigError(f"the export needs {format_bytes(needed - there)}, but {has}: {hint}")
 
 

@@ -37,13 +37,18 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
     """
     beside = checkpoint.parent / "config.yaml"
     if not beside.is_file():
-        raise ConfigError(f"{beside} does not exist, but it describes the adapters: copy it there")
+        raise ConfigError(
+            f"{beside} does not exist, but the export reads the settings of the adapters from it: copy the file that "
+            "the run wrote next to its checkpoints"
+        )
     reader, config = open_checkpoint_and_config(checkpoint)
     if config.lora is None:
-        raise ConfigError(f"{checkpoint} is a whole model without adapters: remove --adapter peft")
+        raise ConfigError(f"{checkpoint} contains a whole model without adapters: remove --adapter peft")
     reader.check(config.model, str(beside), config.lora)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"the output {output} exists and is not an empty folder: name a new folder, or empty it")
+        raise ConfigError(
+            f"the output {output} exists and is not an empty folder: specify a new folder, or empty this one"
+        )
     source = PeftWeights(reader, config.model, config.lora)
     size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
     block = ", block-diagonal over the experts" if config.lora.per_expert else ""

@@ -24,9 +24,10 @@ _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_values(name: str) -> tuple[dict[str, Any], str]:
-    """The values of ModelConfig in the config.json of a folder or hub repository, and the path of that file.
+    """Return the values of ModelConfig in the config.json of a folder or hub repository, and the path of this
+    config.json.
 
-    Raises ConfigError if there is none, or if it is of another architecture.
+    Raises ConfigError if there is no config.json, or if it describes a model of another architecture.
     """
     path = find_folder(name)
     return read_config_json(name, (path if path is not None else fetch(name, ["config.json"])) / "config.json")
@@ -34,7 +35,7 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def errors_name_the_key(subject: str) -> Iterator[None]:
-    """Convert errors of a file to a ConfigError of KEY. `subject`: how the message begins."""
+    """Convert an OSError or ValueError to a ConfigError for the key KEY. `subject`: the beginning of the message."""
     try:
         yield
     except OSError as error:
@@ -72,7 +73,8 @@ def no_weights(names: list[str]) -> str:
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder of that name; None if it is a name on the hub. Raises ConfigError if it can be neither."""
+    """Return the folder with this name, or None if it is the name of a repository on the hub. Raises ConfigError if it
+    is neither."""
     refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -92,7 +94,8 @@ def find_folder(name: str) -> Path | None:
 
 
 def fetch(name: str, patterns: list[str]) -> Path:
-    """Fetch files into the hub's cache and return their folder. Uses only the cache if the hub is not available."""
+    """Fetch files from the hub into the local cache, and return their folder. Uses only the cache if the hub is not
+    available."""
     from huggingface_hub import errors, snapshot_download
 
     subject, offline = f"is {name!r}", why_offline()

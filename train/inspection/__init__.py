@@ -1,4 +1,4 @@
-"""What scripts/checkpoint.py shows about checkpoints and save folders, and what it deletes.
+"""The commands of scripts/checkpoint.py: list, verify, compare and delete the checkpoints of a save folder.
 
-Reading and retaining checkpoints belong in train/checkpoint. Runs do not use this package.
+Code that runs use to read, keep and delete checkpoints belongs in train/checkpoint. Runs do not use this package.
 """

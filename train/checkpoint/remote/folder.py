@@ -34,7 +34,7 @@ class Contents:
     committed: tuple[str, ...]
     """Checkpoints that have a manifest, oldest first. They may be corrupt."""
     incomplete: tuple[str, ...]
-    """Checkpoints without a manifest: a run was killed while it sent or deleted them."""
+    """Checkpoints without a manifest. A run was killed while it sent or deleted them, or is still sending them."""
     sizes: dict[str, int]
     """Sizes of all objects, by name."""
 

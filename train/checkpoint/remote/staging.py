@@ -196,7 +196,9 @@ def _what_is_there(name: str, url: str, contents: Contents) -> str:
     below = [found for found in contents.sizes if found.startswith(f"{name}/")]
     inside = sorted({part for found in below if named_batch(Path(part := found.split("/")[1])) is not None})
     if inside:
-        return f"it must name a checkpoint, such as {url.rstrip('/')}/{inside[-1]} or {url.rstrip('/')}/{LATEST}"
+        return (
+            f"it must be the URL of a checkpoint, such as {url.rstrip('/')}/{inside[-1]} or {url.rstrip('/')}/{LATEST}"
+        )
     return "there is no checkpoint"
 
 
@@ -215,6 +217,7 @@ def check_links(folder: Path) -> None:
             Path(made, "link").hardlink_to(file)
         except OSError as error:
             raise ConfigError(
-                f"is on a file system without hard links ({folder}: {error.strerror}): name a folder on another disk",
+                f"is on a file system without hard links ({folder}: {error.strerror}): specify a folder on another "
+                f"disk",
                 key="save_staging_folder",
             ) from None

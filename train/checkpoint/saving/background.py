@@ -223,7 +223,7 @@ class BackgroundSaver:
             if not self._logged_wait:
                 logger.info(
                     f"the checkpoint of batch {pending.batch} is still being written: the run waits before it saves "
-                    f"that of batch {batch} (logged once; a longer save_interval avoids the wait)"
+                    f"the checkpoint of batch {batch} (logged once; a longer save_interval avoids the wait)"
                 )
             self._logged_wait = True
         return self.wait()

@@ -98,7 +98,7 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
     if free + (there if config.save_overwrite and not config.autoresume else 0) < each:
         raise ConfigError(
             f"is {folder}, where {_exact(free, down=True)} are free, but one checkpoint takes {_exact(each)}: free "
-            "some space, or name a folder on another disk",
+            "some space, or specify a folder on another disk",
             key="save_folder",
         )
 

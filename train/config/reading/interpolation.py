@@ -106,7 +106,8 @@ def _malformed(key: str, text: str) -> Defect | None:
     if _RESOLVER.search(text):
         return Defect(
             key,
-            f"is {text!r}, but only other keys are interpolated, such as ${{max_seq_len}}: pass {key}=$VAR on the "
+            f"is {text!r}, but only references to other keys are resolved, such as ${{max_seq_len}}: pass {key}=$VAR "
+            f"on the "
             "command line, where the shell expands it",
         )
     try:
@@ -114,7 +115,8 @@ def _malformed(key: str, text: str) -> Defect | None:
     except GrammarParseError:
         return Defect(
             key,
-            f"is {show(text)}, in which ${{ does not begin a reference such as ${{max_seq_len}}: close it, or write "
+            f"is {show(text)}, in which "
+            f"${{ does not begin a reference such as ${{max_seq_len}}: close the brace, or write "
             "\\${ for a literal ${",
         )
     return None
