@@ -266,7 +266,7 @@ def test_an_index_that_does_not_match_the_files_is_reported(folder: Path) -> Non
     index.unlink()
     message = refused(folder)
     assert "safetensors files, but no model.safetensors.index.json" in message
-    assert message.endswith(": download or copy it too")
+    assert message.endswith(": download or copy the index too")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])
@@ -290,7 +290,7 @@ def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path
     for file in shards(folder):
         file.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    assert refused(folder).endswith("it has no safetensors files: name a model that has them")
+    assert refused(folder).endswith("it has no safetensors files: specify a model that has safetensors files")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
     assert "its weights are only pickles (pytorch_model-00001-of-00002.bin)" in refused(folder)
     (folder / "config.json").write_text("{")
@@ -298,7 +298,7 @@ def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path
     (folder / "config.json").unlink()
     assert "it has no config.json" in refused(folder)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="a file: name the folder"):
+    with pytest.raises(ConfigError, match="a file: specify the folder"):
         PretrainedFolder.open(str(tmp_path / "file"))
 
 
@@ -307,6 +307,7 @@ def test_weights_with_another_config_are_refused(folder: Path) -> None:
     assert PretrainedFolder.open(str(folder), opened.model).model == opened.model
     change_config(folder, attn_config={"rope_theta": 7.0}, rope_parameters=None)
     with pytest.raises(
-        ConfigError, match=r"its config does not match: attn_config.rope_theta is 7.0 there, but 500.0 in this config"
+        ConfigError,
+        match=r"does not match this config: attn_config.rope_theta is 7.0 in its config.json, but 500.0",
     ):
         PretrainedFolder.open(str(folder), opened.model)

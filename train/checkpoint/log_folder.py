@@ -22,7 +22,7 @@ def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | 
     is set; for a default folder, a warning is logged and None is returned.
     """
     if config.log_folder is None and config.save_folder is not None:
-        return local_folder(config, run_name)  # checked together with its checkpoints
+        return local_folder(config, run_name)  # check_save_folder checks that the save folder can be written
     folder = fill_in(config.log_folder or DEFAULT, run_name, "log_folder", "")
     try:
         if check:

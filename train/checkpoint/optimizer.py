@@ -32,7 +32,7 @@ def _in_yaml(optimizer: str, group: Mapping[str, Any]) -> dict[str, tuple[float,
     """Return the settings of a parameter group, with the keys and units of the YAML."""
     settings = {**group, "lr": group["initial_lr"]}
     if optimizer == "decoupled_adamw":
-        # train/optim/optimizers.py divides by the learning rate before it calls torch's AdamW.
+        # train/optim/optimizers.py divides weight_decay by the learning rate before it calls torch's AdamW.
         settings["weight_decay"] *= settings["lr"]
     keys = ("lr", "betas", "eps", "momentum", "weight_decay")
     return {key: tuple(settings[key]) if key == "betas" else (settings[key],) for key in keys if key in settings}

@@ -31,8 +31,8 @@ from data.loading.processes import machine, start_time
 LOCK_FILE = ".owner.json"
 """The lock file. It exists in a save folder while a run owns the folder, and remains if the run is killed."""
 FLOCK = ".owner.lock"
-"""A file on which an flock is held while the lock file is read and replaced. It is never deleted, because two processes
-could then each lock a different file of this name."""
+"""A file on which an flock is held while the lock file is read and replaced. It is never deleted; otherwise, two
+processes could each lock a different file with this name."""
 _PART = ".part-owner-"
 
 BEAT = 10.0
@@ -128,8 +128,8 @@ class Owner:
                 self._beat()
 
     def _beat(self) -> _Record | None:
-        """Update the lock file's modification time, or rewrite the file if it is damaged. Return the record of another
-        run if the file names one."""
+        """Update the lock file's modification time, or rewrite the file if it is damaged. If the file names another
+        run, return the record of that run; otherwise, return None."""
         with self._one_beat:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
@@ -262,7 +262,8 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
     """Wait until the owner, whose process is not visible from this machine, has missed its heartbeats. Return `found`,
     or None if the lock file was deleted or names another run. Raises ConfigError as soon as there is a heartbeat.
     """
-    # Wait at least one beat: the file's age depends on the clock of its file system or of the other machine.
+    # Wait for at least one heartbeat interval, because the file's age depends on the clock of its file system or of the
+    # other machine.
     seconds = max(STALE - _age(folder, found), 0.0) + BEAT
     notice(
         f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive: {found}. Only its "
@@ -358,7 +359,7 @@ def _write(folder: Path, record: _Record, *, new: bool = False) -> bool:
             file.write(_serialize(record))
             file.flush()
             os.fsync(file.fileno())
-        if new and not (folder / LOCK_FILE).is_symlink():  # a dangling link
+        if new and not (folder / LOCK_FILE).is_symlink():  # a symlink is dangling here, and is replaced
             try:
                 (folder / LOCK_FILE).hardlink_to(part)  # fails if the file exists, also on network file systems
                 return True

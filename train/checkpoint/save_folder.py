@@ -116,7 +116,8 @@ def check_tokenizer(folder: Path) -> None:
             found = digest_file(path).xxh3_128
         if found != expected:
             raise ConfigError(
-                f"{path} differs from what the run wrote: restore it from a copy or, if you changed it deliberately, "
+                f"{path} differs from the file that the run wrote: restore it from a copy or, if you changed it "
+                f"deliberately, "
                 f"remove {folder / RUN}"
             )
 
@@ -268,7 +269,8 @@ def recover(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete and return the leftovers. Must be called on one rank only, of the run that owns the folder."""
+    """Delete what `leftovers` returns, and return the deleted paths. Must be called on one rank only, of the run that
+    owns the folder."""
     found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
         for path in found:

@@ -29,7 +29,7 @@ class RunState:
     as JSON."""
 
     timestamp: Mapping[str, int | float]
-    """Composer's counters; durations (`..._wct`) in seconds."""
+    """Composer's counters. Durations, whose names end in `_wct`, are in seconds."""
     position: str
     """The position in the data (RowPlan.state)."""
     rank_zero_seed: int

@@ -95,7 +95,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic only finds the docstrings of the class itself
+        if dataclasses.is_dataclass(base):  # pydantic does not find the docstrings of base classes
             for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
                 definition["properties"][name].setdefault("description", inherited.get("description"))
 

@@ -57,16 +57,16 @@ class FSDPConfig(Section):
     and each token is sent to the ranks that have its experts. Must divide moe_num_experts and the number of ranks over
     which a replica is sharded. Ideally, N is the number of GPUs of a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """Dtypes in which weights are all-gathered and gradients are reduced with precision: amp_bf16. DEFAULT: weights in
-    bf16, gradients in fp32; PURE: both in bf16; FULL: both in fp32. Computation is in bf16 in all cases."""
+    """With precision: amp_bf16, the dtypes in which weights are all-gathered and gradients are reduced. DEFAULT:
+    weights in bf16, gradients in fp32; PURE: both in bf16; FULL: both in fp32. Computation is in bf16 in all cases."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
-    """sharded: each rank writes its shards of a checkpoint. full: rank 0 gathers and writes them. Both can be loaded on
-    any number of ranks."""
+    """sharded: each rank writes its shards of a checkpoint. full: rank 0 gathers all tensors and writes them. Both
+    types of checkpoints can be loaded on any number of ranks."""
     activation_checkpointing: bool | Literal["none", "block", "selective"] = False
     """block (or true) recomputes whole blocks in the backward pass. selective stores the outputs of the GEMMs and
     recomputes norms, activation functions and attention."""
     activation_cpu_offload: bool = False
-    """Store the activations that the backward pass needs in CPU memory."""
+    """Store activations in CPU memory until the backward pass needs them."""
     reshard_after_forward: bool = True
     """Free gathered weights after a block's forward pass, and gather them again in the backward pass."""
 

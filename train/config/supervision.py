@@ -34,16 +34,18 @@ class ExpertsConfig(Section):
     """What a run measures about its experts, and when it reports an expert (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
-    """Time between measurements of each layer: load shares, router logits, gradient norms, and how many expert
-    selections are unchanged. The first and the last step are measured too; null disables these measurements."""
+    """Interval between measurements. For each layer, a run measures the load shares of the experts, the router logits,
+    gradient norms, and how many expert selections are the same as in the previous measurement. The first and the last
+    step are measured too; null disables these measurements."""
     probe_tokens: CountOrZero = 256
-    """Number of tokens of the run's first rows, at most a microbatch, that each measurement routes again to count how
-    many still select the same experts; 0 disables this."""
+    """Number of tokens of the run's first rows, at most a microbatch, that are routed again in each measurement to find
+    how many expert selections have not changed; 0 disables this."""
     dead_steps: Count = 100
     """Number of consecutive steps without a token from any rank after which an expert is reported as dead."""
     max_share: PositiveShare = 0.95
-    """An expert is reported if its share of the layer's tokens exceeds this in `max_share_steps` consecutive steps. 1
-    disables this report. It is also disabled if each token selects more than half of the experts (moe_top_k)."""
+    """An expert is reported if its share of the layer's tokens exceeds this value in `max_share_steps` consecutive
+    steps. 1 disables this report. It is also disabled if each token selects more than half of the experts
+    (moe_top_k)."""
     max_share_steps: Count = 10
     """Number of consecutive steps above `max_share` after which an expert is reported."""
 

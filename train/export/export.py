@@ -44,7 +44,7 @@ class Run(NamedTuple):
     tokenizer: Path
     """The folder of the tokenizer."""
     generation: dict[str, Any]
-    """The content of its generation_config.json."""
+    """The content of the tokenizer's generation_config.json."""
     source: TensorSource
 
 
@@ -97,8 +97,8 @@ def export(
 
 
 def open_run(checkpoint: Path) -> Run:
-    """Open the inputs of an export. Raises ConfigError unless the checkpoint is complete and has the files that an
-    export needs next to it."""
+    """Open the inputs of an export. Raises ConfigError unless the checkpoint is complete, and the other files that an
+    export needs are next to the checkpoint."""
     checkpoint = find_checkpoint(checkpoint)
     config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
     generation = tokenizer / "generation_config.json"
@@ -203,7 +203,7 @@ def _verify(part: Path, checkpoint: Path, output: Path) -> None:
     if done.returncode:
         message = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(
-            f"the export failed its verification, and {output} was not created: {message} (its files are in {part}: "
-            "delete them and export again)"
+            f"the export failed its verification, and {output} was not created: {message} (the exported files are in "
+            f"{part}: delete them and export again)"
         )
     logger.info(done.stdout.rstrip("\n"))

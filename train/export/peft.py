@@ -30,7 +30,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -> None:
-    """Export the adapters as a folder that unmodified PEFT can load, for the base model in unmodified transformers.
+    """Export the adapters as a folder that unmodified PEFT can load into the base model of unmodified transformers.
 
     Logs the size of the adapters first. Raises ConfigError, without creating the output, if the checkpoint has no
     adapters or is incomplete, or if the output is not empty or cannot be written.

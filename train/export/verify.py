@@ -116,7 +116,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a file is hidden or in a hidden folder, so that transformers does not read it, or is a license."""
+    """Whether the file is a license, is hidden, or is in a hidden folder. transformers does not read these files."""
     return name.startswith((".", "LICENSE", "NOTICE"))
 
 

@@ -124,7 +124,7 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
     lines = [f"{message}: largest relative difference {worst:.0e} on {int((~tied_BS).sum())} tokens"]
     needed = sum(n_bytes(shape, "fp32") for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
-        # Tokens after one with tied experts attend to it, so they are excluded as well.
+        # Later tokens attend to a token with tied experts, so they are excluded as well.
         clean_BS = tied_BS.cumsum(1) == 0
         whole = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
         apart = compare(whole(ids_BS).logits[clean_BS], logits_BSV[clean_BS], "the whole model's logits")
@@ -194,7 +194,7 @@ def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
         return 0.0
     # Relative to each token: in a trained model, the values of some tokens are thousands of times larger than others.
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
-    if not apart <= TOLERANCE:  # NaN too
+    if not apart <= TOLERANCE:  # also true for NaN
         raise ConfigError(
             f"transformers {transformers.__version__} computes different values: {where} differ by {apart:.1e} "
             f"relative to a token's largest value (at most {TOLERANCE:.0e} is rounding)"

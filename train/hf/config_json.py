@@ -136,8 +136,8 @@ def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
 
 
 def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (key, value in `values`, value in `wanted`) for each key of which both mappings must have the same value,
-    but do not. `values` are those of the weights' config. Both mappings are nested as in a YAML.
+    """Return (key, value in `values`, value in `wanted`) for each key whose values must be equal in both mappings, but
+    are not. `values` are those of the weights' config. Both mappings are nested as in a YAML.
 
     Keys that are not in `wanted` are ignored. max_seq_len may be smaller in `wanted` than in `values`.
     """

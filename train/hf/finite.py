@@ -7,7 +7,7 @@ import torch
 
 from data.base.problems import listed_clauses
 
-DIVERGED = "name an earlier checkpoint, from before the training diverged"
+DIVERGED = "specify an earlier checkpoint, from before the training diverged"
 """The hint for a checkpoint whose weights are not finite."""
 
 

@@ -48,7 +48,7 @@ def read_config_json(name: str, file: Path) -> tuple[dict[str, Any], str]:
     subject = f"is {name!r}"
     hub_name = None if find_folder(name) is not None else name
     if not file.is_file():
-        raise ConfigError(f"{subject}, but it has no config.json: name a folder that transformers can load", key=KEY)
+        raise ConfigError(f"{subject}, but it has no config.json: specify a folder that transformers can load", key=KEY)
     with errors_name_the_key(subject):
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def no_weights(names: list[str]) -> str:
             f"its weights are only pickles ({', '.join(pickles[:3])}), which can execute code when they are loaded: "
             "convert them to safetensors (transformers' save_pretrained)"
         )
-    return "it has no safetensors files: name a model that has them"
+    return "it has no safetensors files: specify a model that has safetensors files"
 
 
 def find_folder(name: str) -> Path | None:
@@ -82,7 +82,7 @@ def find_folder(name: str) -> Path | None:
     subject = f"is {name!r}"
     if path.exists():
         raise ConfigError(
-            f"{subject}, which is a file: name the folder with config.json and safetensors files", key=KEY
+            f"{subject}, which is a file: specify the folder with config.json and the safetensors files", key=KEY
         )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
@@ -110,7 +110,7 @@ def fetch(name: str, patterns: list[str]) -> Path:
         why = offline or first_line(error)
         raise ConfigError(
             f"{subject}, which is neither a folder here nor in the hub's cache; {why}: download it where there is a "
-            f"network connection (hf download {name}), or name a folder",
+            f"network connection (hf download {name}), or specify a folder",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:  # requests' errors are OSErrors

@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     end = max((stored.stop for stored in tensors.values()), default=8 + length)
     if size != end:
         message = "is truncated" if size < end else "is longer than its header describes"
-        raise ValueError(f"{path.name} {message}: it has {size:,} bytes of {end:,}")
+        raise ValueError(f"{path.name} {message}: it has {size:,} bytes, expected {end:,}")
     return tensors
 
 

@@ -27,16 +27,16 @@ class TensorSource(Protocol):
 
     def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
         """Return the ranges of files that contain the tensor's bytes in this dtype, in order. Return None if the bytes
-        have to be computed.
+        must be computed.
 
-        Raises ConfigError if they cannot be read.
+        Raises ConfigError if the files cannot be read.
         """
         ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Write rows [start, stop) into `out` [stop - start, ...], in the dtype of `out`.
 
-        Raises ConfigError if they cannot be read.
+        Raises ConfigError if the rows cannot be read.
         """
         ...
 

@@ -86,7 +86,7 @@ def _configs(a: Path, b: Path) -> list[str]:
                 verify_files(path, [CONFIG])
         try:
             first, second = saved_config(a), saved_config(b)
-        except ConfigError as error:  # for example unknown keys
+        except ConfigError as error:  # for example because of unknown keys
             if saved_values(a) == saved_values(b):
                 return []
             return [f"cannot be compared by key: {str(error).splitlines()[0]}"]

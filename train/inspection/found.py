@@ -85,10 +85,10 @@ def _describe(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     if _is_checkpoint(path):
-        return "a checkpoint itself: name the folder that contains it"
+        return "a checkpoint itself: specify the folder that contains it"
     exported = [name for name in ("config.json", "adapter_config.json") if (path / name).is_file()]
     if exported:
-        return f"an exported folder (it contains {exported[0]}): name the save folder of its run"
+        return f"an exported folder (it contains {exported[0]}): specify the save folder of its run"
     entries = sorted(path.iterdir())
     if not entries:
         return "an empty folder"

@@ -155,7 +155,7 @@ def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
     if not (batches := math.gcd(*earlier)):
         raise ConfigError(
             f"--keep_every requires the number of batches between two checkpoints, but {folder} has neither a {CONFIG} "
-            "that sets it nor two checkpoints: remove it"
+            "that sets it nor at least two checkpoints: remove --keep_every"
         )
     lacking = f"there is no {CONFIG}" if config is None else f"save_interval, {config.save_interval}, is not in batches"
     return batches, f"{lacking}, and the checkpoints before the newest are at multiples of {batches:,}"

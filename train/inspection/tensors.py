@@ -26,7 +26,7 @@ class TensorDifference:
     mean: float
     """The mean absolute difference."""
     relative: float
-    """The norm of the difference relative to the norm of the first tensor."""
+    """The norm of the difference, divided by the norm of the first tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,8 @@ def compare_tensors(
 
 
 def name_of(key: str) -> str:
-    """Return the name of a parameter, without the prefix. For optimizer state, the optimizer's class and the key of the
-    state are appended."""
+    """Return the name of a parameter: the key without its prefix. For optimizer state, the optimizer's class and the
+    key of the state are appended."""
     if not key.startswith(OPTIMIZERS):
         return key.removeprefix(PREFIX)
     name, what = _of_optimizer(key)

@@ -28,7 +28,7 @@ class Verified:
     n_bytes: int = 0
     seconds: float = 0.0
     errors: tuple[ConfigError, ...] = ()
-    """An error for each file that is corrupt or cannot be read."""
+    """An error for each corrupt file, or the error because of which nothing could be verified."""
     gone: bool = False
     """Whether the run has deleted the checkpoint during the verification, which is not an error."""
 
@@ -73,8 +73,8 @@ def size_of(checkpoint: Path) -> int:
 def verify(
     checkpoint: Path, progress: Callable[[int], object] = lambda n_bytes: None, *, threads: int = THREADS
 ) -> Verified:
-    """Verify a checkpoint. progress is called with the number of bytes read since the last call, by only one thread at
-    a time.
+    """Verify a checkpoint. progress is called with the number of bytes read since the last call. Only one thread at a
+    time calls it.
 
     Raises ConfigError if the checkpoint's folder cannot be listed.
     """

@@ -62,7 +62,8 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
         yield f"changes since {checkpoint.name} cannot be listed: {_first_problem(error)}"
         return
     if was is None:
-        yield f"changes since {checkpoint.name} cannot be listed: there is no config.yaml in it or next to it"
+        missing = "there is no config.yaml in the checkpoint or next to it"
+        yield f"changes since {checkpoint.name} cannot be listed: {missing}"
         return
     known = {"state": read_state(state), "resuming": resuming, "other_rows": frozenset[str]()}
     if changes := changes_between(was, config, **known):
@@ -142,7 +143,8 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
     if others is not None:
         also = "further " if refused else ""
         lines.append(
-            f"the rows of {others} are not those that the checkpoint was trained on, although no {also}key that sets "
+            f"the rows of {others} are not the rows that the checkpoint was trained on, although no {also}key that "
+            f"sets "
             "them has changed: the content of a file, of the tokenizer or of preprocessing_fn has changed"
         )
     back = "restore the old value" if len(lines) == 1 else "restore the old values"
@@ -156,7 +158,7 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
     subject = f"is {path!r}" if key == "load_path" else f"is true, and the newest checkpoint is {path!r}"
     if len(lines) == 1:
         return ConfigError(f"{subject}, but {lines[0]}: {fix}", key=key)
-    return ConfigError("\n  ".join([f"{subject}, but some changes are not possible:", *lines, fix]), key=key)
+    return ConfigError("\n  ".join([f"{subject}, but some changes cannot be applied:", *lines, fix]), key=key)
 
 
 def _first_problem(error: ConfigError) -> str:

@@ -25,7 +25,8 @@ checkpoints."""
 
 
 def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> TensorSource:
-    """Return the frozen base of a run with lora. If it is already open as `opened`, return `opened`."""
+    """Return the frozen base of a run with lora. opened: the base, if it is already open; it is then returned
+    unchanged."""
     if opened is not None:
         return opened
     checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
@@ -86,7 +87,7 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
             whose = f"the one in {config.load_path} (load_path)"
         raise ConfigError(
             f"{checkpoint} contains adapters that were trained on a different base than {whose}: restore the original "
-            "base, or set the path to it"
+            f"base, or specify its path"
         )
 
 

@@ -69,8 +69,10 @@ class PretrainedFolder:
         except ValueError as error:
             raise ConfigError(f"{subject}, but its config.json is not valid: {error}", key=KEY) from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
-            changed = "; ".join(f"{key} is {there} there, but {here} in this config" for key, there, here in found)
-            raise ConfigError(f"{subject}, but its config does not match: {changed}", key=KEY)
+            changed = "; ".join(
+                f"{key} is {there} in its config.json, but {here} in this config" for key, there, here in found
+            )
+            raise ConfigError(f"{subject}, but its config.json does not match this config: {changed}", key=KEY)
         with errors_name_the_key(subject):
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
@@ -123,7 +125,7 @@ class PretrainedFolder:
         from train.hf.finite import not_finite
 
         places = [f"{name} in {self.tensors[name][0].name}" for name in names]
-        hint = "download them again, or name weights whose training did not diverge"
+        hint = "download them again, or specify weights whose training did not diverge"
         return ConfigError(f"is {self.name!r}, but {not_finite('its weights', places, hint)}", key=KEY)
 
 
@@ -146,13 +148,14 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         if elsewhere:
             raise ValueError(
                 f"its {INDEX} names {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
-                "are read, so list those"
+                f"are read, so the index must list only these"
             )
     elif len(files) > 1:
         # There may be, for example, a consolidated copy next to shards. Without an index, it is not known which files
         # to use.
         raise ValueError(
-            f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy it too"
+            f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy the "
+            f"index too"
         )
     if not files:
         raise ValueError(no_weights([path.name for path in folder.iterdir()]))

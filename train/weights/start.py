@@ -168,9 +168,9 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     """Open the checkpoint that was chosen through `key`, and read its state. The state is None if it is not needed, or
     if it is incomplete.
 
-    Raises ConfigError if a run with this config cannot start from it. With whole_state, the run resumes from the
-    checkpoint instead of loading only its weights; ConfigError is then also raised for changes of keys that must not
-    change on a resume.
+    Raises ConfigError if a run with this config cannot start from the checkpoint. With whole_state, the run resumes
+    from the checkpoint instead of loading only its weights; ConfigError is then also raised for changes of keys that
+    must not change on a resume.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if not path.exists():

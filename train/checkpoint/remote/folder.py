@@ -1,6 +1,6 @@
 """A save folder in an object store: list, fetch, verify, send, commit and delete its checkpoints.
 
-A checkpoint exists if its manifest does, so the manifest is sent last and deleted first.
+A checkpoint counts as existing if its manifest exists, so the manifest is sent last and deleted first.
 """
 
 import os
@@ -20,7 +20,8 @@ from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
 OWNER = ".owner.json"
-"""Name of the object that names the owner. It exists while a run owns the folder, and remains if the run is killed."""
+"""Name of the object that identifies the owner. It exists while a run owns the folder, and remains if the run is
+killed."""
 TENSORS = ".distcp"
 """Suffix of the files that contain tensors."""
 _RESERVE = 2**20
@@ -56,7 +57,7 @@ def store_errors_named(key: str | None = None) -> Iterator[None]:
         yield
     except StoreError as error:
         text = str(error) if key is None else f"cannot be used: {error}"
-        raise ConfigError(f"{text}: check its name and the credentials", key=key) from None
+        raise ConfigError(f"{text}: check the name of the folder and the credentials", key=key) from None
 
 
 class RemoteFolder:
@@ -238,5 +239,5 @@ def _check_space(n_bytes: int, folder: Path, what: str) -> None:
     if usage.total and usage.free < n_bytes + _RESERVE:
         raise ConfigError(
             f"{what} takes {format_bytes(n_bytes)}, but {format_bytes(usage.free, down=True)} are free in "
-            f"{folder.parent}: free some space, or name another save_staging_folder"
+            f"{folder.parent}: free some space, or specify another save_staging_folder"
         )

@@ -1,5 +1,5 @@
-"""A callback that sends committed checkpoints from the staging folder to the object store during a run. It runs on
-every rank."""
+"""A callback that sends committed checkpoints from the staging folder to the object store during a run. The callback
+runs on every rank."""
 
 import json
 from pathlib import Path
@@ -51,13 +51,15 @@ class Mirror(Callback):
             here = {path.name: path for path in self._kept()}
             for name in contents.incomplete:
                 if name not in here:
-                    console.info(f"deleting {self.url}/{name}: a killed run left it incomplete")
+                    console.info(f"deleting {self.url}/{name}: it is incomplete, because a run was killed")
                     folder.remove(name, contents)
             folder.store.send(files_beside(self._local))
             self._sender.begin()
             for name, path in here.items():
                 if name not in contents.committed:
-                    console.info(f"{self.url}/{name}: sending a checkpoint that an earlier run left unsent")
+                    console.info(
+                        f"{self.url}/{name}: sending a checkpoint that an earlier start of the run did not send"
+                    )
                     self._sender.add(path)
 
         def send_named() -> None:

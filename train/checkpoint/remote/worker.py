@@ -80,7 +80,7 @@ class Worker:
             except TakenOverError as error:
                 self._stop(error)
             except StoreError:
-                pass  # the next renewal may succeed; a commit requires one
+                pass  # the next renewal may succeed; without a successful renewal, nothing is committed
 
     def _checkpoint(self, path: Path, name: str, batch: int) -> None:
         started, error = time.monotonic(), None

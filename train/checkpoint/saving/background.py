@@ -154,7 +154,7 @@ class BackgroundSaver:
         pending, self._pending = self._pending, None
         self._pace.hurry()
         if not pending.saved.done():
-            logger.info(f"the run ends with an error after the checkpoint of batch {pending.batch} is written")
+            logger.info(f"the run failed, and ends when the checkpoint of batch {pending.batch} is written")
         try:
             error = pending.saved.exception(seconds)
             error = error or pending.saved.result().refused

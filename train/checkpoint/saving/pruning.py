@@ -16,7 +16,7 @@ class Pruning:
     """Deletes superseded checkpoints of one run after each save."""
 
     def __init__(self, folder: Path, retention: Retention, verified: Path | None) -> None:
-        """verified: the checkpoint that the run resumes from, if any. It has already been verified."""
+        """verified: the checkpoint that the run resumes from, if any. It counts as verified."""
         self._folder, self._retention = folder, retention
         self._verified: set[Path] = set() if verified is None else {verified}
 

@@ -150,13 +150,15 @@ def _refused(error: BaseException) -> OSError | None:
 def _commit(
     part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest, confirm: Callable[[], object]
 ) -> None:
-    """Write the files besides tensors and the manifest, and rename the folder to its final name. Called on rank 0 only.
+    """Write state.json, config.yaml and the manifest, and rename the folder to its final name. Called on rank 0 only.
     Raises OSError."""
-    # A run that was suspended while it wrote may no longer own its folder.
+    # A run that was suspended while it was writing may no longer own its folder.
     confirm()
     files = dict(manifest.files)
     if missing := sorted(name for name in files if not (part / name).is_file()):
-        raise OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes must share the folder")
+        raise OSError(
+            errno.ENOENT, f"{missing[0]} was written on another node, but all nodes must share the save folder"
+        )
     for name, data in ((STATE, state), (CONFIG, config.encode())):
         write_synced(part / name, data)
         files[name] = digest_bytes(data)

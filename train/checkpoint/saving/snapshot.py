@@ -107,8 +107,8 @@ def _room(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def _places(layout: _Layout, memory: mmap.mmap) -> dict[str, Tensor]:
-    """Return tensors in the memory, each with its own storage: torch.save avoids copying a tensor only if the tensor
-    fills its storage."""
+    """Return tensors that use `memory`, each with its own storage: torch.save avoids copying a tensor only if the
+    tensor fills its storage."""
     places, offset = {}, 0
     for key, shape, dtype in layout:
         if n := math.prod(shape):

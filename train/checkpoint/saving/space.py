@@ -88,7 +88,8 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
     limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_bytes(config, ranks)
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise ConfigError(
-            f"is {folder}, where a checkpoint has a file of {_exact(largest)}, but this process cannot write files "
+            f"is {folder}, where the largest file of a checkpoint has {_exact(largest)}, but this process cannot write "
+            f"files "
             f"larger than {_exact(limit)}: raise the limit (`ulimit -f` shows the shell's limit)",
             key="save_folder",
         )
@@ -135,8 +136,8 @@ def _kept(config: TrainConfig, n_saves: int | None) -> str:
 
 
 def _most(config: TrainConfig, n_saves: int | None) -> int | None:
-    """Return the maximum number of checkpoints that exist at a time; None if it depends on the number of saves, and
-    that is not known."""
+    """Return the maximum number of checkpoints that exist at a time; None if it depends on n_saves, which is not
+    known."""
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
     # The oldest checkpoint is deleted only after the newest is written. In a staging folder, the files of two more
     # checkpoints remain until they are sent.

@@ -187,7 +187,7 @@ def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
     errors, such as missing permissions or an unavailable network, do not mean that the checkpoint is corrupt."""
     if error.errno in (errno.ENOENT, errno.EIO):
         return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
-    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix this and start again")
+    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix the cause and start again")
 
 
 def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:

@@ -138,7 +138,7 @@ def _check(found: metadata.Metadata) -> None:
         numbers = (info.offset, info.length) if isinstance(info, filesystem._StorageInfo) else (None,)
         is_place = all(isinstance(number, int) and number >= 0 for number in numbers)
         if not is_place or not isinstance(info.relative_path, str):
-            raise TypeError("it does not contain the location of a tensor")
+            raise TypeError("it does not contain a valid location for each tensor")
 
 
 def load_values(source: Any, checkpoint: Path, name: str, **kwargs: Any) -> Any:

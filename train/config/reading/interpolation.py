@@ -140,7 +140,7 @@ def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], d
 def _is_written(tree: Any, key: str) -> bool:
     for part in key.replace("[", ".").replace("]", "").split("."):
         if isinstance(tree, str):
-            return True  # the value is a reference itself
+            return True  # the value on the path is itself a reference, which may have this key
         if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]
         elif isinstance(tree, dict) and part in tree:
@@ -151,7 +151,8 @@ def _is_written(tree: Any, key: str) -> bool:
 
 
 def unused_variables(tree: dict[str, Any]) -> list[Defect]:
-    """Return a defect for each variable that is never referred to. Its name is misspelt, or it has no effect."""
+    """Return a defect for each variable that is never referred to. Either its name is misspelt, or the variable has no
+    effect."""
     variables = tree.get(VARIABLES)
     if variables is None:
         return []

@@ -57,7 +57,7 @@ class Written:
 
     def _rank(self, key: str | None, lines: Mapping[str, int]) -> tuple[int, int]:
         """Return the sort key of a problem. Problems of keys in the file are sorted by the line of the key or of its
-        nearest parent. They are followed by problems of overrides, and by problems without a key."""
+        nearest parent. Next are problems of keys on the command line, and last are problems without a key."""
         if key is None:
             return 2, 0
         if self.is_overridden(key):
@@ -129,9 +129,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
 
 
 def _plain(text: str) -> Any:
-    # OmegaConf limits the expansion of nested aliases, and refuses duplicate keys. `${` is replaced because OmegaConf
-    # would fail at the first string in which it is not closed; interpolation.py reports each of these strings with its
-    # key.
+    # OmegaConf is used because it limits the expansion of nested aliases and refuses duplicate keys. `${` is replaced
+    # because OmegaConf would fail at the first string with an unclosed `${`; interpolation.py reports each of these
+    # strings with its key.
     return _restored(OmegaConf.to_container(OmegaConf.load(io.StringIO(text.replace("${", _MARK)))))
 
 
