@@ -16,12 +16,11 @@ XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 SERVE := openai==2.16.0 distro==1.9.0 jiter==0.12.0 sniffio==1.3.1
 
-.PHONY: help quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
+.PHONY: help install quickstart lora test test-minute test-fast test-classic proof verify-exports gpu-gate docs lint lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
-.PHONY: install
 install: .venv/installed  ## install everything into .venv
 
 quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, and ask it questions (about 6 minutes)
@@ -65,13 +64,13 @@ lock: .venv/bin/uv  ## update requirements.lock and requirements-classic.lock fr
 	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
-clean:  ## remove the environment, runs and caches
-	rm -rf .venv .venv-classic .cache runs build *.egg-info .pytest_cache .ruff_cache
+clean:  ## remove the environments and caches, but no runs
+	rm -rf .venv .venv-classic .cache/dropless build *.egg-info .pytest_cache .ruff_cache
 
 # numpy 2.0, the newest version that MegaBlocks' metadata allows, has no wheels for Python 3.13.
 .venv/%: NEWEST := 13
 .venv-classic/%: NEWEST := 12
-CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (make clean; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
+CHECK_PYTHON = 'import sys; assert (3, 11) <= sys.version_info < (3, $(NEWEST) + 1), "this environment needs Python 3.11 to 3.$(NEWEST) (rm -rf $*; make PYTHON=python3.12 ...), not " + sys.version.split()[0]'
 
 # uv is used because pip takes 6 minutes to install the lock. pip is the fallback if only pip is configured for the
 # package index.

@@ -1,4 +1,4 @@
-"""Utilities for all packages in data/: errors, console, durations, sizes, paths, secrets, locks, workers.
+"""Utilities for all packages in data/: errors, console output, durations, sizes, paths, secrets, locks and workers.
 
 Nothing here depends on records, rows or sources.
 """

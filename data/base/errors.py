@@ -254,7 +254,7 @@ def plain_os_errors(
         if error is None:
             raise
         if is_full(error):
-            raise DataError(f"{subject} has no space left{what}: free some and {again}, or {hint}") from None
+            raise DataError(f"{subject} has no space left{what}: free some space and {again}, or {hint}") from None
         if error.errno == errno.EFBIG:
             raise DataError(
                 f"{subject} cannot store a file of this size{what}: raise the limit (`ulimit -f` shows the shell's "

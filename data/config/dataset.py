@@ -49,7 +49,8 @@ class HFKwargs(Section):
     data_dir: PathText | None = None
     """A folder in a hub dataset, or a folder of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """File names or patterns for the train split, or a mapping from the name of each split to its files."""
+    """File names or patterns. A mapping from names of splits to files is also possible; otherwise, all files belong to
+    the split train."""
     name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
     revision: PathText | None = None
@@ -134,8 +135,9 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
     elif "[" in split and (stream.local is not None or stream.remote is not None):
         yield Defect(
             "split",
-            f"is {split!r}, but for MDS shards it is the name of a folder, of which all samples are read: remove "
-            f"{split[split.index('[') :]!r} (choose takes fewer rows), or slice the data before writing the shards",
+            f"is {split!r}, but for MDS shards split is the name of a folder, and all samples in it are read: remove "
+            f"{split[split.index('[') :]!r} (set choose to use fewer rows), or slice the data before writing the "
+            "shards",
         )
 
 
@@ -151,30 +153,34 @@ class StreamConfig(Section):
     file or of a folder that contains them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
-    """Download only csv, json, jsonl and parquet files of a hub dataset. (Code of a dataset is never run.)"""
+    """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
+    dataset is never executed."""
     local: PathText | None = None
-    """A folder of MDS shards; with `remote`, the folder for the downloaded shards."""
+    """A folder of MDS shards. If `remote` is also set, shards are downloaded to this folder."""
     remote: PathText | None = None
-    """Location of the MDS shards: a folder, s3://, gs:// or hf://."""
+    """The location of MDS shards that are downloaded: a folder, or an address that starts with s3://, gs:// or
+    hf://."""
     text: Paths | None = None
-    """Plain text files for pretraining, one document per file: file names, patterns, or folders, whose .txt files are
-    read."""
+    """Plain text files for pretraining: file names, patterns, or folders, of which all .txt files are read. Each file
+    is one document."""
     split: PathText | None = None
-    """The split. null: train for hub datasets and data files, and the folder itself for MDS. Hub datasets and data
-    files also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000], train+validation."""
+    """The split. null selects the split train of hub datasets and data files, and the folder itself for MDS. Hub
+    datasets and data files also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000],
+    train+validation."""
     preprocessing_fn: str | dict[str, str] | None = None
-    """How rows are converted to examples: a registered name, `module:function`, or the columns to use: {prompt: column,
-    response: column}, {messages: column} or {text: column}. null: the rows are already examples."""
+    """How rows are converted to examples: the name of a registered function, `module:function` for your own function,
+    or the columns to use: {prompt: column, response: column}, {messages: column} or {text: column}. null means that the
+    rows are already examples."""
 
     proportion: NotNegative | None = None
-    """Share of the run's tokens, relative to the other streams."""
+    """Share of the run's tokens that this stream contributes, relative to the other streams."""
     repeat: Positive | None = None
-    """Alternative to proportion: how often each row occurs in an epoch of all streams (default: 1)."""
+    """Alternative to proportion: how often each row of this stream occurs in an epoch of the mixture (default: 1)."""
     choose: Count | None = None
-    """Alternative to proportion: the number of rows in an epoch of all streams."""
+    """Alternative to proportion: the number of rows of this stream in an epoch of the mixture."""
     max_repeats: Positive = 1.0
-    """Maximum number of times that each row of this stream may be drawn during the run. Not needed with `repeat` or a
-    duration in `ep`."""
+    """Maximum number of times that a row of this stream may be drawn during the run. This key is not needed with
+    `repeat`, or if the duration is given in `ep`."""
 
     def amounts(self) -> list[str]:
         """The keys of AMOUNTS that are set."""
@@ -239,35 +245,38 @@ class DatasetConfig(StreamConfig):
     RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
-    """Several sources, each with a name, instead of a single source."""
+    """Several sources with names that you choose, instead of a single source."""
     max_seq_len: Annotated[int, Range(ge=2)]
     """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """How documents are packed into rows. best_fit: several complete documents per row. none: one document per row."""
     target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
-    """Which prompts are trained on: none, all, or length>=N (prompts of at least N tokens)."""
+    """The prompts that are trained on: none, all, or length>=N. The last value selects prompts of at least N tokens."""
     target_responses: Literal["last", "all"] = "last"
-    """Which responses of a conversation are trained on, unless its messages have `weight` or `train`."""
+    """The responses of a conversation that are trained on. In conversations whose messages have a key `weight` or
+    `train`, that key decides instead."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
-    """What to do with an example that is longer than max_seq_len. Plain texts are always split and continue in the next
-    row."""
+    """What to do with an example that is longer than max_seq_len. Plain texts are always split, and continue in the
+    next row."""
     on_bad_example: Literal["error", "drop"] = "error"
-    """What to do with invalid rows. error: report all of them and stop. drop: skip them, and report their number."""
+    """What to do with invalid rows. error reports all invalid rows together, and the run ends. drop skips invalid rows
+    and reports their number."""
     shuffle: bool = True
-    """Draw rows in a random order that is determined by the seed. false: in the order of the source."""
+    """If true, rows are drawn in a random order, which depends only on the seed. If false, they are drawn in the order
+    of the source."""
     shuffle_seed: int | None = None
-    """Seed of the order; null: the seed of the run."""
+    """Seed of the random order. null uses the seed of the run."""
     cache_dir: PathText = ".cache/dropless"
-    """Folder for prepared rows. Each dataset has a subfolder, whose name is a fingerprint of everything that affects
-    the rows."""
+    """Folder for prepared rows. Each dataset has a subfolder that is named after a fingerprint (hash) of everything
+    that affects its rows."""
     prepare_workers: Count | None = None
-    """Number of processes that prepare rows; null: one per CPU core. The rows do not depend on it."""
+    """Number of processes that prepare rows. null uses one process per core. The number does not affect the rows."""
     cache_limit: Size | None = None
-    """Maximum total size of downloaded shards on a node's disk, for all remote streams together: bytes, or a size such
-    as 100gb. When the limit is reached, shards that are no longer needed are evicted; they are downloaded again when
-    they are needed in the next epoch. null: keep all shards."""
+    """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as 100gb. When
+    this size is reached, shards that are no longer needed are evicted. They are downloaded again in the next epoch.
+    null keeps all shards."""
     max_prepare_bytes: Count = 10 << 30
-    """Maximum size of a remote MDS folder whose samples must be tokenized first."""
+    """Maximum size, in bytes, of a remote MDS folder with text that must be tokenized and packed."""
 
     def each_stream(self) -> dict[str, "DatasetConfig"]:
         """Name -> the dataset with only this stream as its source; `""` for a dataset without streams."""

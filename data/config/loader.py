@@ -58,19 +58,20 @@ def _end_of_ramp(stage: "StageConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(Section):
-    """A part of the run with its own mix of streams."""
+    """A part of the run with its own proportions of the streams."""
 
     RULES = (_ramp_of_proportions, _shares, _learning_rate, _end_of_ramp)
 
     name: str
     """Name of the stage in messages and logs."""
     duration: PositiveDuration | EpochsOf | None = None
-    """The length of the stage, such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream) or {ep: 2, of: web}. null,
-    only for the last stage: the rest of the run."""
+    """The length of the stage, such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream), or {ep: 2, of: web} for
+    two epochs of the stream web. In the last stage, null means the rest of the run."""
     proportions: dict[str, float | dict[str, float]]
-    """A mapping from each stream to its share of the tokens, or a linear ramp {from: shares, to: shares}."""
+    """The share of the tokens that each stream contributes, as a mapping from names of streams to shares. For a linear
+    ramp, use {from: shares, to: shares}."""
     lr_scale: float | dict[str, float] = 1.0
-    """Factor by which the scheduler's learning rate is multiplied, or a linear ramp {from: factor, to: factor}."""
+    """The scheduler's learning rate is multiplied by this factor. For a linear ramp, use {from: factor, to: factor}."""
 
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
         """The shares at the start and at the end of the stage."""
@@ -161,15 +162,16 @@ class DataLoaderConfig(Section):
     RULES = (_stage_names, _open_stage, _streams_of_stages, _amounts_beside_stages)
 
     name: Literal["finetuning", "text"]
-    """The names of LLM Foundry's two loaders. Here both read the same sources."""
+    """The kind of loader, as in LLM Foundry. In Dropless, both kinds read the same sources."""
     dataset: DatasetConfig
     stages: list[StageConfig] = field(default_factory=list)
-    """The stages of the curriculum, in order. If empty, the whole run has one mix."""
+    """The stages of the curriculum, in order. If the list is empty, the proportions of the streams are the same in the
+    whole run."""
     num_workers: CountOrZero = 2
-    """Number of worker processes that prefetch batches; 0: the training process reads the rows."""
+    """Number of worker processes that read rows in advance. With 0, the training process reads the rows."""
     prefetch_factor: Count = 2
     """Number of batches that each worker prefetches."""
     pin_memory: bool = True
-    """Copy batches into page-locked memory, which makes copies to a GPU faster."""
+    """Read batches into page-locked memory, from which copies to a GPU are faster."""
     persistent_workers: bool = True
     """Keep worker processes between epochs."""

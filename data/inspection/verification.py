@@ -5,7 +5,7 @@ from data.loading.verify import Verification
 
 def verification_lines(found: Verification) -> list[str]:
     lines = [
-        f"{found.folder}: {found.n_shards:,} shards, {found.n_samples:,} samples, {len(found.broken)} shards broken"
+        f"{found.folder}: {found.n_shards:,} shards, {found.n_samples:,} samples, {len(found.broken)} shards corrupt"
     ]
     if found.unhashed:
         lines.append(f"  {found.unhashed} shards have no hash in the index: only their size and header were checked")

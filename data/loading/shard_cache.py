@@ -28,8 +28,8 @@ class ShardCache:
         time."""
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
-        # Before the next make_room, workers may prefetch this many batches and request the shards of the batches after
-        # them.
+        # Number of batches whose shards workers may request before the next make_room: the batches that they prefetch,
+        # and those after them.
         self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)

@@ -1,4 +1,4 @@
-"""MDS folders, local or remote: index, shards, download, upload, and a writer that can be resumed.
+"""Local and remote MDS folders: index, shards, download, upload, and a writer that can resume.
 
 The meaning of the samples is defined in the packages that read them.
 """

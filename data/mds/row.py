@@ -84,7 +84,7 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
         at = int(differ[0])
         raise ValueError(
             f"labels[{at}] is {labels[at]}, but input_ids[{at}] is {tokens[at]}: labels must not be shifted; each "
-            f"equals its input_id or is {IGNORED}"
+            f"label must equal its input_id or be {IGNORED}"
         )
     return _row(tokens, trained, [len(tokens)])
 

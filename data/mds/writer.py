@@ -51,8 +51,8 @@ class Shards:
     def write_window(
         self, columns: dict[str, str], samples: Iterable[Sample], state: Callable[[], dict[str, Any]]
     ) -> None:
-        """Write the samples to new shards, then record these shards and the result of state() in the journal. Only
-        recorded shards are kept on a resume."""
+        """Write the samples to new shards, then record these shards and the result of state() in the journal. When a
+        preparation is resumed, only recorded shards are kept."""
         entries = self._write_shards(columns, samples)
         for entry in entries:
             name = f"shard.{len(self.entries):05}.mds"

@@ -61,8 +61,8 @@ class Interleaving:
     due at R(v) for the v at which its stream has contributed it, and T_s(x) is computed with the v for which R(v) = x.
     If A = B = 1, then v = x.
 
-    Both are closed forms, so the cost does not depend on the position. Only + - * / and square roots of float64 are
-    used, for which IEEE 754 guarantees the same results on every machine.
+    R(v) and T_s(x) have closed forms, so the cost does not depend on the position. Only + - * / and square roots of
+    float64 are used, for which IEEE 754 guarantees the same results on every machine.
     """
 
     def __init__(self, stages: Sequence[Stage], counts: Sequence[int] | None = None) -> None:

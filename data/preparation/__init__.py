@@ -1,4 +1,4 @@
-"""Prepare an MDS folder of rows from a source: chunks, worker processes, packing, the manifest.
+"""Prepares an MDS folder of rows from a source: chunks, worker processes, packing, and the manifest.
 
 The prepared rows are read in data/loading.
 """

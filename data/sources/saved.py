@@ -1,5 +1,5 @@
-"""Folders that save_to_disk of the `datasets` library has written. They contain Arrow streams, and JSON files that list
-the streams."""
+"""Folders written by `save_to_disk` of the `datasets` library. They contain Arrow streams, and JSON files that list the
+streams."""
 
 import json
 from pathlib import Path, PurePath

@@ -1,4 +1,4 @@
-"""Object stores (s3://, gs://) for reading and writing files: addresses, clients, retries, errors.
+"""Access to files in object stores (s3://, gs://): addresses, clients, retries and errors.
 
 The content of the objects is defined in the packages that use them.
 """

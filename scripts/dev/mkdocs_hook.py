@@ -7,6 +7,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,9 +53,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = os.path.relpath(_page_of(_normal(folder, link[2])), here)
         return f"{link[1]}{target}{link[3] or ''}"
 
-    text = _outside_code(markdown, lambda part: _LINK.sub(on_the_site, part))
-    # Python-Markdown needs this attribute to process Markdown inside an HTML element. GitHub ignores the attribute.
-    return text.replace("<details>", '<details markdown="1">')
+    def for_the_site(part: str) -> str:
+        # Python-Markdown needs this attribute to process Markdown inside an HTML element. GitHub ignores the attribute.
+        return _LINK.sub(on_the_site, part).replace("<details>", '<details markdown="1">')
+
+    return _outside_code(markdown, for_the_site)
 
 
 def navigation(index: str) -> list[Any]:
@@ -100,7 +103,7 @@ def _shown(target: str) -> str:
     return f"{_NOT_SEARCHED}# {target}\n\n{fence}{language}\n{path.read_text('utf-8')}\n{fence}\n"
 
 
-def _outside_code(markdown: str, change: Any) -> str:
+def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
     """Return the page after applying `change` to all text outside of fenced blocks."""
     parts, end = [], 0
     for fenced in _FENCED.finditer(markdown):

@@ -4,10 +4,11 @@ The order of rows is kept. Packages that are missing in the tables are appended,
 removed.
 """
 
+import argparse
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +19,9 @@ MODULES = ("train/main.py", "train/composer_model.py", "train/composer_compat.py
 _ROW = re.compile(r"^\| `((?:train|data)(?:/[\w/.]+)?)` \| .* \|$", re.MULTILINE)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.parse_args(argv)
     PAGE.write_text(with_tables(PAGE.read_text("utf-8")), "utf-8")
     return 0
 

@@ -80,12 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--write", action="store_true", help=f"write the tables into {' and '.join(PAGES)}")
     args = parser.parse_args(argv)
-    for name, table in TABLES.items():
-        if not args.write:
-            print(f"{name}\n\n{table()}\n")
-    for page in map(ROOT.joinpath, PAGES):
-        if args.write:
+    if args.write:
+        for page in map(ROOT.joinpath, PAGES):
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        for name, table in TABLES.items():
+            print(f"{name}\n\n{table()}\n")
     return 0
 
 

@@ -178,7 +178,9 @@ def test_a_refused_record_is_one_warning_if_the_run_may_continue(
 def test_other_files_of_the_save_folder_have_plain_errors(tmp_path: Path) -> None:
     folder, tokenizer = tmp_path / "save", cast(Tokenizer, NoSpace())
     config = load_config(write_toy_run(tmp_path)).config
-    with pytest.raises(DataError, match=r"save has no space left for config.yaml and the tokenizer: free some and"):
+    with pytest.raises(
+        DataError, match=r"save has no space left for config.yaml and the tokenizer: free some space and"
+    ):
         furnish_save_folder(folder, config, tokenizer, run_id="a", resuming=False)
     assert list(folder.iterdir()) == []
     record = RunRecord(Record({"save_folder": tmp_path / "gone"}), cast(RowPlan, None), 4, 8)

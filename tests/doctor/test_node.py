@@ -286,7 +286,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_inputs_of_a_config(tmp_path: Path) -> None:
     loaded = load_config(write_toy_run(tmp_path))
     config, (check,) = inputs.resolve(loaded, 3)
-    assert (check.status, "3 ranks" in check.found) == ("wrong", True)
+    assert (check.status, "the number of ranks (3)" in check.found) == ("wrong", True)
     assert statuses(inputs.check_tokenizer(config)) == {"tokenizer": "ok"}
     assert statuses(inputs.check_kernels(config, 2, gpu=False)) == {"kernels": "ok"}
     assert inputs.caches(config) == [tmp_path / "cache"]

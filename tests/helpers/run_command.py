@@ -190,7 +190,7 @@ def _refusals(programs: list[Program]) -> list[str | None]:
 
 
 def _refusal(program: Program) -> str | None:
-    output = io.StringIO()
+    output, unparsed = io.StringIO(), f"{program.script} does not parse arguments"
     try:
         if program.script == "train.py" and program.arguments[0].startswith("--"):
             return None if program.arguments[0] in ("--help", "--explain", "--schema", "--keys") else "no such flag"
@@ -200,12 +200,14 @@ def _refusal(program: Program) -> str | None:
             sys.argv[:] = [program.script, *program.arguments]
             with contextlib.redirect_stderr(output):
                 runpy.run_path(program.script, run_name="__main__")
-            return f"{program.script} does not parse arguments"
+            return unparsed
     except _Parsed as parsed:
         args = parsed.args[0]
         return _refusal(Program("train.py", [args.config, *args.overrides])) if getattr(args, "config", None) else None
     except SystemExit as end:
-        return output.getvalue() if end.code else None
+        if end.code:
+            return output.getvalue()
+        return None if {"-h", "--help"} & set(program.arguments) else unparsed
     except ConfigError as error:
         return str(error)
     return None

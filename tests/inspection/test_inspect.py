@@ -190,13 +190,13 @@ def test_the_picture_is_a_png(tmp_path):
 def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [pair("a" * n) for n in range(1, 41)])
     rows = open_rows(dataset_config(tmp_path, packing="none", max_seq_len=64), TOY)
-    assert verification_lines(verify(rows)) == [f"{rows.mds.name}: 1 shards, 40 samples, 0 shards broken"]
+    assert verification_lines(verify(rows)) == [f"{rows.mds.name}: 1 shards, 40 samples, 0 shards corrupt"]
     shard = next(rows.folder.glob("shard.*"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     lines = verification_lines(verify(rows.folder))
-    assert lines[0].endswith("1 shards, 40 samples, 1 shards broken")
+    assert lines[0].endswith("1 shards, 40 samples, 1 shards corrupt")
     assert lines[1].startswith("  shard.00000.mds, samples 0 to 39: ")
 
 

@@ -367,7 +367,7 @@ def test_a_full_disk_is_reported_and_what_is_done_is_kept(tmp_path, small_pieces
 
     with monkeypatch.context() as patch:
         patch.setattr(MDSWriter, "flush_shard", full)
-        with pytest.raises(DataError, match=r"out has no space left: free some and start again"):
+        with pytest.raises(DataError, match=r"out has no space left: free some space and start again"):
             prepare_into(tmp_path / "out", config, TOY)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished"]
     prepare_into(tmp_path / "out", config, TOY)

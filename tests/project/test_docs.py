@@ -6,6 +6,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from train.config.json_schema import explain
+
 ROOT = Path(__file__).parents[2]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "index.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -70,3 +72,7 @@ def test_the_readme_is_short() -> None:
 def test_every_page_is_linked_from_the_readme_or_the_index() -> None:
     linked = {(page.parent / target.partition("#")[0]).resolve() for page in (README, INDEX) for target in links(page)}
     assert [str(page.relative_to(ROOT)) for page in PAGES if page not in {README, *linked}] == []
+
+
+def test_the_explanation_of_a_key_is_that_of_the_program() -> None:
+    assert explain("train_loader.dataset.excess_length") in (ROOT / "docs" / "training.md").read_text("utf-8")

@@ -63,7 +63,7 @@ def test_what_is_no_split_is_refused_by_the_config(split, text):
 
 @pytest.mark.parametrize("key", ["local", "remote"])
 def test_a_split_of_mds_is_a_folder(key):
-    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but for MDS shards it is the name of a folder"):
+    with pytest.raises(ValueError, match=r"split is 'train\[:90%\]', but for MDS shards split is the name of a folder"):
         DatasetConfig(split="train[:90%]", max_seq_len=8, **{key: "/mds"})
 
 

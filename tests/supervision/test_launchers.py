@@ -201,7 +201,7 @@ def test_the_command_in_the_last_line_resumes(tmp_path: Path) -> None:
         ranks_of(run)[0].send_signal(signal.SIGTERM)
         assert run.wait(120) == 75
     err = (tmp_path / "err").read_text()
-    (command,) = [line.partition(" resumes it: ")[2] for line in err.splitlines() if line.startswith("stopped: ")]
+    (command,) = [line.partition("; resume with: ")[2] for line in err.splitlines() if line.startswith("stopped: ")]
     batch = preempted(tmp_path)["batch"]
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     subprocess.run(f"{command} max_duration={batch + 1}ba", shell=True, cwd=tmp_path, env=env, check=True, timeout=300)

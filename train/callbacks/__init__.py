@@ -1,4 +1,5 @@
-"""Callbacks that Composer lacks, one file each, and the construction of Composer's own callbacks.
+"""Composer callbacks that Composer itself does not have, one file each, and the code that creates Composer's own
+callbacks.
 
 A subject that needs several files has its own package, lower in the import order.
 """

@@ -18,12 +18,12 @@ class LRMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedMonitorConfig(Section):
-    """Logs the metrics of Composer's SpeedMonitor, and sets the averaging window of the throughput, which is always
-    logged."""
+    """Sets the number of batches over which throughput is averaged, and logs the metrics of Composer's SpeedMonitor.
+    Throughput is logged even without this callback."""
 
     window_size: Count = 100
-    """Throughput is averaged over the last `window_size` batches, or over all batches since the warm-up (the first
-    batches of the process) if these are fewer."""
+    """Number of batches over which throughput is averaged. Until the run has completed this many batches, all batches
+    since the warm-up are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs Composer's estimate of the remaining time (time/remaining_estimate, in hours), in addition to
-    time/remaining_seconds."""
+    """Logs the remaining time under Composer's name, time/remaining_estimate, in hours. The metric
+    time/remaining_seconds is logged even without this callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
     save_folder: PathOfRun
-    """Folder for the exports. The export at batch N is written to its subfolder huggingface/baN. {run_name} is replaced
-    with the name of the run."""
+    """Exports are written to the subfolders huggingface/baN of this folder, where N is the batch. {run_name} is
+    replaced by the name of the run."""
     save_interval: PositiveDuration
-    """Interval between exports. Must be a multiple of the run's save_interval. The last checkpoint is also exported."""
+    """Time between exports; must be a multiple of the run's save_interval. The last checkpoint is always exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 
@@ -65,7 +65,7 @@ class GenerateConfig(Sampling):
     RULES = (*Sampling.RULES, _prompts)
 
     prompts: list[str]
-    """Prompts that the model continues. The same prompts are used each time."""
+    """The prompts. The same prompts are used each time."""
     interval: PositiveDuration = "1ep"
     """Interval between generations. Text is also generated at the end of the run."""
     chat: bool = False
@@ -76,7 +76,7 @@ class GenerateConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbacksConfig(Section):
-    """Callbacks that run during training."""
+    """Optional actions during training."""
 
     generate: GenerateConfig | None = None
     hf_checkpointer: HFCheckpointerConfig | None = None
@@ -91,8 +91,8 @@ class FileLoggerConfig(Section):
     """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """Path of the log file, which contains the console output. {run_name} and {rank} are replaced with the name of the
-    run and the number of the rank."""
+    """Path of the file with the console output. {run_name} and {rank} are replaced by the name of the run and the
+    number of the rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ class TensorboardLoggerConfig(Section):
     """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Folder of the event files. {run_name} is replaced with the name of the run. If the path does not contain
-    {run_name}, the files are written to a subfolder named after the run. null uses tensorboard_logs."""
+    """Folder of the event files. {run_name} is replaced by the name of the run. Without {run_name}, the files are
+    written to a subfolder with the name of the run. null uses the folder tensorboard_logs."""
 
     def folder(self, run_name: str) -> Path:
         """The folder of a run's event files."""
@@ -117,7 +117,7 @@ class WandBLoggerConfig(Section):
     project: Label | None = None
     """The project that the run belongs to."""
     entity: Label | None = None
-    """The user or team that owns the project."""
+    """The user or team that the project belongs to."""
     group: Label | None = None
     """The group that the run belongs to."""
     name: Label | None = None
@@ -131,11 +131,11 @@ class MLflowLoggerConfig(Section):
     """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, a URI file:PATH, or the address of a server, http://HOST:PORT. null uses $MLFLOW_TRACKING_URI, or the
-    folder mlruns if that variable is not set."""
+    """A folder, file:PATH, or the address http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI. If this
+    variable is not set, null uses the folder mlruns."""
     experiment_name: Label | None = None
-    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME, or MLflow's experiment Default if that variable is not
-    set."""
+    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME. If this variable is not set, null uses MLflow's
+    default experiment."""
     run_name: Label | None = None
     """Name of the run in MLflow; null uses run_name."""
     tags: dict[str, str] = field(default_factory=dict)

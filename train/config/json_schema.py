@@ -23,15 +23,15 @@ from train.config.schema import TrainConfig
 _KEYS_PAGE = """\
 # Configuration keys
 
-Every key that a YAML may contain, with its type, default and meaning. This page is generated from the configuration
-dataclasses: `python train.py --keys > docs/keys.md`. The same text is available for a single key with
-`python train.py --explain KEY`, and for editors as a JSON schema with `python train.py --schema`.
+This page lists every key that a YAML file may contain, with its type, default and meaning. The page is generated from
+the configuration dataclasses: `python train.py --keys > docs/keys.md`. `python train.py --explain KEY` shows the same
+text for one key. `python train.py --schema` prints all keys as a JSON schema, which editors can use.
 
-- `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` marks the items of a list.
+- `NAME` in a heading is a name that you choose, such as the name of a stream. `[]` means that the key is a list.
 - A key without a default is **required**. A section that has a default may be omitted.
-- On the command line, write a key with its full path: `optimizer.lr=1e-4`.
+- On the command line, write the full path of a key: `optimizer.lr=1e-4`.
 - Durations have a unit: `10ba` (batches), `500tok` (tokens), `2ep` (epochs), `0.1dur` (a fraction of `max_duration`).
-- LLM Foundry's keys that have no effect here are listed in [Coming from LLM Foundry](llm-foundry.md).
+- LLM Foundry's keys that have no effect in Dropless are listed in [Coming from LLM Foundry](llm-foundry.md).
 """
 
 _VARIABLES = "Values that other keys can refer to as ${variables.NAME}."
@@ -69,11 +69,11 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of the whole config, with the documentation and the default of each
     key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
-    classes = {cls.__name__: cls for _, cls in sections(TrainConfig)}
+    classes = {cls.__name__: cls for _, cls in _sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
     for name, cls in classes.items():
         _complete(definitions[name], cls, definitions)
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         _add_ignored(definitions[cls.__name__]["properties"], path)
     schema["properties"][VARIABLES] = {"type": ["object", "null"], "default": None, "description": _VARIABLES}
     schema["title"] = "A run of Dropless"
@@ -91,7 +91,7 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
             key["default"] = {} if isinstance(made, Section) else made
-        section = next(filter(is_section, options_of(hints_of(cls)[field.name])), None)
+        section = _section_of(hints_of(cls)[field.name])
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
@@ -112,17 +112,16 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 
-def sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
-    """Yield the path and the class of every section. In a path, NAME stands for any key of a mapping, and [] for any
-    item of a list."""
+def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Yield the path and the class of every section. NAME is any key of a mapping, [] any item of a list."""
     for option in options_of(hint):
         if is_section(option):
             yield path, option
             for name, below in hints_of(option).items():
-                yield from sections(below, join(path, name))
+                yield from _sections(below, join(path, name))
         elif get_origin(option) in (list, dict):
             below = f"{path}[]" if get_origin(option) is list else join(path, "NAME")
-            yield from sections(get_args(option)[-1], below)
+            yield from _sections(get_args(option)[-1], below)
 
 
 def explain(path: str) -> str:
@@ -152,25 +151,36 @@ def explain(path: str) -> str:
 
 
 def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: bool) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
-    key = definition["properties"][name]
-    bounds = [] if is_item else [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
+    key = _definition(cls)["properties"][name]
+    bounds = [] if is_item else _bounds(cls, name)
     null = " or null" if type(None) in get_args(hint) else ""
     yield path
     yield f"  type     {', '.join([describe(hint) + null, *bounds])}"
     if not is_item:
         yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
     yield textwrap.indent(textwrap.fill(" ".join(key["description"].split()), 98), "  ")
-    section = next(filter(is_section, options_of(hint)), None)
+    section = _section_of(hint)
     if section is not None:
         yield f"  keys     {', '.join(hints_of(section)) or 'none'}"
+
+
+def _section_of(hint: Any) -> type[Section] | None:
+    return next(filter(is_section, options_of(hint)), None)
+
+
+def _definition(cls: type[Section]) -> dict[str, Any]:
+    schema = json_schema()
+    return schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+
+
+def _bounds(cls: type[Section], name: str) -> list[str]:
+    return [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
 
 
 def key_reference() -> str:
     """Return the page docs/keys.md. If several sections have the same class, only the first of them has a table."""
     parts = [_KEYS_PAGE]
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         if path == _first_paths()[cls]:
             parts.append("\n".join(_section_of_page(path, cls)))
         elif "." not in path:
@@ -181,14 +191,13 @@ def key_reference() -> str:
 @functools.cache
 def _first_paths() -> dict[type[Section], str]:
     paths: dict[type[Section], str] = {}
-    for path, cls in sections(TrainConfig):
+    for path, cls in _sections(TrainConfig):
         paths.setdefault(cls, path)
     return paths
 
 
 def _section_of_page(path: str, cls: type[Section]) -> Iterator[str]:
-    schema = json_schema()
-    definition = schema if cls is TrainConfig else schema["$defs"][cls.__name__]
+    definition = _definition(cls)
     yield f"{_heading(path)}\n"
     if cls is not TrainConfig:
         yield f"{_prose(definition['description'])}\n"
@@ -222,8 +231,7 @@ def _type_cell(cls: type[Section], name: str, hint: Any) -> str:
     options = [_type_option(option) for option in options_of(hint)]
     if type(None) in get_args(hint):
         options.append("`null`")
-    bounds = [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
-    return _cell("; ".join([" or ".join(options), *bounds]))
+    return _cell("; ".join([" or ".join(options), *_bounds(cls, name)]))
 
 
 def _type_option(option: Any) -> str:
@@ -232,7 +240,7 @@ def _type_option(option: Any) -> str:
     if is_section(option):
         return f"section {_link(option)}"
     if get_origin(option) in (list, dict):
-        section = next(filter(is_section, options_of(get_args(option)[-1])), None)
+        section = _section_of(get_args(option)[-1])
         if section is not None:
             return f"{'list' if get_origin(option) is list else 'mapping'} of sections {_link(section)}"
     return describe(option)

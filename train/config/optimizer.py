@@ -11,15 +11,15 @@ from data.config.values import DurationText, NotNegative, Positive, Share
 
 @dataclass(frozen=True, kw_only=True)
 class ParamGroupConfig(Section):
-    """Parameters with their own learning rate or weight decay."""
+    """Parameters with a separate learning rate or weight decay."""
 
     match: list[str]
     """Shell-style patterns of parameter names, such as `*.experts.mlp.*`."""
     lr: Positive | None = None
-    """Learning rate; null uses optimizer.lr. To exclude parameters from training, list them in optimizer.freeze
-    instead."""
+    """The peak learning rate of these parameters. null uses optimizer.lr. To exclude parameters from training, use
+    optimizer.freeze."""
     weight_decay: NotNegative | None = None
-    """Weight decay; null uses optimizer.weight_decay."""
+    """The weight decay of these parameters. null uses optimizer.weight_decay."""
 
 
 def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
@@ -34,24 +34,25 @@ class OptimizerConfig(Section):
     RULES = (_betas,)
 
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
-    """adamw and sgd are torch's optimizers. decoupled_adamw and decoupled_lionw follow Composer's optimizers, which do
-    not multiply weight_decay by the peak learning rate."""
+    """The optimizer. adamw and sgd are torch's optimizers. decoupled_adamw and decoupled_lionw are implemented as in
+    Composer, where weight_decay is not multiplied by the peak learning rate."""
     lr: Positive
     """The peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of the moving averages (Adam and Lion)."""
     eps: NotNegative = 1e-8
-    """Added to Adam's denominator."""
+    """A small number that Adam adds to its denominator."""
     momentum: NotNegative = 0.0
     """Momentum of sgd."""
     weight_decay: NotNegative = 0.0
-    """Weight decay coefficient."""
+    """The weight decay coefficient."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
-    """Patterns of the names of parameters without weight decay; [] applies weight decay to all parameters."""
+    """Patterns of the names of parameters without weight decay. With [], weight decay applies to all parameters."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
-    """Settings for parameters whose names match a pattern. If several groups match, the first of them is used."""
+    """Learning rates and weight decays for parameters whose names match a pattern. If several patterns match, the first
+    one is used."""
     freeze: list[str] = field(default_factory=list)
     """Patterns of the names of parameters that are not trained."""
 
@@ -67,23 +68,23 @@ class SchedulerConfig(Section):
         "inv_sqrt_with_warmup",
         "wsd_with_warmup",
     ]
-    """How the learning rate changes after the warmup."""
+    """The schedule: how the learning rate changes after the warmup."""
     t_warmup: DurationText = "0ba"
     """Length of the linear warmup from 0."""
     alpha_f: Share = 0.0
-    """Final learning rate as a fraction of the peak (cosine, linear and wsd)."""
+    """Final learning rate, as a fraction of the peak learning rate. Used by the cosine, linear and wsd schedules."""
     t_decay: DurationText = "0.1dur"
-    """wsd: length of the linear decay at the end."""
+    """Only for wsd_with_warmup: the length of the linear decay at the end of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientClippingConfig(Section):
-    """Limits gradients before each step."""
+    """Clips gradients before each optimizer step."""
 
     clipping_type: Literal["norm", "value"]
-    """norm scales all gradients together; value clamps each element."""
+    """norm scales all gradients by the same factor; value clamps each element of the gradients."""
     clipping_threshold: Positive
-    """The maximum norm or absolute value."""
+    """The maximum norm of all gradients, or the maximum absolute value of an element."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,14 @@ class Sampling(Section):
     max_new_tokens: Count = 256
     """Maximum number of tokens generated after a prompt."""
     temperature: NotNegative = 0.0
-    """Logits are divided by this value; 0 always selects the most likely token."""
+    """The sampling temperature, by which logits are divided. 0 always selects the most likely token."""
     top_k: Count | None = None
     """Sample only from the k most likely tokens."""
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0
     """Sample only from the most likely tokens that together have this probability (nucleus sampling)."""
     seed: Seed = 0
-    """Random seed. The random numbers for a prompt depend only on the seed and the prompt's number, so the generated
-    text does not depend on the other prompts in a batch."""
+    """Random seed for sampling. The random numbers for a prompt depend only on the seed and the number of the prompt,
+    so its text does not depend on the other prompts in a batch."""
 
 
 def room(prompt_length: int, sampling: Sampling, max_seq_len: int) -> int:

@@ -10,23 +10,23 @@ from data.config.values import Count, CountOrZero, Positive, PositiveDuration, P
 
 @dataclass(frozen=True, kw_only=True)
 class SpikesConfig(Section):
-    """Defines when the loss of a step counts as a spike: if it exceeds the median loss of the preceding steps by more
-    than `threshold` times the median absolute deviation of these losses."""
+    """Defines when the loss of a step counts as a spike. The loss is a spike if it exceeds the median loss of the
+    preceding steps by more than `threshold` times their median absolute deviation."""
 
     window: Count = 128
-    """Number of preceding steps that a step is compared with. Only steps with a finite loss that is not a spike are
-    used."""
+    """Number of preceding steps that a step is compared with. Steps with a spike or a loss that is not finite are not
+    counted."""
     min_steps: Count = 32
-    """Number of preceding steps that are required for the first comparison."""
+    """Minimum number of preceding steps. Until the run has completed this many steps, no step counts as a spike."""
     threshold: Positive = 10.0
-    """Threshold, as a multiple of the median absolute deviation. The deviation is multiplied by 1.4826 to estimate the
-    standard deviation, and is at least 1% of the median."""
+    """The limit for a spike, as a multiple of the median absolute deviation. The deviation is multiplied by 1.4826 to
+    estimate the standard deviation, and is at least 1% of the median."""
     max_steps: Count = 100
-    """After this many consecutive spikes, losses are compared with the new level of the loss (on_spike: log), or the
-    run ends (on_spike: skip or rollback). The run also ends after this many consecutive non-finite steps (on_nonfinite:
-    skip)."""
+    """Maximum number of consecutive spikes. With on_spike: log, the run then accepts the higher loss as the new normal
+    level; with skip or rollback, it ends. With on_nonfinite: skip, the run also ends after this many consecutive steps
+    with NaN or infinite values."""
     max_rollbacks: Count = 3
-    """Maximum number of rollbacks (on_spike: rollback). The next spike after that ends the run."""
+    """Maximum number of rollbacks with on_spike: rollback. The run ends at the next spike after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,34 +34,32 @@ class ExpertsConfig(Section):
     """What a run measures about its experts, and when it reports an expert (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
-    """Interval between measurements. For each layer, a run measures the load shares of the experts, the router logits,
-    gradient norms, and how many expert selections are the same as in the previous measurement. The first and the last
-    step are measured too; null disables these measurements."""
+    """Time between measurements of the experts in each layer: load shares, router logits, gradient norms, and the share
+    of tokens that still select the same experts. The first and the last step are also measured. null disables these
+    measurements."""
     probe_tokens: CountOrZero = 256
-    """Number of tokens of the run's first rows, at most a microbatch, that are routed again in each measurement to find
-    how many expert selections have not changed; 0 disables this."""
+    """Number of tokens, from the first microbatch of the run, that are routed again in each measurement. The
+    measurement counts how many of them still select the same experts. 0 disables this."""
     dead_steps: Count = 100
-    """Number of consecutive steps without a token from any rank after which an expert is reported as dead."""
+    """An expert is reported as dead if it receives no token from any rank in this many consecutive steps."""
     max_share: PositiveShare = 0.95
-    """An expert is reported if its share of the layer's tokens exceeds this value in `max_share_steps` consecutive
-    steps. 1 disables this report. It is also disabled if each token selects more than half of the experts
-    (moe_top_k)."""
+    """An expert is reported if it receives more than this share of the layer's tokens in `max_share_steps` consecutive
+    steps. 1 disables this check. The check is also disabled if moe_top_k is more than half of the number of experts."""
     max_share_steps: Count = 10
     """Number of consecutive steps above `max_share` after which an expert is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadlinesConfig(Section):
-    """How long each part of a run may take before it counts as hung. The stacks of all ranks are then written and the
-    run ends. Each limit is `multiple` times the median duration measured in this run, but no less than the minimum set
-    for that part; null disables the limit."""
+    """Time limits for the parts of a run. If a part takes longer than its limit, the run counts as hung: it writes the
+    stacks of all ranks to a file and ends. Each limit is `multiple` times the median duration measured in this run, but
+    no less than the minimum set for this part. null disables the limit of a part."""
 
     multiple: Positive | None = 10.0
-    """Each limit is this multiple of the median duration so far, not counting the first steps of the run; null uses
-    only the minimum limits below."""
+    """A part may take this many times as long as its median duration. null uses only the minimum limits below."""
     setup: Positive | None = 3600.0
-    """Maximum time in seconds between the moment when all ranks have connected and the end of the first step. This
-    includes building the model, loading weights and compilation."""
+    """Time limit, in seconds, for the set-up of the run: from when all ranks have connected until the end of the first
+    step. This includes building the model, loading weights and compilation."""
     step: Positive | None = 180.0
     """Minimum time limit, in seconds, for a step, not counting the time to load its data."""
     data: Positive | None = 180.0
@@ -71,7 +69,7 @@ class DeadlinesConfig(Section):
     save: Positive | None = 1800.0
     """Minimum time limit, in seconds, for saving a checkpoint."""
     heartbeat: Positive | None = 120.0
-    """Maximum time in seconds without a heartbeat from a rank, in any part of the run."""
+    """Maximum time, in seconds, between two heartbeats of a rank. This limit applies in all parts of the run."""
 
 
 def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
@@ -81,17 +79,17 @@ def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(Section):
-    """The steps that torch.profiler records. A trace and a table by category are written to the subfolder profile of
-    the log folder."""
+    """Steps that are recorded with torch.profiler. A trace, and a table of the time by category, are written to the
+    subfolder profile of the log folder."""
 
     RULES = (_ranks,)
 
     step: Count
-    """The first profiled step, counted from 1 as on the console. The first steps of a run are slower than later
-    ones."""
+    """The first profiled step, with the same number as on the console. The first steps of a run are slower than later
+    steps."""
     steps: Count = 3
-    """Number of profiled steps. For a large model, each profiled step may need several hundred MB of CPU memory, and
-    the same amount of space in the trace file."""
+    """Number of profiled steps. For a large model, each profiled step may need several hundred MB of CPU memory, and of
+    disk space for the trace."""
     ranks: list[Annotated[int, Range(ge=0)]] = field(default_factory=lambda: [0])
     """The ranks that are profiled."""
 

@@ -1,4 +1,4 @@
-"""The hardware of this machine: its device, its memory, and the kernels that are used on it.
+"""The hardware of this machine: its device, its memory, and the kernels that can run on it.
 
 train/planning computes the resources that a run needs.
 """

@@ -1,4 +1,4 @@
-"""The commands of scripts/checkpoint.py: list, verify, compare and delete the checkpoints of a save folder.
+"""The implementation of scripts/checkpoint.py, which shows, verifies and deletes checkpoints.
 
-Code that runs use to read, keep and delete checkpoints belongs in train/checkpoint. Runs do not use this package.
+Reading and retaining checkpoints belong in train/checkpoint. Runs do not use this package.
 """

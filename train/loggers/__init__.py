@@ -1,4 +1,4 @@
-"""Loggers for the metrics of a run, one module each: JSON lines, TensorBoard, W&B, MLflow and log files.
+"""Loggers that write the metrics of a run, one module each: JSON lines, TensorBoard, W&B, MLflow and log files.
 
 Callbacks compute the metrics; train/console shows them on the console.
 """

@@ -1,4 +1,4 @@
-"""The DBRX model in plain torch, independent of Composer, run configs and ranks.
+"""The DBRX model in plain torch, which does not depend on Composer, run configs or ranks.
 
 Parameter names are those of Hugging Face's DBRX.
 """

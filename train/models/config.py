@@ -24,11 +24,11 @@ class AttnConfig(Section):
     clip_qkv: Positive | None = 8.0
     """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null disables clamping."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
-    """The attention backend: torch's SDPA per document, GEMMs over blocks of queries (CPU, fp32 and fp64),
-    FlexAttention, or flash-attn's varlen kernels. auto selects flash-attn on a GPU and blocks on a CPU, or SDPA if
-    these cannot be used."""
+    """The attention backend. sdpa: torch's SDPA, for each document separately. blocks: GEMMs over blocks of queries
+    (only on a CPU, in fp32 or fp64). flex: FlexAttention. flash: flash-attn's varlen kernels. auto selects flash on a
+    CUDA machine that has flash-attn, blocks on a CPU, and sdpa otherwise."""
     kv_n_heads: Count = 8
-    """Number of key and value heads. Each is shared by n_heads / kv_n_heads query heads."""
+    """Number of key and value heads. Each of them is shared by n_heads / kv_n_heads query heads."""
     rope_theta: Positive = 5e5
     """Base of the wavelengths of the rotary embedding (RoPE, Su et al. 2021)."""
 
@@ -53,8 +53,9 @@ class FFNConfig(Section):
     moe_jitter_eps: DropProbability = 0.0
     """In training, the router's input is multiplied by uniform noise from [1 - eps, 1 + eps]."""
     moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
-    """The implementation of the experts: one GEMM per expert, torch's grouped GEMM, or MegaBlocks. On a GPU, auto
-    selects MegaBlocks if it can be used, or else grouped_mm. In all other cases, auto selects torch."""
+    """The implementation of the experts. torch: one GEMM per expert. grouped_mm: torch's grouped GEMM. megablocks:
+    MegaBlocks. auto selects megablocks on a CUDA machine that has MegaBlocks, grouped_mm on a CUDA machine whose torch
+    supports it, and torch otherwise."""
     moe_recompute: bool = False
     """Recompute the experts' pre-activations in the backward pass instead of keeping them in memory."""
     moe_zloss_weight: NotNegative = 0.0
@@ -62,12 +63,12 @@ class FFNConfig(Section):
     moe_loss_weight: NotNegative = 0.05
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
-    """For each token, the weights of its experts are divided by their p-norm, where p is this value. null disables
-    the normalization."""
+    """The weights of the experts that a token selects are divided by their p-norm. This key is the order p of the norm.
+    null disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """The tokens over which the load-balancing loss counts assignments. ranks: the current microbatch of all ranks (one
-    all-reduce). batch: the whole global batch (with several microbatches, an extra forward pass counts the
-    assignments). microbatch: only this rank's microbatch."""
+    """The tokens for which the load-balancing loss counts the assignments to experts. ranks: a microbatch on all ranks,
+    which takes one all-reduce. batch: the whole global batch, which takes an extra forward pass if there are several
+    microbatches. microbatch: only this rank's microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:
@@ -97,10 +98,10 @@ class ModelConfig(Section):
     name: Literal["dbrx"] = "dbrx"
     """The architecture."""
     preset: Preset | None = None
-    """A preset of the model family (see PRESETS). Other keys of this section override its values."""
+    """A preset of the model family (see PRESETS). Other keys in this section override the values of the preset."""
     pretrained_model_name_or_path: str | None = None
-    """The initial weights: a local folder or a hub repository of a DBRX in Hugging Face's format (safetensors). Its
-    config.json supplies the keys of this section. Keys that affect the meaning of the weights cannot be overridden."""
+    """The folder or hub name of stock DBRX weights (safetensors) to start from. The keys of this section are read from
+    the config.json of the weights. Keys that affect the meaning of the weights cannot be overridden."""
     d_model: Count = 6144
     """Width of the residual stream."""
     n_heads: Count = 48
@@ -108,9 +109,9 @@ class ModelConfig(Section):
     n_layers: Count = 40
     """Number of transformer blocks."""
     max_seq_len: Count = 32768
-    """The longest sequence that the model supports. The run's max_seq_len may be shorter."""
+    """The length of the longest sequence that the model supports. The max_seq_len of the run may be smaller."""
     vocab_size: Count = 100352
-    """Number of rows of the embedding and the head. It must be at least the tokenizer's vocabulary size."""
+    """Number of rows of the embedding and the head. Must not be smaller than the tokenizer's vocabulary."""
     resid_pdrop: DropProbability = 0.0
     """Dropout on the outputs of attention and experts before they are added to the residual stream."""
     emb_pdrop: DropProbability = 0.0
@@ -167,7 +168,7 @@ def _targets(lora: "LoraConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig(Section):
-    """LoRA (Hu et al. 2021): adapters are trained and the model itself is frozen."""
+    """LoRA (Hu et al. 2021): adapters are trained, and the weights of the model are frozen."""
 
     RULES = (_targets,)
 
@@ -178,14 +179,14 @@ class LoraConfig(Section):
     dropout: DropProbability = 0.0
     """Dropout on an adapter's input, in training only. PEFT does not support dropout for adapters on experts."""
     target_modules: list[str]
-    """Names from LORA_TARGETS. They apply to every block."""
+    """The modules that get adapters: names from LORA_TARGETS. They apply to every transformer block."""
     per_expert: bool = False
-    """Give each expert its own A. By default, all experts share one A for each of w1, v1 and w2. Each expert always has
-    its own B."""
+    """Whether each expert has its own matrix A. By default, the experts of a layer share one matrix A for each of w1,
+    v1 and w2. Each expert always has its own matrix B."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
-    """The format of the frozen weights. With amp_bf16, bf16 gives the same results as fp32. nf4 stores the blocks'
-    large weights in 4 bits (QLoRA, Dettmers et al. 2023) and the others in the compute dtype; it requires
-    bitsandbytes."""
+    """The format of the frozen weights. With precision: amp_bf16, bf16 gives the same results as fp32. nf4 stores the
+    large weights of each block in 4 bits (QLoRA, Dettmers et al. 2023), and the other weights in the compute dtype. nf4
+    requires bitsandbytes."""
 
     @property
     def scale(self) -> float:

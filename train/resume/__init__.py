@@ -1,4 +1,5 @@
-"""What changed in the config since a checkpoint was written, and how a resumed run handles each change.
+"""Finds the differences between the config and the config of a checkpoint, and decides how a resumed run handles each
+difference.
 
 Depends only on configs and on the checkpoint's position in the data. Opens neither the data nor the weights.
 """

@@ -141,7 +141,7 @@ class Content(Blocks):
         return block
 
     def check_unchanged(self) -> None:
-        """Check that the file is unchanged. For readers that do not call read() until the end of the file."""
+        """Check that the file is unchanged. Called by readers that do not read the file to its end with read()."""
         with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
         if not same:

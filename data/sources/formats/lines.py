@@ -43,7 +43,8 @@ def parse_line(line: bytes) -> Any:
     if isinstance(text, Problem):
         return text
     try:
-        return c.parse_json(text)
+        # Without the end of the line, an error there has its column in the line, instead of column 1 of the next one.
+        return c.parse_json(text.rstrip(" \t\r\n"))
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
         fix = "write one JSON object per line"

@@ -87,16 +87,18 @@ def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Questi
 
     No prompt occurs twice. No held-out question is about a name that a training question of the same file is about.
     """
-    sides: dict[bool, list[str]] = {False: [], True: []}
+    train_sources: list[str] = []
+    heldout_sources: list[str] = []
     for number, file in enumerate(files, start=1):
-        sides[number % heldout == 0].append(file.read_text(encoding="utf-8"))
+        sources = heldout_sources if number % heldout == 0 else train_sources
+        sources.append(file.read_text(encoding="utf-8"))
     made: dict[str, list[Question]] = {}
     for file_name, kinds in KINDS.items():
         rng = random.Random(SEED)
-        train = [question for kind in kinds.values() for question in _asked(sides[False], kind)]
+        train = [question for kind in kinds.values() for question in _asked(train_sources, kind)]
         known = {question["about"] for question in train}
         for kind_name, kind in kinds.items():
-            unseen = [question for question in _asked(sides[True], kind) if question["about"] not in known]
+            unseen = [question for question in _asked(heldout_sources, kind) if question["about"] not in known]
             made[f"heldout-{kind_name}"] = rng.sample(unseen, min(HELDOUT_OF_EACH, len(unseen)))
         rng.shuffle(train)
         made[file_name] = train

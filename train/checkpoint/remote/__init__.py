@@ -1,4 +1,4 @@
-"""Save folders in object stores. Files are written to a local staging folder and sent to the store in the background.
+"""Save folders in object stores: files are written to a local staging folder and uploaded in the background.
 
-The layout is the same as in a local save folder. A checkpoint's manifest is sent last, and commits the checkpoint.
+The layout is that of a local save folder. The manifest is sent last and commits the checkpoint.
 """

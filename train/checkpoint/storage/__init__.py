@@ -1,6 +1,5 @@
-"""The files of a checkpoint: how they are written with hashes, committed with a manifest, verified when they are read,
-and unpickled without executing code.
+"""Reads and writes the files of a checkpoint. Files are written with hashes and committed by a manifest. They are
+verified when they are read, and unpickled without executing code.
 
-Code that interprets the content of the files (weights, optimizer state, position in the data) belongs in
-train/checkpoint.
+The content of the files (weights, optimizer, position) belongs in train/checkpoint.
 """

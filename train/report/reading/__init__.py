@@ -1,3 +1,2 @@
-"""Reading the files of a log folder: metrics.jsonl, record.jsonl, and values derived from them. train/report shows
-these values.
-"""
+"""Reads the files of a log folder, metrics.jsonl and record.jsonl, and computes values from them. train/report
+shows these values."""
