@@ -76,7 +76,10 @@ def test_an_override_reaches_into_a_list(tmp_path):
         ("a..b=3", "the key 'a..b' must be names separated by dots"),
         ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys"),
         ("run_name={a:", "'run_name={a:': the value is not valid YAML"),
-        ("run_name=${", "run_name is '${', in which ${ does not begin a reference such as ${max_seq_len}: close it"),
+        (
+            "run_name=${",
+            "run_name is '${', in which ${ does not begin a reference such as ${max_seq_len}: close the brace",
+        ),
         ("model={d_model: 'a ${x'}", "model.d_model is 'a ${x', in which ${ does not begin a reference"),
     ],
 )
@@ -209,7 +212,7 @@ def test_all_missing_keys_are_reported_together(tmp_path):
 )
 def test_resolvers_are_refused_and_the_message_suggests_a_fix(tmp_path, where):
     message = refusal(tmp_path, where)
-    assert "but only other keys are interpolated" in message
+    assert "but only references to other keys are resolved" in message
     assert "pass run_name=$VAR on the command line" in message
 
 
@@ -267,7 +270,7 @@ def test_unresolved_references_are_reported(tmp_path):
         ("a:\n\t- 1\n", "small.yaml:2: not valid YAML: a tab in column 1: use spaces"),
         ("a: b: 1\n", "small.yaml:1: not valid YAML: mapping values are not allowed here: check the indentation"),
         ("a: \x00\n", "small.yaml: not valid YAML: "),
-        ("null: 1\n", "small.yaml: keys of a config must be text"),
+        ("null: 1\n", "small.yaml: the keys of a config must be strings"),
     ],
 )
 def test_files_that_are_not_a_config_are_refused(tmp_path, text, message):
@@ -312,7 +315,7 @@ def test_a_saved_config_has_no_secrets_and_can_be_read_back(tmp_path):
     saved = to_yaml(config)
     assert saved.splitlines()[1:4] == [
         "#   train_loader.dataset.streams.a.remote: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        "#   loggers.wandb.group: no variable, pass it on the command line",
+        "#   loggers.wandb.group: no variable exists, so pass the value on the command line",
         "#   loggers.wandb.tags[1]: HF_TOKEN",
     ]
     assert not {text for text in ("key:word", hf, "pa55", "***") if text in saved}

@@ -308,7 +308,10 @@ def test_the_script(run, tmp_path):
 def test_the_script_reports_an_error_in_one_line(run, tmp_path, capsys):
     script = load_script("convert_checkpoint_to_hf")
     assert script.main(["--composer_path", str(run), "--hf_output_path", str(run)]) == 2
-    assert capsys.readouterr().err == f"error: the output folder {run} is not empty: name a new folder, or empty it\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: the output folder {run} is not empty: specify a new folder, or empty this one\n"
+    )
 
 
 def test_the_output_of_the_tokenizer_can_be_passed_to_generate(exported):

@@ -148,7 +148,7 @@ def test_adapters_that_are_not_finite_are_not_exported(trained: Path, tmp_path: 
     (file,) = checkpoint.glob("*.distcp")
     file.write_bytes(file.read_bytes().replace(first, struct.pack("<f", math.nan) + first[4:], 1))
     commit(checkpoint, str(read_run_id(checkpoint.parent)))
-    with pytest.raises(ConfigError, match=f"numbers in the weights of {checkpoint}: {name}: name an earlier"):
+    with pytest.raises(ConfigError, match=f"numbers in the weights of {checkpoint}: {name}: specify an earlier"):
         export_peft(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -67,7 +67,7 @@ def test_weights_that_are_not_finite_are_named(
         export(diverged, tmp_path / "out", verify=True)
     assert str(caught.value) == (
         f"{tmp_path / 'out'} was not created: there are NaN or infinite numbers in the weights of {diverged}: {NORM}; "
-        "lm_head.weight: name an earlier checkpoint, from before the training diverged"
+        "lm_head.weight: specify an earlier checkpoint, from before the training diverged"
     )
     assert list(tmp_path.iterdir()) == []
 

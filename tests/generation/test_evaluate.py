@@ -64,7 +64,7 @@ def test_a_folder_of_a_run_means_the_one_model_in_it(tmp_path):
     assert resolve_model(tmp_path) == tmp_path / "checkpoints"
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").touch()
-    with pytest.raises(ConfigError, match=r"contains .*/checkpoints and .*/hf: name one of them"):
+    with pytest.raises(ConfigError, match=r"contains .*/checkpoints and .*/hf: specify one of them"):
         resolve_model(tmp_path)
 
 

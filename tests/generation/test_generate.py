@@ -66,7 +66,9 @@ def test_weights_that_are_not_finite_are_refused_with_their_names(run, tmp_path)
     checkpoint = tmp_path / "run" / "ep0-ba10"
     shutil.rmtree(checkpoint)
     save_checkpoint(checkpoint, state)
-    with pytest.raises(ConfigError, match=rf"numbers in the weights of {checkpoint}: lm_head.weight: name an earlier"):
+    with pytest.raises(
+        ConfigError, match=rf"numbers in the weights of {checkpoint}: lm_head.weight: specify an earlier"
+    ):
         open_here(checkpoint)
     folder = write_export(tmp_path / "run", tmp_path / "hf")
     message = (

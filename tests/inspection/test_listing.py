@@ -93,7 +93,7 @@ def test_a_link_and_a_save_folder_name_a_checkpoint(tmp_path: Path) -> None:
     (folder / "latest").symlink_to("ep0-ba10")
     assert find_checkpoint(folder / "latest") == (folder / "ep0-ba10").resolve()
     assert find_checkpoint(folder) == folder / "ep0-ba20"
-    with pytest.raises(ConfigError, match="a checkpoint itself: name the folder"):
+    with pytest.raises(ConfigError, match="a checkpoint itself: specify the folder"):
         find_save_folder(folder / "ep0-ba10")
 
 
@@ -107,7 +107,7 @@ def test_a_folder_of_a_run_names_its_save_folder(tmp_path: Path) -> None:
     assert find_save_folder(tmp_path / "run").folder == folder
     assert resolve_save_folder(folder / "ep0-ba10") == folder / "ep0-ba10"
     write_save_folder(tmp_path / "run" / "other", 5)
-    assert refused(tmp_path / "run") == "PATH contains PATH/checkpoints and PATH/other: name one of them"
+    assert refused(tmp_path / "run") == "PATH contains PATH/checkpoints and PATH/other: specify one of them"
 
 
 def test_a_path_without_checkpoints_is_refused(tmp_path: Path) -> None:

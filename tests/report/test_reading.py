@@ -109,7 +109,7 @@ def test_evaluations_are_taken_from_the_record_of_earlier_versions(tmp_path: Pat
 def test_a_folder_of_several_runs_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_run(tmp_path / name, Shape(steps=10, resumed=False))
-    with pytest.raises(ConfigError, match=r"/a and .*/b: name one of them"):
+    with pytest.raises(ConfigError, match=r"/a and .*/b: specify one of them"):
         find_run(tmp_path)
 
 

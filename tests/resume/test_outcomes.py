@@ -58,8 +58,8 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
     ("common", "now", "outcome"),
     [
         ("seed=17", "seed=18", "refused: the order of rows depends on it"),
-        ("train_loader.dataset.shuffle=false", "seed=18", "ignored: the checkpoint has its state"),
-        ("train_loader.dataset.shuffle_seed=3", "seed=18", "ignored: the checkpoint has its state"),
+        ("train_loader.dataset.shuffle=false", "seed=18", "ignored: the checkpoint contains the random state"),
+        ("train_loader.dataset.shuffle_seed=3", "seed=18", "ignored: the checkpoint contains the random state"),
         ("seed=17", "train_loader.dataset.shuffle_seed=17", "applied: the order of rows already uses"),
         ("seed=17", "train_loader.dataset.shuffle_seed=18", "refused: the order of rows"),
         ("seed=17", "train_loader.dataset.shuffle=false", "refused: the order of rows"),

@@ -253,5 +253,5 @@ def test_a_run_that_loads_the_whole_state_by_load_path_reports_the_same(path: st
     other = [f"load_path={save_folder(path) / 'ep0-ba2'}", "run_name=other", "eval_first=true"]
     lines = lines_of(path, [*other, "train_loader.name=text"])
     assert lines["eval_first"].split() == ["was", "false,", "now", "true", "applied"]
-    assert lines["train_loader.name"].endswith("ignored: both kinds read the same data")
+    assert lines["train_loader.name"].endswith("ignored: both loaders read the same data")
     assert lines_of(path, [*other, "load_weights_only=true"]) == {}

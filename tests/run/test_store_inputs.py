@@ -123,7 +123,7 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
     verify_files(fetch_checkpoint(f"{server.url}/toy/ep0-ba4", root, "load_path"))
     assert len(server.content()) == sent
     with pytest.raises(
-        ConfigError, match=r"it must name a checkpoint, such as gs://bucket/toy/ep0-ba4 or gs://bucket/toy/la"
+        ConfigError, match=r"it must be the URL of a checkpoint, such as gs://bucket/toy/ep0-ba4 or gs://bucket/toy/la"
     ):
         fetch_checkpoint(f"{server.url}/toy", root, "load_path")
     with pytest.raises(ConfigError, match="this checkpoint does not exist; the newest one there is ep0-ba4"):

@@ -137,7 +137,7 @@ def test_a_saved_config_names_the_absolute_path_of_the_folder(
 
 
 def test_pretrained_true_needs_a_name(tmp_path: Path) -> None:
-    assert "no weights are named: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
+    assert "no weights are specified: set model.pretrained_model_name" in refusal(tmp_path, "model.pretrained=true")
 
 
 def change_config(folder: Path, **changes: object) -> None:
@@ -203,7 +203,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(folder: Path) -> None:
 
     rewrite(folder, change)
     message = refused(folder)
-    assert "it is not a stock DBRX: " in message
+    assert "its weights are not those of a standard DBRX model (" in message
     for problem in (
         "lm_head.weight is missing",
         "extra.bias is not a parameter of DBRX",
@@ -216,7 +216,7 @@ def test_at_most_ten_tensors_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     message = refused(folder)
     assert message.count(" is missing") == 10
-    assert message.endswith("(and 28 more): name one, or export it again")
+    assert message.endswith("(and 28 more)): use the weights of a standard DBRX model, or export these again")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:
@@ -266,7 +266,7 @@ def test_an_index_that_does_not_match_the_files_is_reported(folder: Path) -> Non
     index.unlink()
     message = refused(folder)
     assert "safetensors files, but no model.safetensors.index.json" in message
-    assert message.endswith(": download or copy it too")
+    assert message.endswith(": download or copy the index too")
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", "", "a\0b", "x" * 5000])
@@ -290,7 +290,7 @@ def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path
     for file in shards(folder):
         file.unlink()
     (folder / "model.safetensors.index.json").unlink()
-    assert refused(folder).endswith("it has no safetensors files: name a model that has them")
+    assert refused(folder).endswith("it has no safetensors files: specify a model that has safetensors files")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
     assert "its weights are only pickles (pytorch_model-00001-of-00002.bin)" in refused(folder)
     (folder / "config.json").write_text("{")
@@ -298,7 +298,7 @@ def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path
     (folder / "config.json").unlink()
     assert "it has no config.json" in refused(folder)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="a file: name the folder"):
+    with pytest.raises(ConfigError, match="a file: specify the folder"):
         PretrainedFolder.open(str(tmp_path / "file"))
 
 
@@ -307,6 +307,7 @@ def test_weights_with_another_config_are_refused(folder: Path) -> None:
     assert PretrainedFolder.open(str(folder), opened.model).model == opened.model
     change_config(folder, attn_config={"rope_theta": 7.0}, rope_parameters=None)
     with pytest.raises(
-        ConfigError, match=r"its config does not match: attn_config.rope_theta is 7.0 there, but 500.0 in this config"
+        ConfigError,
+        match=r"does not match this config: attn_config.rope_theta is 7.0 in its config.json, but 500.0",
     ):
         PretrainedFolder.open(str(folder), opened.model)

@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_reported_on_every_rank(tmp_path: Path, 
     assert one == (
         f"model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but there are NaN or infinite numbers in its "
         f"weights: transformer.wte.weight in {places['transformer.wte.weight']}; lm_head.weight in "
-        f"{places['lm_head.weight']}: download them again, or name weights whose training did not diverge"
+        f"{places['lm_head.weight']}: download them again, or specify weights whose training did not diverge"
     )
     assert not (tmp_path / "toy").exists()
 
@@ -139,6 +139,6 @@ def test_weights_of_a_checkpoint_that_are_not_finite_are_reported_on_every_rank(
     inputs = replace(open_inputs(config), weights=Diverged())
     config = replace(config, load_path="runs/a/ep0-ba5")
     with pytest.raises(
-        ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: name"
+        ConfigError, match=r"load_path is 'runs/a/ep0-ba5', but .* in its weights: lm_head.weight: specify"
     ):
         build_model(config, inputs, precision="fp32", device=torch.device("cpu"), dtype=torch.float32)

@@ -15,8 +15,8 @@ from train.checkpoint.storage.unpickle import load_values
 
 
 class FullCheckpoint:
-    """The memory-mapped tensors and values of a single-file checkpoint. It is not verified, because it contains no
-    hashes.
+    """The memory-mapped tensors and values of a single-file checkpoint. The file is not verified, because it contains
+    no hashes.
 
     Every read raises CorruptCheckpointError if the file is corrupt.
     """
@@ -28,7 +28,7 @@ class FullCheckpoint:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        # Memory-mapped, because the file also contains the weights and the optimizer's moments.
+        # Memory-mapped, so that the weights and the optimizer's moments in the file are read only when they are needed.
         content = load_values(str(self.checkpoint), self.checkpoint, self.checkpoint.name, mmap=True)
         if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
             raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "contains no state")
@@ -36,7 +36,7 @@ class FullCheckpoint:
 
     @cached_property
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """All tensors, under the same keys as in a checkpoint folder."""
+        """All tensors by key. The keys are the same as in a checkpoint folder."""
         state = self.content["state"]
         try:
             found = {f"state.model.{name}": value for name, value in state["model"].items()}
@@ -71,8 +71,8 @@ class FullCheckpoint:
         out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the tensors, or only this rank's shards of them. Raises ConfigError if a tensor is missing or its shape
-        differs."""
+        """Fill the tensors in place; of a DTensor, only this rank's shard is filled. Raises ConfigError if a tensor is
+        missing or its shape differs."""
         for key, out in tensors.items():
             whole = self.tensors.get(key)
             if whole is None or whole.shape != out.shape:

@@ -21,13 +21,13 @@ Checkpoint = CheckpointReader | FullCheckpoint
 
 
 def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Open a checkpoint: a folder, or a single file of an earlier version. Raises CorruptCheckpointError."""
+    """Open a checkpoint: a folder, or a single file that an earlier version wrote. Raises CorruptCheckpointError."""
     return CheckpointReader(path, verify=verify) if path.is_dir() else FullCheckpoint(path)
 
 
 def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that checkpoints contain, sharded as the optimizer sees them. If the model has adapters, these are
-    only the adapters, because the base can be loaded from its source again."""
+    """Return the parameters that are saved in checkpoints, sharded as the optimizer sees them. If the model has
+    adapters, only the adapters are saved, because the base can be loaded from its source again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward pass (evaluation).
@@ -52,8 +52,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, 
     """Load a checkpoint into the model's parameters and, unless `optimizer` is None, into the optimizer's state.
     Every rank must call this.
 
-    The settings of the optimizer's parameter groups are not loaded. Raises CorruptCheckpointError, NotFiniteError or
-    ConfigError, the same on every rank. After an error, the values of the model and the optimizer are undefined.
+    The settings of the optimizer's parameter groups, such as lr, are not loaded. Raises CorruptCheckpointError,
+    NotFiniteError or ConfigError; every rank raises the same error. After an error, the values of the model and the
+    optimizer are undefined.
     """
     params = saved_parameters(model)
     tensors: dict[str, Tensor] = {PREFIX + name: param for name, param in params.items()}
@@ -88,8 +89,9 @@ def _state_key(optimizer: torch.optim.Optimizer, name: str, key: str) -> str:
 def _states_to_fill(
     checkpoint: Checkpoint, params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[nn.Parameter, dict[str, Tensor]]:
-    """The tensors into which the checkpoint's optimizer state is loaded; empty if there is no state, as for SGD without
-    momentum. The optimizer's own tensors are reused if they match, because memory may not suffice for a second copy."""
+    """Return the tensors into which the checkpoint's optimizer state is loaded. The result is empty if there is no
+    state, as for SGD without momentum. The optimizer's own tensors are reused if they match, because there may not be
+    enough memory for a second copy."""
     states: dict[nn.Parameter, dict[str, Tensor]] = {}
     with_state = set()
     for name, key in checkpoint.optimizer_keys(type(optimizer).__qualname__):
@@ -107,7 +109,8 @@ def _states_to_fill(
     if with_state and (missing := sorted(trained - with_state)):
         raise ConfigError(
             f"{checkpoint.checkpoint} cannot be loaded into this run: it has no optimizer state for {_some(missing)}, "
-            "because it was written with a different optimizer.freeze; restore that value, or start a new run from the "
+            "because it was written with a different optimizer.freeze; restore the old value, or start a new run from "
+            "the "
             "weights with another run_name, load_path and load_weights_only=true"
         )
     return states

@@ -1,7 +1,7 @@
 """The folder of a run's logs: metrics.jsonl, record.jsonl and report.html.
 
-The key log_folder sets the folder. The default is the save folder, so that logs are stored with the checkpoints, or
-runs/RUN_NAME if the run has no save folder.
+The key log_folder sets the folder. By default, it is the save folder, so that logs are stored with the checkpoints. If
+the run has no save folder, the default is runs/RUN_NAME.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ DEFAULT = "runs/{run_name}"
 def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | None:
     """Return the log folder on this machine, without creating it.
 
-    check: whether this rank writes to the folder. If it cannot be written, ConfigError is raised if log_folder sets it;
-    for a default folder, a warning is logged and None is returned.
+    check: whether this rank writes to the folder. If the folder cannot be written, ConfigError is raised if log_folder
+    is set; for a default folder, a warning is logged and None is returned.
     """
     if config.log_folder is None and config.save_folder is not None:
-        return local_folder(config, run_name)  # checked together with its checkpoints
+        return local_folder(config, run_name)  # check_save_folder checks that the save folder can be written
     folder = fill_in(config.log_folder or DEFAULT, run_name, "log_folder", "")
     try:
         if check:
@@ -36,8 +36,8 @@ def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | 
 
 
 def begin_log(folder: Path, save_folder: Path | None, *, resuming: bool) -> None:
-    """Create the folder. Logs of an earlier run in the folder get the suffix .old, unless this run resumes that run.
-    Must be called on one rank only, after furnish_save_folder."""
+    """Create the folder. If it contains logs of an earlier run, and this run does not resume that run, these logs get
+    the suffix .old. Must be called on one rank only, after furnish_save_folder."""
     with plain_os_errors(f"log_folder {folder}", "name another log_folder", again="start again"):
         folder.mkdir(parents=True, exist_ok=True)
         if resuming or folder == save_folder:

@@ -1,4 +1,5 @@
-"""How the settings of an optimizer differ from those in a checkpoint. The run uses those of its config."""
+"""Report how the optimizer's settings in the config differ from those in a checkpoint. The run uses the settings in the
+config."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from train.checkpoint.state import Groups
 
 
 def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[torch.nn.Parameter, str]) -> list[str]:
-    """Each setting that changed, such as `lr 0.1 -> 0.01`, with the names of the groups if it changed only in some
-    groups.
+    """Return each setting that changed, such as `lr 0.1 -> 0.01`. If it did not change in all parameter groups, the
+    names of the groups in which it changed are added.
 
     `optimizer` is the value of optimizer.name; `names` maps parameters to their names.
     """
@@ -28,10 +29,10 @@ def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[
 
 
 def _in_yaml(optimizer: str, group: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """The settings, with the keys and units of the YAML."""
+    """Return the settings of a parameter group, with the keys and units of the YAML."""
     settings = {**group, "lr": group["initial_lr"]}
     if optimizer == "decoupled_adamw":
-        # train/optim/optimizers.py divides by the learning rate before it calls torch's AdamW.
+        # train/optim/optimizers.py divides weight_decay by the learning rate before it calls torch's AdamW.
         settings["weight_decay"] *= settings["lr"]
     keys = ("lr", "betas", "eps", "momentum", "weight_decay")
     return {key: tuple(settings[key]) if key == "betas" else (settings[key],) for key in keys if key in settings}

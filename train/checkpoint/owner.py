@@ -1,8 +1,9 @@
-"""Ownership of a save folder: a lock file with the owner's host and process, and a heartbeat for other machines.
+"""Ownership of a save folder: a lock file that names the owner's host and process, and a heartbeat for other machines.
 
 Only one run may write checkpoints into a folder. On the same machine, the owner's process shows whether the run is
 alive. From another machine (or container), only the lock file's modification time is visible, which the owner updates
-regularly. The clocks of two machines are never compared: a waiting run only checks whether that time changes.
+regularly. The clocks of two machines are never compared: a waiting run only checks whether the modification time
+changes.
 """
 
 import errno
@@ -28,26 +29,26 @@ from data.base.paths import shown
 from data.loading.processes import machine, start_time
 
 LOCK_FILE = ".owner.json"
-"""Exists in a save folder while a run owns it, and remains if that run is killed."""
+"""The lock file. It exists in a save folder while a run owns the folder, and remains if the run is killed."""
 FLOCK = ".owner.lock"
-"""A file whose flock is held while the lock file is read and replaced. It is never deleted, because two processes could
-then each lock a different file of this name."""
+"""A file on which an flock is held while the lock file is read and replaced. It is never deleted; otherwise, two
+processes could each lock a different file with this name."""
 _PART = ".part-owner-"
 
 BEAT = 10.0
-"""Seconds between two heartbeats. Infrequent enough for a shared file system; STALE is six times as long."""
+"""Seconds between two heartbeats. Long enough not to burden a shared file system. STALE is six times as long."""
 STALE = 60.0
 """Seconds without a heartbeat after which an owner on another machine is considered dead."""
 POLL = 1.0
 """Seconds between two checks of another owner's heartbeat."""
 SETTLE = 1.0
-"""Seconds between replacing the lock file and checking that no other run has replaced it, if no flock prevents this.
-Longer than a run takes from reading the lock file to writing its own."""
+"""If no flock excludes other runs, seconds to wait after replacing the lock file before checking that no other run has
+replaced it. Longer than the time that a run needs between reading the lock file and writing its own."""
 _PATIENCE = 10.0
-"""Seconds to wait for the flock before continuing without it. Other processes hold it for milliseconds."""
+"""Seconds to wait for the flock before continuing without it. Other processes hold the flock only for milliseconds."""
 _MAX_BYTES = 2**16
-"""Maximum number of bytes that are read from a lock file. Unless run_name is very long, lock files are a thousand times
-smaller."""
+"""Maximum number of bytes that are read from a lock file. Lock files are about a thousand times smaller, unless
+run_name is very long."""
 _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -59,18 +60,18 @@ class _Record:
     host: str
     pid: int
     started: float
-    """When the process started (see data/loading/processes.py). Distinguishes it from a later process with the same
-    pid."""
+    """When the process started (see data/loading/processes.py). Distinguishes the process from a later process with the
+    same pid."""
     boot_id: str
     pid_namespace: str
-    """This and boot_id are empty if the system does not have them."""
+    """pid_namespace and boot_id are empty if the system does not provide them."""
     run_name: str
     since: str
-    """Human-readable."""
+    """When the run took ownership, as human-readable text."""
 
     @property
     def machine(self) -> tuple[str, str, str]:
-        """Identifies the scope in which pids are unique. Containers may share a hostname, but each has its own pid
+        """Identify the scope in which pids are unique. Containers may share a hostname, but each has its own pid
         namespace."""
         return self.host, self.boot_id, self.pid_namespace
 
@@ -80,7 +81,8 @@ class _Record:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A lock file at the time it was read. Two reads are equal if there was no heartbeat between them."""
+    """A lock file at the time when it was read. Two instances are equal if there was no heartbeat between the two
+    reads."""
 
     record: _Record | None
     """None if the file is damaged."""
@@ -126,13 +128,13 @@ class Owner:
                 self._beat()
 
     def _beat(self) -> _Record | None:
-        """Update the lock file's modification time, or rewrite the file if it is damaged. Return the record of another
-        run if the file names one."""
+        """Update the lock file's modification time, or rewrite the file if it is damaged. If the file names another
+        run, return the record of that run; otherwise, return None."""
         with self._one_beat:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
                 if record == self._record:
-                    os.utime(file)  # the open file, even if it has been replaced since
+                    os.utime(file)  # update the open file, even if another file has replaced it by now
                     return None
             if record is None and not self._stopped.is_set():
                 _write(self._folder, self._record)
@@ -142,12 +144,13 @@ class Owner:
         self._thread.start()
 
     def _release(self) -> None:
-        """Delete the lock file if it belongs to this run. Does nothing in a forked child, which does not own it."""
+        """Delete the lock file if it belongs to this run. Does nothing in a forked child process, which does not own
+        the folder."""
         if os.getpid() != self._process:
             return
         self._stopped.set()
-        self._thread.join(POLL)  # with a timeout, because the thread may be waiting for a disk
-        # Taking the flock would create a deleted folder again.
+        self._thread.join(POLL)  # use a timeout, because the thread may be waiting for a disk
+        # If the folder was deleted, taking the flock would create it again.
         if self._folder.is_dir():
             with suppress(OSError), _one_at_a_time(self._folder):
                 found = _look(self._folder)
@@ -157,35 +160,37 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundOwner:
-    """The owner of a save folder, or the run that left its lock file there."""
+    """The run that a save folder's lock file names. It may have ended without deleting the lock file."""
 
     name: str
-    """Run, host and process, human-readable."""
+    """The run, host and process, as human-readable text."""
     alive: bool | None
-    """None if the owner is on another machine, from which only its heartbeat is visible."""
+    """Whether the process is running. None if it is on another machine, because only its heartbeat is visible from
+    here."""
 
 
 def owner_of(folder: Path) -> FoundOwner | None:
-    """The owner that the lock file names; None if there is no lock file. Neither waits nor writes. Raises OSError."""
+    """Return the owner that the lock file names, or None if there is no lock file. Does not wait, and writes nothing.
+    Raises OSError."""
     found = _look(folder)
     return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def this_owner(run_name: str) -> bytes:
-    """A record that names this process as the owner, for folders that are not in a file system."""
+    """Return a record that names this process as the owner, for folders in an object store."""
     return _serialize(_this_process(run_name))
 
 
 def read_owner(data: bytes) -> FoundOwner:
-    """The owner that a record of `this_owner` names."""
+    """Return the owner that a record returned by `this_owner` names."""
     record = _parse(data)
     found = _Found(record=record, inode=0, mtime_ns=0)
     return FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def check_unowned(folder: Path) -> None:
-    """Raise ConfigError if a running process on this machine owns the folder. Neither waits nor writes. Raises nothing
-    if the owner's state is unknown: `own` handles owners on other machines."""
+    """Raise ConfigError if a running process on this machine owns the folder. Does not wait, and writes nothing. Raises
+    no error if it is unknown whether the owner is running: `own` handles owners on other machines."""
     try:
         found = _look(folder)
     except OSError:
@@ -196,12 +201,13 @@ def check_unowned(folder: Path) -> None:
 
 @contextmanager
 def own(folder: Path, run_name: str) -> Iterator[Owner]:
-    """Own the folder, which is created if necessary, for the duration of the context. A forked child neither sends
-    heartbeats nor releases the folder.
+    """Own the folder for the duration of the context. The folder is created if necessary. Forked child processes do not
+    send heartbeats and do not release the folder.
 
-    The lock file of an ended process on this machine is taken over immediately. A lock file of another machine is taken
-    over if there is no new heartbeat for BEAT seconds and the last one is at least STALE seconds old. Raises
-    ConfigError if the owner is alive or the folder cannot be written, and DataError if the disk is full.
+    If the lock file names a process on this machine that has ended, the folder is taken over immediately. If it names a
+    process on another machine, the folder is taken over if there is no new heartbeat for BEAT seconds and the last
+    heartbeat is at least STALE seconds old. Raises ConfigError if the owner is alive or the folder cannot be written,
+    and DataError if the disk is full.
     """
     record = _this_process(run_name)
     with (
@@ -219,7 +225,7 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
 
 
 def _take(folder: Path, record: _Record) -> None:
-    """Write the lock file if the folder has no owner, else raise ConfigError."""
+    """Write the lock file if the folder has no owner; otherwise, raise ConfigError."""
     silent: _Found | None = None
     while True:
         with _one_at_a_time(folder) as alone:
@@ -233,7 +239,7 @@ def _take(folder: Path, record: _Record) -> None:
             elif alive is False or (alive is None and found == silent):
                 taken = _write(folder, record)
         if taken:
-            # A flock excludes other processes on this machine, but perhaps not those on other machines.
+            # An flock excludes other processes on this machine, but may not exclude processes on other machines.
             if not alone or silent is not None:
                 time.sleep(SETTLE)
             _check_is_ours(folder, record)
@@ -253,10 +259,11 @@ def _check_is_ours(folder: Path, record: _Record) -> None:
 
 
 def _watch(folder: Path, found: _Found) -> _Found | None:
-    """Wait until the owner, whose process is not visible from here, has missed its heartbeats. Return the lock file as
-    it was found, or None if it was deleted or names another run. Raises ConfigError as soon as there is a heartbeat.
+    """Wait until the owner, whose process is not visible from this machine, has missed its heartbeats. Return `found`,
+    or None if the lock file was deleted or names another run. Raises ConfigError as soon as there is a heartbeat.
     """
-    # Wait at least one beat: the file's age depends on the clock of its file system or of the other machine.
+    # Wait for at least one heartbeat interval, because the file's age depends on the clock of its file system or of the
+    # other machine.
     seconds = max(STALE - _age(folder, found), 0.0) + BEAT
     notice(
         f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive: {found}. Only its "
@@ -274,10 +281,11 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
 
 
 def _age(folder: Path, found: _Found) -> float:
-    """Seconds since the last heartbeat, in [0, STALE], measured with the clock that sets file times in this folder."""
+    """Return the seconds since the last heartbeat, limited to [0, STALE], measured with the clock that sets file times
+    in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            os.utime(file.fileno())  # as a heartbeat does; on a network file system, this is the server's time
+            os.utime(file.fileno())  # like a heartbeat; on a network file system, this sets the server's time
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0.0
@@ -293,7 +301,7 @@ def _refusal(folder: Path, found: _Found) -> ConfigError:
 
 
 def _is_alive(found: _Found) -> bool | None:
-    """Whether the owner's process is running; None if it is not visible from here."""
+    """Whether the owner's process is running; None if the process is not visible from this machine."""
     record = found.record
     if record is None or record.machine != machine():
         return None
@@ -323,8 +331,8 @@ def _this_process(run_name: str) -> _Record:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """The lock file's descriptor. Each check opens the file again, because network file systems query the server when a
-    file is opened."""
+    """Yield the descriptor of the open lock file. Each check opens the file again, because network file systems query
+    the server only when a file is opened."""
     file = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         yield file
@@ -333,7 +341,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _look(folder: Path) -> _Found | None:
-    """Read the lock file; None if there is none. Raises OSError."""
+    """Read the lock file. Return None if it does not exist. Raises OSError."""
     try:
         with _opened(folder) as file:
             state = os.fstat(file)
@@ -343,14 +351,15 @@ def _look(folder: Path) -> _Found | None:
 
 
 def _write(folder: Path, record: _Record, *, new: bool = False) -> bool:
-    """Write the lock file atomically. With `new`, keep an existing file and return False. Raises OSError."""
+    """Write the lock file atomically, and return whether it was written. With `new`, an existing lock file is kept.
+    Raises OSError."""
     part = folder / f"{_PART}{record.token}"
     try:
         with part.open("wb") as file:
             file.write(_serialize(record))
             file.flush()
             os.fsync(file.fileno())
-        if new and not (folder / LOCK_FILE).is_symlink():  # a dangling link
+        if new and not (folder / LOCK_FILE).is_symlink():  # a symlink is dangling here, and is replaced
             try:
                 (folder / LOCK_FILE).hardlink_to(part)  # fails if the file exists, also on network file systems
                 return True
@@ -370,11 +379,11 @@ def _serialize(record: _Record) -> bytes:
 
 
 _TYPES = {"pid": int, "started": float}
-"""Types of the record's non-text fields."""
+"""Types of the record's fields that are not strings."""
 
 
 def _parse(data: bytes) -> _Record | None:
-    """The record in a lock file; None if the file is damaged."""
+    """Return the record in a lock file, or None if the file is damaged."""
     try:
         content = json.loads(data)
         intact = content.pop("crc32") == _checksum(content) and 0 < content["pid"] < 2**31
@@ -390,8 +399,8 @@ def _checksum(content: dict[str, object]) -> int:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Hold the flock. Yields False if the file system does not support flock, or another process does not release
-    it."""
+    """Hold the flock, and yield True. Yields False without holding it if the file system does not support flock, or if
+    another process does not release it in time."""
     end = time.monotonic() + _PATIENCE
     with ExitStack() as stack:
         alone = False

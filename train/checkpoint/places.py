@@ -8,17 +8,19 @@ from train.checkpoint.save_folder import RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:
-    """The save folder that a path names. Any other path, such as that of a checkpoint, is returned unchanged.
+    """Return the save folder that a path refers to. Any other path, such as that of a checkpoint, is returned
+    unchanged.
 
-    Raises ConfigError like resolve_folder.
+    Raises the same errors as `resolve_folder`.
     """
     return resolve_folder(path, is_save_folder)
 
 
 def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
-    """The path if `is_meant` accepts it, else the only subfolder that `is_meant` accepts, else the path unchanged.
+    """Return the only subfolder that `is_meant` accepts, or the path unchanged if `is_meant` accepts the path itself or
+    no subfolder.
 
-    Raises ConfigError with the names if `is_meant` accepts several subfolders, or if the path cannot be read.
+    Raises ConfigError if `is_meant` accepts several subfolders, or if the path cannot be read.
     """
     try:
         if is_meant(path) or not path.is_dir():
@@ -27,11 +29,11 @@ def resolve_folder(path: Path, is_meant: Callable[[Path], bool]) -> Path:
     except OSError as error:
         raise ConfigError(cannot_be("read", error.filename or path, error)) from None
     if len(below) > 1:
-        raise ConfigError(f"{path} contains {', '.join(map(str, below[:-1]))} and {below[-1]}: name one of them")
+        raise ConfigError(f"{path} contains {', '.join(map(str, below[:-1]))} and {below[-1]}: specify one of them")
     return below[0] if below else path
 
 
 def is_save_folder(path: Path) -> bool:
-    """Whether a run has written, or started to write, checkpoints in the folder. The logs may be in another
-    log_folder."""
+    """Whether a run has written, or started to write, checkpoints to the folder. The logs of the run may be in a
+    different folder."""
     return (path / RUN).is_file() or any(find(path) for find in (checkpoints, damaged, leftovers))

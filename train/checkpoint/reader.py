@@ -1,4 +1,4 @@
-"""Read a checkpoint's tensors: whole, by rows, or only a rank's shards."""
+"""Read a checkpoint's tensors: whole tensors, some of their rows, or only a rank's shards."""
 
 import io
 import itertools
@@ -28,9 +28,11 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 MODEL = "state.model."
 PREFIX = "state.model.model."
-"""Prefix of the weights' keys in a Composer checkpoint: the attribute `model` of the model in the Trainer's state."""
+"""Prefix of the weights' keys. As in a Composer checkpoint, `state.model` is the ComposerModel, whose attribute `model`
+is the network."""
 OPTIMIZERS = "state.optimizers."
-"""The optimizer state of a parameter is at state.optimizers.CLASS.state.model.PARAMETER.KEY."""
+"""Prefix of the optimizer's keys. The state of a parameter has the keys
+state.optimizers.CLASS.state.model.PARAMETER.KEY."""
 
 
 class CheckpointReader(FileSystemReader):
@@ -58,7 +60,7 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def manifest(self) -> Manifest | None:
-        """The manifest that reads are verified against; None in a checkpoint that was written before manifests
+        """The manifest against which reads are verified; None if the checkpoint was written before manifests
         existed."""
         return self._contents.manifest
 
@@ -66,7 +68,7 @@ class CheckpointReader(FileSystemReader):
         return self.metadata
 
     def read_file(self, name: str) -> bytes:
-        """The content of a small file."""
+        """Read a whole, small file."""
         return self._contents.read(name)
 
     @property
@@ -81,8 +83,8 @@ class CheckpointReader(FileSystemReader):
 
     @property
     def tensor_keys(self) -> list[str]:
-        """Keys of the weights and of the optimizer's state. Raises CorruptCheckpointError if `rows_of` cannot read one
-        of the tensors."""
+        """Keys of the weights and of the optimizer's state. Raises CorruptCheckpointError if a tensor is stored in
+        chunks that `rows_of` cannot read."""
         keys = []
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith((MODEL, OPTIMIZERS)) and isinstance(value, TensorStorageMetadata):
@@ -98,7 +100,7 @@ class CheckpointReader(FileSystemReader):
         return [path for path in sorted(self.checkpoint.iterdir()) if path.is_file()]
 
     def tensor(self, key: str) -> torch.Tensor:
-        """A whole tensor, regardless of how it was sharded."""
+        """Read a whole tensor, regardless of how it was sharded."""
         size, dtype = self.describe(key)
         whole = torch.empty(size, dtype=dtype)
         self.rows_of(key, 0, size[0], whole)
@@ -110,7 +112,7 @@ class CheckpointReader(FileSystemReader):
         return tuple(stored.size), stored.properties.dtype
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the tensors, or this rank's shards of them. Every rank must call this.
+        """Fill the tensors in place; of a DTensor, only this rank's shard is filled. Every rank must call this.
 
         Raises CheckpointException on every rank if reading fails on any rank; its `failures` contain the errors.
         """
@@ -119,8 +121,8 @@ class CheckpointReader(FileSystemReader):
             load({key: tensor.detach() for key, tensor in tensors.items()}, storage_reader=self, planner=planner)
 
     def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
-        """Where the bytes of a parameter are. None if the dtype differs, or if the bytes must be verified against the
-        manifest and so cannot be copied directly from file to file."""
+        """Return the locations of a parameter's bytes. Return None if the dtype differs, or if the bytes must be
+        verified against the manifest, so that they cannot be copied directly from file to file."""
         if self.manifest is not None:
             return None
         stored = self._stored(PREFIX + name)
@@ -131,8 +133,8 @@ class CheckpointReader(FileSystemReader):
         return [Piece(self.checkpoint / file, offset, length) for file, offset, length in places]
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
-        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in its dtype. Reads only the bytes of
-        these rows."""
+        """Read rows [start, stop) of a parameter into `out` [stop - start, ...], and convert them to the dtype of
+        `out`. Reads only the bytes of these rows."""
         self.rows_of(PREFIX + name, start, stop, out)
 
     def rows_of(self, key: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -149,7 +151,7 @@ class CheckpointReader(FileSystemReader):
                     self._read_rows(file, key, chunk, place, low - first, out[low - start : high - start])
 
     def read_data(self, plan: planners.LoadPlan, planner: planners.LoadPlanner) -> Future[None]:
-        """Read the bytes of each chunk that the plan needs, in the order in which they are stored in their file."""
+        """Read the chunks that the plan needs, in the order in which they are stored in the files."""
         items = sorted(plan.items, key=lambda item: _order(self._info(item.storage_index)))
         by_file = itertools.groupby(items, lambda item: self._info(item.storage_index).relative_path)
         for name, in_file in by_file:
@@ -194,7 +196,8 @@ class CheckpointReader(FileSystemReader):
         read_rows(file, offset + first * row_bytes, self._stored(key).properties.dtype, out)
 
     def _place(self, key: str, chunk: ChunkStorageMetadata, file: VerifiedFile | None = None) -> tuple[str, int, int]:
-        """The file, the offset and the length of a chunk's values, inside the zip that torch.save wrote."""
+        """Return the file, the offset and the length of a chunk's values, which are inside a zip that torch.save
+        wrote."""
         index = MetadataIndex(key, chunk.offsets)
         if index not in self._places:
             name = self._info(index).relative_path
@@ -243,7 +246,7 @@ class CheckpointReader(FileSystemReader):
         return found
 
     def optimizer_keys(self, optimizer: str) -> Iterator[tuple[str, str]]:
-        """The (parameter, key) pair of each tensor in an optimizer's state. `optimizer` is the name of its class."""
+        """Yield the (parameter, key) pair of each tensor in an optimizer's state. optimizer: the name of its class."""
         prefix = f"{OPTIMIZERS}{optimizer}.state.model."
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith(prefix) and isinstance(value, TensorStorageMetadata):
@@ -251,7 +254,7 @@ class CheckpointReader(FileSystemReader):
                 yield name, what
 
     def value(self, key: str) -> Any:
-        """A value that is not a tensor, from a checkpoint written before state.json existed. Raises KeyError."""
+        """Return a value that is not a tensor, from a checkpoint written before state.json existed. Raises KeyError."""
         index = MetadataIndex(key)
         place = self.metadata.storage_data[index]
         with self._contents.open(place.relative_path) as file:
@@ -273,7 +276,8 @@ class CheckpointReader(FileSystemReader):
     def check(self, model: ModelConfig, whose: str, lora: LoraConfig | None = None) -> None:
         """Raise ConfigError unless the checkpoint contains exactly the tensors of the model.
 
-        whose: the name of the model's config in messages. With lora, the tensors must be those of its adapters.
+        whose: how error messages refer to the config of the model. With lora, the tensors must be those of the
+        adapters.
         """
         if lora is None and self.holds_adapters:
             raise ConfigError(f"{self.checkpoint} contains only adapters, but {whose} has no lora")

@@ -1,4 +1,4 @@
-"""Which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed are included."""
+"""Which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed count as well."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from pathlib import Path
 from train.checkpoint.save_folder import batch_of
 
 KEEP = "keep"
-"""An empty file in a checkpoint that must not be deleted when newer ones are saved."""
+"""Name of an empty file that marks a checkpoint. A marked checkpoint is not deleted when newer ones are saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """The checkpoints that a run keeps."""
+    """Specifies which checkpoints a run keeps."""
 
     newest: int
     """Number of newest checkpoints to keep; -1 keeps all."""
     every: int | None = None
-    """In batches. Checkpoints at multiples of this number are kept as well. They are marked with the file KEEP, so they
-    are still kept if this setting changes later. None keeps only the newest."""
+    """Also keep checkpoints at multiples of this number of batches. They are marked with the file KEEP, so that they
+    are still kept if this setting changes later. None keeps only the newest checkpoints."""
 
     def superseded(
         self,
@@ -26,9 +26,9 @@ class Retention:
         batch: int,
         is_pinned: Callable[[Path], bool] = lambda path: (path / KEEP).exists(),
     ) -> list[Path]:
-        """The checkpoints in `present` (oldest first) that need not be kept once the checkpoint of `batch` exists.
-        Checkpoints of later batches are kept: they exist if the run resumed from an earlier checkpoint. is_pinned:
-        whether a checkpoint contains KEEP.
+        """Return the checkpoints in `present` (oldest first) that are no longer needed once the checkpoint of `batch`
+        exists. Checkpoints of later batches, which exist if the run resumed from an earlier checkpoint, are kept.
+        is_pinned: returns whether a checkpoint contains KEEP.
         """
         if self.newest < 0:
             return []

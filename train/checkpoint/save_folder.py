@@ -1,9 +1,9 @@
 """The save folder: which checkpoints in it are complete, which run they belong to, and the files next to them.
 
 Besides the checkpoints, a save folder contains `config.yaml`, the resolved config of the run, and `tokenizer/`, so that
-an export needs nothing else, even on another machine. Checkpoints of a run with lora contain only adapters; an export
-of them also needs the base, which `base.json` identifies (see train/weights/frozen_base.py). Files in the folder are
-only written or deleted after all checks of the run have passed.
+an export needs nothing else, even on another machine. Checkpoints of a run with lora contain only adapters. To export
+them, the base is needed as well; `base.json` identifies it (see train/weights/frozen_base.py). Files in the folder are
+written or deleted only after all checks of the run have passed.
 """
 
 import json
@@ -46,7 +46,7 @@ REPORT = "report.html"
 LOGS = (RECORD, METRICS, REPORT)
 
 RUN = "run.json"
-"""In a save folder: the id of the run whose checkpoints are in it, and hashes of the tokenizer's files."""
+"""In a save folder: the id of the run that wrote its checkpoints, and hashes of the tokenizer's files."""
 LATEST = "latest"
 """In a save folder: a link to the newest checkpoint."""
 PART = ".part-"
@@ -64,28 +64,29 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def batch_of(checkpoint: Path) -> int:
-    """The batch in the name of a checkpoint."""
+    """The number of batches in the name of a checkpoint."""
     batch = named_batch(checkpoint)
     assert batch is not None
     return batch
 
 
 def named_batch(path: Path) -> int | None:
-    """The batch in the name of any path; None if it is not the name of a checkpoint."""
+    """The batch in the name of a path; None if the name is not that of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match is not None else None
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was committed, which means that it has a manifest. Before manifests existed, a folder was
-    complete if it had torch's index, and a single file if it was a complete zip."""
+    """Whether a checkpoint was committed, which means that it has a manifest. If it was written before manifests
+    existed, a folder is complete if it has torch's index, and a single file is complete if it is a complete zip."""
     if not path.is_dir():
         return path.is_file() and zipfile.is_zipfile(path)
     return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not lacks_manifest(path))
 
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
-    """Raise CorruptCheckpointError if a checkpoint in a save folder belongs to another batch or run."""
+    """Raise CorruptCheckpointError if, according to its manifest, a checkpoint belongs to another batch than its name
+    or to another run than its save folder."""
     batch = named_batch(checkpoint)
     if manifest is None or batch is None:
         return
@@ -103,25 +104,27 @@ def unverified(checkpoint: Path) -> str:
 
 
 def read_run_id(folder: Path) -> str | None:
-    """The id of the run, which all its checkpoints contain; None if the id is not known."""
+    """Return the id of the run that wrote the checkpoints in the folder; None if the id is not known."""
     return _read_run(folder).get("run_id")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise ConfigError if a tokenizer file next to the checkpoints differs from what the run wrote."""
+    """Raise ConfigError if a tokenizer file next to the checkpoints differs from the file that the run wrote."""
     for name, expected in _read_run(folder).get("tokenizer", {}).items():
         path = folder / "tokenizer" / name
         with os_errors_named(path):
             found = digest_file(path).xxh3_128
         if found != expected:
             raise ConfigError(
-                f"{path} differs from what the run wrote: restore it from a copy or, if you changed it deliberately, "
+                f"{path} differs from the file that the run wrote: restore it from a copy or, if you changed it "
+                f"deliberately, "
                 f"remove {folder / RUN}"
             )
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    """The content of run.json; empty if the file is missing or damaged, so nothing can be compared with it."""
+    """Return the content of run.json. It is empty if the file is missing or damaged, so that nothing is compared with
+    it."""
     try:
         values = json.loads((folder / RUN).read_bytes())
         return values["run"] if text_hash(json.dumps(values["run"], sort_keys=True)) == values["xxh3_128"] else {}
@@ -139,7 +142,8 @@ def _write_run(folder: Path, run_id: str) -> None:
 
 
 def saved_config(checkpoint: Path) -> TrainConfig | None:
-    """The config that a checkpoint was written with: its own, else the save folder's, or None if neither exists.
+    """Return the config that a checkpoint was written with: the config in the checkpoint, or else the one in the save
+    folder, or None if neither exists.
 
     Raises ConfigError if it cannot be read, for example because it has keys that this version does not have.
     """
@@ -148,8 +152,8 @@ def saved_config(checkpoint: Path) -> TrainConfig | None:
 
 
 def saved_values(checkpoint: Path) -> dict[str, Any]:
-    """The values in the config that a checkpoint was written with, including unknown keys. Raises ConfigError if it is
-    not valid YAML."""
+    """Return the values in the config that a checkpoint was written with, including unknown keys. Raises ConfigError if
+    the config is not valid YAML."""
     found = _saved_yaml(checkpoint)
     return {} if found is None else read(str(found)).tree
 
@@ -160,20 +164,20 @@ def _saved_yaml(checkpoint: Path) -> Path | None:
 
 
 def run_name_of(config: TrainConfig) -> str:
-    """The name of the run. Raises ConfigError if it is taken from $RUN_NAME and is not a valid name."""
+    """Return the name of the run. Raises ConfigError if it is taken from $RUN_NAME and is not a valid name."""
     return config.run_name or run_name_of_environment() or time.strftime("dbrx-%Y%m%d-%H%M%S")
 
 
 def local_folder(config: TrainConfig, run_name: str) -> Path | None:
     """The save folder on this machine, with run_name filled in. For a save folder in an object store, this is the
-    staging folder. Raises ConfigError for other placeholders and unknown kinds of stores."""
+    staging folder. Raises ConfigError for other placeholders and for unknown types of object stores."""
     if config.save_folder is None:
         return None
     return fill_in(config.save_folder, run_name, "save_folder", config.save_staging_folder)
 
 
 def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
-    """The folder on this machine for the value of a key, with run_name filled in. Raises the errors of
+    """Return the folder on this machine for the value of a key, with run_name filled in. Raises the same errors as
     `local_folder`."""
     filled = fill_name(folder, run_name, key)
     if is_address(filled):
@@ -185,7 +189,8 @@ def fill_in(folder: str, run_name: str, key: str, staging: str) -> Path:
 
 
 def fill_name(folder: str, run_name: str, key: str) -> str:
-    """The value of a key, a path or a URL, with run_name filled in. Raises ConfigError."""
+    """Return the value of a key, which is a path or a URL, with run_name filled in. Raises ConfigError for other
+    placeholders, or if run_name is not valid."""
     for named, defect in ((key, placeholder_defect(folder, "run_name")), ("run_name", name_defect(run_name))):
         if defect is not None:
             raise ConfigError(defect, key=named)
@@ -214,7 +219,7 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raise ConfigError if the folder that a key names cannot be written or created."""
+    """Raise ConfigError if the folder that is the value of `key` cannot be written or created."""
     there = existing_parent(folder)
     with (
         os_errors_named(f"{key} {folder}", "written", hint="name another"),
@@ -229,8 +234,8 @@ def existing_parent(folder: Path) -> Path:
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Checkpoints in a save folder whose manifest is missing, oldest first. Killed runs do not leave such folders,
-    because a checkpoint gets its name after its manifest."""
+    """Return the checkpoints in a save folder whose manifest is missing, oldest first. A killed run does not leave such
+    checkpoints, because a folder is renamed to its final name after its manifest is written."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(
         (path for path in entries if _NAME.fullmatch(path.name) and lacks_manifest(path) and not is_complete(path)),
@@ -239,7 +244,7 @@ def damaged(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Partial files of killed runs, and links that only earlier versions updated."""
+    """Return partial files and folders of killed runs, and links that only earlier versions updated."""
     kept = {*checkpoints(folder), *damaged(folder)}
     return sorted(
         path
@@ -251,8 +256,9 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Finish replacing a checkpoint: rename committed checkpoints whose run was killed after it had moved the old
-    checkpoint of that name away, and return them. Must be called on one rank only, of the run that owns the folder."""
+    """Finish the replacement of checkpoints. If a run was killed after it had moved the old checkpoint away, the
+    committed new checkpoint gets its final name. Return the renamed checkpoints. Must be called on one rank only, of
+    the run that owns the folder."""
     recovered = []
     for path in leftovers(folder):
         place = path.with_name(path.name.removeprefix(PART))
@@ -263,7 +269,8 @@ def recover(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete and return the leftovers. Must be called on one rank only, of the run that owns the folder."""
+    """Delete what `leftovers` returns, and return the deleted paths. Must be called on one rank only, of the run that
+    owns the folder."""
     found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
         for path in found:
@@ -284,8 +291,8 @@ def furnish_save_folder(
             (Path(made) / "config.yaml").write_text(to_yaml(config))
             _write_run(Path(made), run_id)
             if not resuming:
-                # Done before run.json is written, because runs do not resume from checkpoints if run.json names another
-                # run.
+                # Delete the checkpoints before run.json is written, because they are considered corrupt if run.json
+                # names another run.
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""state.json: everything in a checkpoint besides tensors."""
+"""state.json: the state of a run in a checkpoint, apart from the tensors."""
 
 import base64
 import binascii
@@ -18,18 +18,18 @@ from train.checkpoint.reader import PREFIX, CheckpointReader
 from train.checkpoint.storage.manifest import STATE, CorruptCheckpointError
 
 Groups = Sequence[Mapping[str, Any]]
-"""An optimizer's param_groups. In a checkpoint, `params` contains the names of parameters."""
+"""An optimizer's param_groups. In a checkpoint, the `params` of a group are the names of its parameters."""
 
 _NAME_PREFIX = PREFIX.removeprefix("state.model.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The state of a run between two batches, without the tensors of the model and the optimizer. Serializable as
-    JSON."""
+    """The state of a run between two batches, without the tensors of the model and the optimizer. It can be serialized
+    as JSON."""
 
     timestamp: Mapping[str, int | float]
-    """Composer's counters; durations (`..._wct`) in seconds."""
+    """Composer's counters. Durations, whose names end in `_wct`, are in seconds."""
     position: str
     """The position in the data (RowPlan.state)."""
     rank_zero_seed: int
@@ -43,7 +43,8 @@ class RunState:
 
 
 def encode_random(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The random state of a rank (composer.utils.reproducibility.get_rng_state) as JSON."""
+    """Convert the random state of a rank (composer.utils.reproducibility.get_rng_state) to values that can be
+    serialized as JSON."""
     name, keys, *rest = state["numpy"]
     encoded: dict[str, Any] = {"python": state["python"], "numpy": [name, keys.tolist(), *rest]}
     for device in ("torch", "cuda"):
@@ -72,8 +73,8 @@ def to_json(state: RunState) -> bytes:
 
 
 def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
-    """Read the state of the run. Raises CorruptCheckpointError, and ConfigError if the state is missing or
-    incomplete."""
+    """Read the state of the run. Raises CorruptCheckpointError if a file is corrupt, and ConfigError if the state is
+    missing or incomplete."""
     if isinstance(checkpoint, FullCheckpoint):
         return _from_full(checkpoint)
     path = checkpoint.checkpoint
@@ -92,7 +93,8 @@ def read_state(checkpoint: CheckpointReader | FullCheckpoint) -> RunState:
 
 
 def state_if_any(checkpoint: CheckpointReader | FullCheckpoint) -> RunState | None:
-    """The state, or None if the checkpoint contains only weights. Raises CorruptCheckpointError."""
+    """Return the state, or None if the checkpoint contains only weights. Raises CorruptCheckpointError if a file is
+    corrupt."""
     try:
         return read_state(checkpoint)
     except CorruptCheckpointError:
@@ -138,7 +140,7 @@ def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoi
             timestamp=timestamp_from_composer(state["timestamp"]["Timestamp"]),
             position=state["dataset_state"]["train"]["position"],
             rank_zero_seed=state["rank_zero_seed"],
-            # The state of CheckpointSaver is a list of files, which is not used.
+            # The state of Composer's CheckpointSaver, a list of files, is not used.
             callbacks={key: value for key, value in state["callbacks"].items() if key != "CheckpointSaver"},
             optimizer=optimizer,
             param_groups=[
@@ -154,7 +156,7 @@ def _from_composer(state: Mapping[str, Any], random: Mapping[int, Any], checkpoi
 
 
 def timestamp_from_composer(timestamp: Mapping[str, Any]) -> dict[str, int | float]:
-    """Composer's Timestamp.state_dict() with durations in seconds."""
+    """Return the result of Composer's Timestamp.state_dict() with durations in seconds."""
     return {
         key: value.total_seconds() if isinstance(value, datetime.timedelta) else value
         for key, value in timestamp.items()

@@ -1,4 +1,4 @@
-"""The callbacks and loggers of a config. Composer treats loggers as callbacks too."""
+"""The config sections of callbacks and loggers. Composer treats loggers as callbacks too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class SpeedMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryMonitorConfig(Section):
-    """Logs the memory of the accelerator."""
+    """Logs the memory usage of the accelerator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class GenerateConfig(Sampling):
     prompts: list[str]
     """The prompts. The same prompts are used each time."""
     interval: PositiveDuration = "1ep"
-    """Time between generations. Text is also generated at the end of the run."""
+    """Interval between generations. Text is also generated at the end of the run."""
     chat: bool = False
     """Format each prompt as a user message with the chat template."""
     max_new_tokens: Count = 64

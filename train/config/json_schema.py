@@ -60,13 +60,14 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # One schema with two types, because editors show better hints for this than for alternative schemas.
+    # A single schema with two types is used instead of `anyOf`, because editors show better hints for it.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 
 @functools.cache
 def json_schema() -> dict[str, Any]:
-    """The schema of a whole config (draft 2020-12), with the documentation and the default of each key."""
+    """Return the JSON schema (draft 2020-12) of the whole config, with the documentation and the default of each
+    key."""
     schema = TypeAdapter(TrainConfig).json_schema(schema_generator=_Generator)
     classes = {cls.__name__: cls for _, cls in _sections(TrainConfig)}
     definitions = schema["$defs"] | {TrainConfig.__name__: schema}
@@ -94,13 +95,14 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
     for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic only finds the docstrings of the class itself
+        if dataclasses.is_dataclass(base):  # pydantic does not find the docstrings of base classes
             for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
                 definition["properties"][name].setdefault("description", inherited.get("description"))
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
-    """Add LLM Foundry's keys that are ignored because their value describes what this framework always does."""
+    """Add the keys of LLM Foundry that are ignored because the accepted values describe what this framework always
+    does."""
     for pattern, rule in llm_foundry.RULES.items():
         above, _, name = pattern.rpartition(".")
         here = fnmatchcase(path, above) if path else not above
@@ -123,14 +125,14 @@ def _sections(hint: Any, path: str = "") -> Iterator[tuple[str, type[Section]]]:
 
 
 def explain(path: str) -> str:
-    """The type, default and documentation of the key at `path`, or the keys if it is a section.
+    """Return the type, default and documentation of the key at `path`. If the key is a section, also list its keys.
 
     Raises ConfigError for an unknown key.
     """
     cls, name, hint, key, is_item = TrainConfig, "", TrainConfig, "", False
     parts = re.findall(r"[^.\[\]]+", path)
     if not parts:
-        raise ConfigError(f"{path!r} is not a key, such as train_loader.dataset.excess_length")
+        raise ConfigError(f"{path!r} is not a key: specify a key such as train_loader.dataset.excess_length")
     if parts == [VARIABLES]:
         return f"{VARIABLES}\n  {_VARIABLES}"
     for part in parts:
@@ -176,7 +178,7 @@ def _bounds(cls: type[Section], name: str) -> list[str]:
 
 
 def key_reference() -> str:
-    """The page, in Markdown. A class that is used for several sections has one table."""
+    """Return the page docs/keys.md. If several sections have the same class, only the first of them has a table."""
     parts = [_KEYS_PAGE]
     for path, cls in _sections(TrainConfig):
         if path == _first_paths()[cls]:

@@ -1,8 +1,8 @@
 """Hints for keys of LLM Foundry that do not exist here.
 
-RULES has the hints for keys that exist only in LLM Foundry. VALUES has the hints for values that only LLM Foundry
-accepts, of keys that exist in both. LLM_FOUNDRY lists the leaf keys of its dbrx-full-ft.yaml with their values. `table`
-uses all three to create the table in docs/llm-foundry.md.
+RULES has the hints for keys that exist only in LLM Foundry. VALUES has the hints for keys that exist in both
+frameworks, but with values that only LLM Foundry accepts. LLM_FOUNDRY lists the leaf keys of LLM Foundry's
+dbrx-full-ft.yaml with their values. `table` uses all three to create the table in docs/llm-foundry.md.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from data.config.suggest import show
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     accepts: tuple[object, ...] = ()
-    """Values that match what Dropless always does: the key is ignored. All other values are rejected."""
+    """Values that describe what Dropless always does. With one of these values, the key is ignored; all other values
+    are rejected."""
     hint: str
     """What Dropless always does, or what to write instead."""
 
@@ -200,7 +201,8 @@ def instead_of_key(path: str, value: object) -> str | None:
 
 
 def instead_of(path: str, value: object) -> str | None:
-    """Return what to write instead of a value of LLM Foundry, for a key that also exists here."""
+    """Return what to write instead of a value that only LLM Foundry accepts, for a key that also exists here. Return
+    None for other values."""
     if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return (
             f"a plain number means epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
@@ -283,7 +285,7 @@ LLM_FOUNDRY: dict[str, Any] = {
     "callbacks.hf_checkpointer.save_folder": "./{run_name}/checkpoints",
     "callbacks.hf_checkpointer.save_interval": "1dur",
     "callbacks.runtime_estimator": {},
-    # These are commented out in LLM Foundry's file.
+    # The keys below are commented out in LLM Foundry's file.
     "save_interval": "5000ba",
     "save_num_checkpoints_to_keep": 1,
     "save_folder": "./{run_name}/checkpoints",
@@ -306,7 +308,7 @@ REMARKS: dict[str, str] = {
 
 
 def verdict(key: str) -> tuple[str, str]:
-    """Return (status, note). The status is `supported`, `ignored` (Dropless always does this) or `refused`."""
+    """Return (status, note). The status is `supported`, `ignored` (Dropless always behaves this way) or `refused`."""
     value = LLM_FOUNDRY[key]
     instead = instead_of(key, value)
     if instead is not None:

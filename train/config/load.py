@@ -1,4 +1,5 @@
-"""The only reader of configs: a YAML file and `key=value` become a TrainConfig, or a ConfigError with all problems."""
+"""Read a config: build a TrainConfig from a YAML file and `key=value` overrides, or raise a ConfigError with all
+problems."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -31,15 +32,16 @@ from train.models.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedConfig:
-    """A config that has been checked, apart from its weights, data and tokenizer."""
+    """A config that has been checked. The weights, data and tokenizer that it refers to have not been read yet."""
 
     config: TrainConfig
-    """Does not contain the values that come from the pretrained model's config.json. Reading one of them raises
+    """Does not contain the values that come from the pretrained model's config.json. Reading one of these values raises
     Unavailable."""
     written: Written
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """The error with file and line added to each problem that has a key, in the order of the file."""
+        """Return the error with file and line added to each problem that has a key, and with the problems in the order
+        of the file."""
         return self.written.placed(error)
 
 
@@ -57,7 +59,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 
 def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
-    """The config with the values from the pretrained model's config.json, which is in a folder or on the hub.
+    """Return the config with the values from the pretrained model's config.json, which is in a folder or on the hub.
 
     Raises ConfigError for weights that cannot be used, or that contradict the config. The error has no file and line,
     so that it can be reported together with other problems (see LoadedConfig.placed).
@@ -70,7 +72,7 @@ def resolve_pretrained(loaded: LoadedConfig) -> TrainConfig:
 
 
 def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """load_config and resolve_pretrained in one call."""
+    """Call load_config and resolve_pretrained, and return the config."""
     loaded = load_config(path, overrides)
     try:
         return resolve_pretrained(loaded)
@@ -79,7 +81,8 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def load_saved_config(path: Path) -> TrainConfig:
-    """Read a config that `to_yaml` wrote. It is complete, so the pretrained weights are not needed."""
+    """Read a config that `to_yaml` wrote. The saved config is complete, so the config.json of pretrained weights is not
+    needed."""
     written = read(str(path))
     try:
         return _checked(written, None)
@@ -88,7 +91,7 @@ def load_saved_config(path: Path) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The resolved config without its secrets. Everything else is restored by `load_saved_config`."""
+    """Return the resolved config as YAML, without secrets. `load_saved_config` restores everything else."""
     return saved_yaml(config)
 
 
@@ -107,7 +110,7 @@ _VALUES_FROM = {"model.preset", "model.pretrained_model_name_or_path"}
 
 
 class _Hints(KeyHints):
-    """Hints for keys and values of LLM Foundry and for names of other frameworks."""
+    """Hints for LLM Foundry's keys and values, and for the names that other frameworks use for keys."""
 
     def names(self, section: str) -> list[str]:
         return [] if section else [VARIABLES]
@@ -130,7 +133,8 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
     builder = Builder(TrainConfig, _Hints())
     config = builder.build({key: value for key, value in plain.items() if key != VARIABLES})
     pending = pretrained is PENDING
-    # If the key of a preset or of weights is misspelt, the values that they would set are unknown too.
+    # If model.preset or model.pretrained_model_name_or_path is misspelt or invalid, the values that it would set are
+    # unknown too.
     if pending or not _VALUES_FROM.isdisjoint(builder.invalid | builder.misspelt):
         config = without_unwritten(config, tree)
     defects = builder.defects + check(config) + _dangling(unresolved, builder, pending=pending)
@@ -148,13 +152,13 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
 
 
 def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: bool) -> list[Defect]:
-    """Unresolved references, except for those caused by a problem that is reported anyway: a missing or misspelt key,
-    or another unresolved reference."""
+    """Return defects for unresolved references, except for references that fail because of a problem that is reported
+    anyway: a missing or misspelt key, or another unresolved reference."""
     reported = {*builder.missing, *builder.misspelt}
     if pending:
         reported |= {f"model.{key}" for key in known_paths(ModelConfig)}
     left = [reference for reference in unresolved if not is_within(reference.defect.key, builder.unknown)]
-    # First, references that do not refer to another unresolved one.
+    # First, find the references that do not refer to another unresolved reference.
     roots = [one for one in left if not one.refers_to(other.defect.key for other in left if other is not one)]
     defects = [one.defect for one in roots if not one.refers_to(reported)]
     reported |= {one.defect.key for one in roots}
@@ -162,4 +166,4 @@ def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: 
     while follows := [one for one in left if one.refers_to(reported)]:
         reported |= {one.defect.key for one in follows}
         left = [one for one in left if one not in follows]
-    return defects + [one.defect for one in left]  # the rest refer to each other in a cycle
+    return defects + [one.defect for one in left]  # the remaining references form a cycle

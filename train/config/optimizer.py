@@ -29,7 +29,7 @@ def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """How weights are updated."""
+    """How the weights are updated."""
 
     RULES = (_betas,)
 
@@ -95,21 +95,21 @@ class AlgorithmsConfig(Section):
 
 
 def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
-    """Parts of the schedule that are longer than the run, if their units can be compared. Messages suggest overrides
-    for a short test."""
+    """Yield a defect for each part of the schedule that is longer than the run, if the units can be compared. The
+    messages suggest overrides for a short test."""
     total = parse_duration(max_duration)[0]
     warmup = in_unit_of(max_duration, scheduler.t_warmup) or 0.0
     if warmup > total:
         yield Defect(
             "t_warmup",
-            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: use at most that, or for a short "
-            f"test scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
+            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: use at most {max_duration}, or for a "
+            f"short test scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
         )
         warmup = 0.0
     if scheduler.name == "wsd_with_warmup" and warmup + (in_unit_of(max_duration, scheduler.t_decay) or 0.0) > total:
         yield Defect(
             "t_decay",
-            f"is {scheduler.t_decay}, but with scheduler.t_warmup, {scheduler.t_warmup}, that is more than "
-            f"max_duration, {max_duration}: use less, or for a short test scheduler.t_warmup=0ba "
+            f"is {scheduler.t_decay}, but together with scheduler.t_warmup ({scheduler.t_warmup}) it exceeds "
+            f"max_duration ({max_duration}): use a shorter decay, or for a short test scheduler.t_warmup=0ba "
             "scheduler.t_decay=0.1dur",
         )

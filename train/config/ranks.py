@@ -12,7 +12,8 @@ from train.models.config import MEGABLOCKS_LIMIT
 
 
 def check_run_name(config: TrainConfig) -> None:
-    """Raise ConfigError if $RUN_NAME is not a valid name, or if a later start could not find this run's checkpoints."""
+    """Raise ConfigError if $RUN_NAME is not a valid name, or if a later start of this run could not find its
+    checkpoints."""
     named = config.run_name or run_name_of_environment()
     if config.autoresume and not named and "{run_name}" in str(config.save_folder):
         text = "is true, but without run_name (or $RUN_NAME) a later start could not find this run"
@@ -20,7 +21,7 @@ def check_run_name(config: TrainConfig) -> None:
 
 
 def run_name_of_environment() -> str | None:
-    """$RUN_NAME. Raises ConfigError if it is not a valid run_name."""
+    """Return $RUN_NAME, or None if it is not set. Raises ConfigError if it is not a valid run_name."""
     name = os.environ.get("RUN_NAME")
     if (defect := name_defect(name)) is not None:
         raise ConfigError(f"(from $RUN_NAME) {defect}", key="run_name")
@@ -28,7 +29,7 @@ def run_name_of_environment() -> str | None:
 
 
 def check_world_size(config: TrainConfig, world_size: int) -> None:
-    """Raise ConfigError if the run cannot be divided among that many ranks."""
+    """Raise ConfigError if the run cannot be divided among `world_size` ranks."""
     raise_defects(_of_world_size(config, world_size))
 
 
@@ -51,7 +52,7 @@ def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
 
 
 def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Iterator[Defect]:
-    """shards: the number of ranks of a replica."""
+    """shards: the number of ranks over which one replica of the model is sharded."""
     key, ffn = "fsdp_config.expert_parallel_degree", config.model.ffn_config
     if degree == 1:
         return
@@ -68,21 +69,23 @@ def _of_expert_parallelism(config: TrainConfig, degree: int, shards: int) -> Ite
 
 
 def train_microbatch_rows(config: TrainConfig, world_size: int) -> int:
-    """Rows of a training microbatch on each rank, at most the rank's share of the global batch."""
+    """Return the number of rows in a rank's training microbatch, which is at most the rank's share of the global
+    batch."""
     return min(config.device_train_microbatch_size, config.global_train_batch_size // world_size)
 
 
 def microbatch_rows(config: TrainConfig, world_size: int) -> dict[str, int]:
-    """Number of rows that a rank processes at a time, by the key that sets the number."""
+    """Return the numbers of rows that a rank processes at a time in training and in evaluation, by the key that sets
+    them."""
     evaluated = {"device_eval_batch_size": config.device_eval_batch_size} if config.eval_loader is not None else {}
     return {"device_train_microbatch_size": train_microbatch_rows(config, world_size)} | evaluated
 
 
 def routed_sizes(config: TrainConfig, n_rows: int) -> tuple[int, int, int]:
-    """(tokens, experts per token, d_model): an upper bound on what a rank's experts process per microbatch of n_rows.
+    """Return upper bounds for one microbatch of n_rows on one rank: (tokens, experts per token, d_model).
 
-    With expert parallelism, the tokens of all ranks that share the experts are counted: in the worst case, each of them
-    selects as many of this rank's experts as possible.
+    With expert parallelism, the tokens of all ranks that share the experts are counted: in the worst case, each of
+    these tokens selects as many of this rank's experts as possible.
     """
     ffn, degree = config.model.ffn_config, _expert_ranks(config)
     experts_a_token = min(ffn.moe_top_k, max(ffn.moe_num_experts // degree, 1))

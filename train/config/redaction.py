@@ -1,4 +1,4 @@
-"""Print or save a config without secrets. Either all values are printed, or only those that differ from defaults."""
+"""Convert a config to YAML or plain values without secrets, for display and for saving."""
 
 import dataclasses
 from typing import Any
@@ -10,19 +10,19 @@ from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
 
 _LEFT_OUT = "# This file contains no secrets. A run that is started with it reads them from the environment:\n"
-_NOWHERE = "no variable, pass it on the command line"
+_NOWHERE = "no variable exists, so pass the value on the command line"
 _REQUIRED = object()
 """The default of a required field."""
 
 
 def masked_yaml(config: Section) -> str:
-    """The config for display, with *** in place of each secret."""
+    """Return the config as YAML for display, with *** in place of each secret."""
     return _yaml(masked(config))
 
 
 def saved_yaml(config: Section) -> str:
-    """The config for saving, without secrets. A comment at the top lists them with the environment variables that
-    replace them."""
+    """Return the config as YAML for saving, without secrets. A comment at the top lists the keys of the removed
+    secrets, and the environment variables from which the secrets are read instead."""
     left_out: dict[str, list[str]] = {}
     text = _yaml(_strip(config, "", left_out))
     if not left_out:
@@ -32,16 +32,16 @@ def saved_yaml(config: Section) -> str:
 
 
 def differing(config: Section) -> dict[str, Any]:
-    """Values that differ from the defaults, including required keys: dotted key -> value, in the order of the
-    schema."""
+    """Return the values that differ from their defaults, and the values of required keys, by dotted key in the order of
+    the schema."""
     found: dict[str, Any] = {}
     _collect(config, None, "", found)
     return found
 
 
 def masked(node: Any, name: str = "") -> Any:
-    """Plain values with *** in place of each secret. name: the field that contains the node."""
-    # Keys of mappings are not fields but names chosen by the user, such as those of splits.
+    """Return plain values with *** in place of each secret. name: the name of the field that contains the node."""
+    # The keys of a mapping are not names of fields. They are chosen by the user, such as the names of splits.
     if dataclasses.is_dataclass(node):
         return {field.name: masked(getattr(node, field.name), field.name) for field in dataclasses.fields(node)}
     if isinstance(node, dict):
@@ -58,7 +58,8 @@ def _yaml(values: Any) -> str:
 
 
 def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") -> Any:
-    """Plain values without secrets. Keys whose secret was removed are added to left_out, with the variables to set."""
+    """Return plain values without secrets. Each key whose secret was removed is added to left_out, with the environment
+    variables to set."""
     if dataclasses.is_dataclass(node):
         names = [field.name for field in dataclasses.fields(node)]
         return {name: _strip(getattr(node, name), join(key, name), left_out, name) for name in names}
@@ -78,7 +79,8 @@ def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") 
 
 
 def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
-    """default: the parent section's default for this section; None uses the defaults of the fields."""
+    """Add the differing values of a section to `found`. default: the parent section's default for this section; None
+    uses the defaults of the fields."""
     for field in dataclasses.fields(section):
         value, below = getattr(section, field.name), join(key, field.name)
         usual = getattr(default, field.name) if isinstance(default, type(section)) else _default(field)

@@ -11,7 +11,8 @@ from data.config.values import Count, NotNegative, Range, Seed
 def _greedy(sampling: "Sampling") -> Iterator[Defect]:
     if sampling.temperature == 0 and (sampling.top_k is not None or sampling.top_p < 1):
         yield Defect(
-            "temperature", "is 0 (greedy decoding), but top_k or top_p is set: raise it, or remove top_k and top_p"
+            "temperature",
+            "is 0 (greedy decoding), but top_k or top_p is set: set a temperature above 0, or remove top_k and top_p",
         )
 
 
@@ -35,5 +36,6 @@ class Sampling(Section):
 
 
 def room(prompt_length: int, sampling: Sampling, max_seq_len: int) -> int:
-    """Maximum number of tokens after a prompt of at least one token; 0 or negative if there is no room."""
+    """Return the maximum number of tokens that can be generated after a prompt of at least one token. It is 0 or
+    negative if the prompt is too long."""
     return min(sampling.max_new_tokens, max_seq_len - prompt_length)

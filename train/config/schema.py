@@ -1,6 +1,6 @@
 """The config of a run, and the rules that its keys must satisfy together.
 
-Keys have the names of composer.Trainer and LLM Foundry wherever they mean the same.
+Keys have the same names as in composer.Trainer and LLM Foundry if they have the same meaning.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ def _replicas(fsdp: "FSDPConfig") -> Iterator[Defect]:
         yield Defect(
             "data_parallel_replicate_degree",
             f"is {fsdp.data_parallel_replicate_degree}, but sharding_strategy is {fsdp.sharding_strategy}: "
-            "HYBRID_SHARD requires the number of replicas, FULL_SHARD has none",
+            "HYBRID_SHARD requires the number of replicas, and FULL_SHARD requires null",
         )
 
 
@@ -75,12 +75,15 @@ class FSDPConfig(Section):
 
 def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
     if parse_duration(config.max_duration)[1] == "dur":
-        yield Defect("max_duration", f"is {config.max_duration!r}, but dur is a fraction of it: use ba, tok or ep")
+        yield Defect(
+            "max_duration",
+            f"is {config.max_duration!r}, but dur is a fraction of max_duration itself: use ba, tok or ep",
+        )
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
-    """Like _stages, checks only durations with comparable units. The others are checked once they are known in
-    batches."""
+    """Like _stages, check only durations whose units can be compared. Other durations are checked once their lengths in
+    batches are known."""
     for key, text in too_long(config.scheduler, config.max_duration):
         yield Defect(f"scheduler.{key}", text)
 
@@ -167,7 +170,7 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         return
     lengths = [parse_duration(text) for text in (exports.save_interval, config.save_interval, config.max_duration)]
     (interval, saved, last), units = zip(*lengths, strict=True)
-    # Other units are checked by the callback, once the data is open and durations are known in batches.
+    # The callback checks durations in other units, once the data is open and their lengths in batches are known.
     if set(units) == {"ba"} and interval % saved and interval < last:
         yield Defect(
             "callbacks.hf_checkpointer.save_interval",
@@ -207,7 +210,7 @@ def _rollback(config: "TrainConfig") -> Iterator[Defect]:
 def _first_comparison(config: "TrainConfig") -> Iterator[Defect]:
     if config.spikes.min_steps > config.spikes.window:
         text = f"is {config.spikes.min_steps}, but spikes.window has only {config.spikes.window} steps"
-        yield Defect("spikes.min_steps", f"{text}: use at most that")
+        yield Defect("spikes.min_steps", f"{text}: use at most {config.spikes.window}")
 
 
 def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
@@ -217,7 +220,9 @@ def _wall_time(config: "TrainConfig") -> Iterator[Defect]:
 
 def _log_folder(config: "TrainConfig") -> Iterator[Defect]:
     if config.log_folder is not None and is_address(config.log_folder):
-        text = f"is {config.log_folder!r}, but logs are written on this machine: name a local folder, or remove the key"
+        text = (
+            f"is {config.log_folder!r}, but logs are written on this machine: specify a local folder, or remove the key"
+        )
         yield Defect("log_folder", f"{text} to store logs in save_folder with the checkpoints")
 
 
@@ -228,8 +233,8 @@ def _profiled_steps(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _names_without_secrets(config: "TrainConfig") -> Iterator[Defect]:
-    """Secrets cannot be hidden in names, because names appear in folders, metrics and checkpoints, and are compared
-    when a run is resumed."""
+    """Refuse names that contain a secret. A name cannot be masked, because it is used in folders, metrics and
+    checkpoints, and is compared when a run is resumed."""
 
     def names_of(key: str) -> Iterator[Defect]:
         if key == "run_name":
@@ -292,7 +297,7 @@ class TrainConfig(Section):
     tokenizer: TokenizerConfig
     train_loader: DataLoaderConfig
     eval_loader: DataLoaderConfig | None = None
-    """Data for evaluation; null disables it."""
+    """Data for evaluation; null disables evaluation."""
 
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
@@ -310,7 +315,7 @@ class TrainConfig(Section):
     device_eval_batch_size: Count = 1
     """Number of rows that a rank processes at a time in evaluation."""
     eval_interval: PositiveDuration = "1ep"
-    """Time between evaluations."""
+    """Interval between evaluations."""
     eval_first: bool = False
     """Also run an evaluation before the first step."""
     eval_subset_num_batches: CountOrAll = -1
@@ -334,7 +339,7 @@ class TrainConfig(Section):
     """Local folder for checkpoints that are uploaded to a save_folder, or downloaded from a load_path, in an object
     store. All nodes must share this folder."""
     save_interval: PositiveDuration = "1ep"
-    """Time between checkpoints."""
+    """Interval between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
     """Number of newest checkpoints to keep; -1 keeps all. Before a run deletes old checkpoints, it verifies one of the
     remaining checkpoints by reading it from disk."""
@@ -373,7 +378,8 @@ class TrainConfig(Section):
     """Profiling of single steps with torch.profiler. null disables profiling."""
 
     progress_bar: bool = True
-    """Draw a live bar at the bottom of the terminal. If the output is not a terminal, lines are printed instead."""
+    """Show a live progress bar at the bottom of the terminal. If the output is not a terminal, lines are printed
+    instead."""
     log_to_console: bool | Literal["composer"] = False
     """Print a line for each logged step, even on a terminal. composer uses Composer's own format and progress bar."""
     console_log_interval: PositiveDuration | None = None

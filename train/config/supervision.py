@@ -1,4 +1,4 @@
-"""What a run monitors: loss spikes, experts, deadlines, and profiles of single steps."""
+"""What a run monitors: loss spikes, experts, deadlines, and profiles of individual steps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -94,10 +94,10 @@ class ProfileConfig(Section):
     """The ranks that are profiled."""
 
     def past_the_end(self, max_batches: int) -> Iterator[Defect]:
-        """A defect if the profiled steps do not fit into a run of max_batches."""
+        """Yield a defect if the profiled steps do not fit into a run of max_batches batches."""
         last = self.step + self.steps - 1
         if last > max_batches:
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
             most = max_batches - self.steps + 1
             fix = f"use at most {most}, or profile=null" if most >= 1 else "use profile=null"
-            yield Defect("profile.step", f"{text}, but the run has only {max_batches}: {fix}")
+            yield Defect("profile.step", f"{text}, but the run has only {max_batches} steps: {fix}")

@@ -1,7 +1,8 @@
-"""Export a checkpoint as a stock Hugging Face DBRX folder, with only a few rows in memory at a time.
+"""Export a checkpoint as a Hugging Face folder of a standard DBRX model. Only a few rows are in memory at a time.
 
-Parameter names and shapes are already those of Hugging Face (see train/models/shapes.py), so the export copies bytes.
-It adds config.json, the index, a model card, and the tokenizer's files, which the run wrote next to its checkpoints.
+Parameter names and shapes are the same as in Hugging Face (see train/models/shapes.py), so the export copies tensors
+without changing their layout. It adds config.json, the index, a model card, and the tokenizer's files, which the run
+wrote next to its checkpoints.
 """
 
 import json
@@ -43,7 +44,7 @@ class Run(NamedTuple):
     tokenizer: Path
     """The folder of the tokenizer."""
     generation: dict[str, Any]
-    """The content of its generation_config.json."""
+    """The content of the tokenizer's generation_config.json."""
     source: TensorSource
 
 
@@ -55,15 +56,15 @@ def export(
     *,
     verify: bool = False,
 ) -> None:
-    """Export the sharded checkpoint (or the newest in a save folder) to `output`, for stock transformers.
+    """Export the checkpoint, or the newest one in a save folder, to a folder that unmodified transformers can load.
 
     The output is created once it is complete and, with verify, has been verified (see verify.py). Until then, the files
     are in a hidden folder next to it. If the call is killed or the disk is full, a later call with the same arguments
     continues from that folder.
 
     Raises ConfigError, without creating the output, if the checkpoint or a file next to it is missing or incomplete, if
-    its tensors are not those of a stock DBRX of its config, if the output is not empty or cannot be written, or if the
-    verification fails.
+    its tensors are not those of a standard DBRX model with its config, if the output is not empty or cannot be written,
+    or if the verification fails.
     """
     output = output.absolute()
     _check_output(output)
@@ -80,7 +81,9 @@ def export(
         part.mkdir(parents=True, exist_ok=True)
         with exclusive_unless(part / _LOCK, lambda: True) as held:
             if not held:
-                raise ConfigError(f"another export to {output} is running: wait for it, or name another output")
+                raise ConfigError(
+                    f"another export to {output} is running: wait until it ends, or specify another output"
+                )
             _begin(part, order)
             _write(part, run, precision, max_shard_bytes)
             if verify:
@@ -94,8 +97,8 @@ def export(
 
 
 def open_run(checkpoint: Path) -> Run:
-    """Open the inputs of an export. Raises ConfigError unless there is a complete checkpoint of a DBRX with the files
-    next to it."""
+    """Open the inputs of an export. Raises ConfigError unless the checkpoint is complete, and the other files that an
+    export needs are next to the checkpoint."""
     checkpoint = find_checkpoint(checkpoint)
     config, tokenizer = checkpoint.parent / "config.yaml", checkpoint.parent / "tokenizer"
     generation = tokenizer / "generation_config.json"
@@ -113,8 +116,8 @@ def open_run(checkpoint: Path) -> Run:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path names: the path itself, the target of a link, or the newest complete checkpoint in a
-    save folder or in the save folder of a run's folder."""
+    """Return the checkpoint that a path refers to: the path itself, the target of a link, or the newest complete
+    checkpoint of a save folder. For a run's folder, the save folder in it is used."""
     real = resolve_save_folder(path.resolve())
     if real.is_dir() and is_complete(real):
         return real
@@ -141,13 +144,13 @@ def _describe(path: Path) -> str:
 
 def _check_output(output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"the output folder {output} is not empty: name a new folder, or empty it")
+        raise ConfigError(f"the output folder {output} is not empty: specify a new folder, or empty this one")
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"the output {output} is a file, but it must be a folder: name another")
+        raise ConfigError(f"the output {output} is a file, but it must be a folder: specify another output")
 
 
 def _begin(part: Path, order: dict[str, Any]) -> None:
-    """Keep the files of an earlier call with the same arguments, and delete those of any other call."""
+    """Keep the files of an earlier call with the same arguments, and delete the files of any other call."""
     file = part / _ORDER
     if file.is_file() and file.read_text(encoding="utf-8") == json.dumps(order):
         done = len(list(part.glob("*.safetensors")))
@@ -165,7 +168,7 @@ def _check_space(part: Path, run: Run, precision: Precision) -> None:
     free = shutil.disk_usage(next(parent for parent in part.parents if parent.exists())).free
     if free + there < needed:
         has = f"{part.parent} has {format_bytes(free, down=True)} free"
-        hint = "free some space, or name an output on another disk"
+        hint = "free some space, or specify an output on another disk"
         raise ConfigError(f"the export needs {format_bytes(needed - there)}, but {has}: {hint}")
 
 
@@ -182,7 +185,7 @@ def _write(part: Path, run: Run, precision: Precision, max_shard_bytes: int) -> 
 
 
 def _verify(part: Path, checkpoint: Path, output: Path) -> None:
-    """Verify the export in a separate process, which shares nothing with the one that wrote it."""
+    """Verify the export in a separate process, which shares no state with the process that wrote it."""
     root = str(Path(__file__).resolve().parents[2])
     # The process is not a rank of a run and does not use a GPU.
     env = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
@@ -200,7 +203,7 @@ def _verify(part: Path, checkpoint: Path, output: Path) -> None:
     if done.returncode:
         message = done.stderr.rpartition("error: ")[2].strip() or done.stdout
         raise ConfigError(
-            f"the export failed its verification, and {output} was not created: {message} (its files are in {part}: "
-            "delete them and export again)"
+            f"the export failed its verification, and {output} was not created: {message} (the exported files are in "
+            f"{part}: delete them and export again)"
         )
     logger.info(done.stdout.rstrip("\n"))

@@ -18,8 +18,8 @@ from train.models.shapes import count_parameters
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What the run recorded up to the checkpoint: the newest evaluation, the precision of each start (`precisions`),
-    and the counts at the checkpoint's own batch."""
+    """Return what the run had recorded when the checkpoint was saved: the newest evaluation, the precision of each
+    start of the run (`precisions`), and the numbers of rows and tokens."""
     record: dict[str, Any] = {}
     file, saved = checkpoint.parent / RECORD, batch_of(checkpoint)
     if not file.is_file():
@@ -28,7 +28,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # the last line of a killed run
+            continue  # the last line may be incomplete if the run was killed
         match line:
             case {"event": "start", "batch": int(batch), "precision": str(precision), "device": str(device)}:
                 if batch < saved:
@@ -69,7 +69,7 @@ def model_card(checkpoint: Path, config: TrainConfig, precision: str) -> str:
 
 
 def front_matter(library: str, base: str | None) -> str:
-    """The metadata block, with base_model if the run started from a model on the hub."""
+    """Return the metadata block of a model card, with base_model if the run started from a model on the hub."""
     lines = [f"library_name: {library}", "pipeline_tag: text-generation", "tags: [dbrx, moe]"]
     # A local path is not a valid base_model.
     if base is not None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists():
@@ -161,7 +161,7 @@ def _precision(config: TrainConfig, record: dict[str, Any]) -> str:
 
 
 def lora_table(lora: LoraConfig) -> str:
-    """The settings of the adapters, by the keys of the YAML."""
+    """Return a Markdown table of the adapters' settings, with their keys in the YAML."""
     rows = {
         "r": lora.r,
         "alpha": f"{lora.alpha:g}",

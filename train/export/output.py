@@ -1,4 +1,4 @@
-"""The output of an export: a local folder, which is uploaded if the output is a folder in an object store."""
+"""The output of an export: a local folder, or a temporary local folder that is uploaded to an object store."""
 
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import STAGING, open_remote
 
 _LAST = ("config.json", "adapter_config.json")
-"""Files that identify a folder as a model or an adapter. They are sent last, after all other files."""
+"""Files that identify a folder as a model or an adapter. They are uploaded last, after all other files."""
 
 
 @contextmanager
 def output_folder(place: str, key: str) -> Iterator[Path]:
-    """Yield the local folder to write the export to. If the place is in a store, the folder is uploaded at the end.
-    key: the name of the setting in messages.
+    """Yield the local folder to write the export to. If `place` is in an object store, the folder is temporary and is
+    uploaded at the end. key: the name of the setting in messages.
 
-    Raises ConfigError before anything is written if the store refuses access or already contains objects there.
+    Raises ConfigError before anything is written if the store refuses access, or already contains objects at `place`.
     """
     if not is_address(place):
         yield Path(place)

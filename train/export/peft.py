@@ -1,6 +1,6 @@
 """Export a LoRA checkpoint as a folder that PEFT loads.
 
-It is written a few rows at a time, so a block-diagonal matrix is never in memory as a whole.
+The adapters are written a few rows at a time, so a block-diagonal matrix is never in memory as a whole.
 """
 
 import shutil
@@ -30,20 +30,25 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 
 
 def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -> None:
-    """Export the adapters as a folder that stock PEFT loads onto the base in stock transformers.
+    """Export the adapters as a folder that unmodified PEFT can load into the base model of unmodified transformers.
 
-    Logs its size first. Raises ConfigError, and leaves no output, if the checkpoint has no adapters or is incomplete,
-    or if the output is not empty or cannot be written.
+    Logs the size of the adapters first. Raises ConfigError, without creating the output, if the checkpoint has no
+    adapters or is incomplete, or if the output is not empty or cannot be written.
     """
     beside = checkpoint.parent / "config.yaml"
     if not beside.is_file():
-        raise ConfigError(f"{beside} does not exist, but it describes the adapters: copy it there")
+        raise ConfigError(
+            f"{beside} does not exist, but the export reads the settings of the adapters from it: copy the file that "
+            "the run wrote next to its checkpoints"
+        )
     reader, config = open_checkpoint_and_config(checkpoint)
     if config.lora is None:
-        raise ConfigError(f"{checkpoint} is a whole model without adapters: remove --adapter peft")
+        raise ConfigError(f"{checkpoint} contains a whole model without adapters: remove --adapter peft")
     reader.check(config.model, str(beside), config.lora)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"the output {output} exists and is not an empty folder: name a new folder, or empty it")
+        raise ConfigError(
+            f"the output {output} exists and is not an empty folder: specify a new folder, or empty this one"
+        )
     source = PeftWeights(reader, config.model, config.lora)
     size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
     block = ", block-diagonal over the experts" if config.lora.per_expert else ""
@@ -83,12 +88,12 @@ def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]
 
 
 def peft_config(model: ModelConfig, lora: LoraConfig, base: str | None) -> dict[str, Any]:
-    """The content of adapter_config.json for peft 0.18 and newer."""
+    """Return the content of adapter_config.json for peft 0.18 and newer."""
     names = {"Wqkv": "Wqkv", "out_proj": "out_proj", "layer": "router.layer"}
     experts = [f"experts.mlp.{part}" for part in adapted_experts(lora)]
     linear = [names[part] for part in lora.targets if part in names]
-    # With a separate A for each expert, the experts' combined rank is the default and other modules get patterns,
-    # because PEFT supports patterns for modules, but logs wrong warnings about patterns for parameters.
+    # If each expert has its own A, the default `r` is the combined rank of all experts, and patterns set the rank of
+    # the other modules. PEFT supports patterns for modules, but logs incorrect warnings about patterns for parameters.
     wide = model.ffn_config.moe_num_experts if lora.per_expert and experts else 1
     narrow = linear if wide > 1 else []
     return {
@@ -138,7 +143,7 @@ model = PeftModel.from_pretrained(model, "path/to/this/folder"){".merge_and_unlo
 
 class PeftWeights:
     """The adapters under PEFT's names. If each expert has its own A, B becomes block-diagonal, because PEFT has only
-    one A."""
+    one A for all experts."""
 
     def __init__(self, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.adapters, self.files = adapters, adapters.files
@@ -170,7 +175,8 @@ class PeftWeights:
 
 
 def _peft_name(name: str, lora: LoraConfig) -> str:
-    """The parameter's name in PEFT, which wraps a module once for each adapted parameter, beginning with the first."""
+    """Return the parameter's name in PEFT. PEFT wraps a module once for each adapted parameter, beginning with the
+    first."""
     module, _, last = name.rpartition(".")
     if last == "weight":
         return f"base_model.model.{module}"

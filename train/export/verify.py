@@ -1,7 +1,8 @@
-"""Verify an exported folder, using only its files, the checkpoint and stock transformers.
+"""Verify an exported folder, using only its files, the checkpoint and unmodified transformers.
 
 `python -m train.export.verify FOLDER --composer_path CHECKPOINT`, in any environment with transformers 4.53 or newer.
-This file checks files, names, shapes and bytes; verify_logits.py checks what transformers computes from them.
+This file checks files, names, shapes and bytes; verify_logits.py checks the logits that transformers computes from
+them.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from train.models.shapes import parameter_shapes
 
 _ABSENT = object()
 _BESIDE = ("config.json", INDEX, "README.md", "evaluation.json")
-"""Files that a complete folder may contain besides weights and tokenizer."""
+"""Files that a complete folder may contain in addition to the files of the weights and the tokenizer."""
 
 
 class CheckpointNotFinite(ConfigError):
@@ -39,7 +40,8 @@ class CheckpointNotFinite(ConfigError):
 
 
 def verify(folder: Path, checkpoint: Path) -> list[str]:
-    """Return what was verified, line by line. Raises ConfigError with the first defect and its file."""
+    """Verify the folder, and return lines that describe what was verified. Raises ConfigError with the first defect and
+    the name of its file."""
     run = open_run(checkpoint)
     check_json_files(folder)
     refuse_code_beside(folder)
@@ -102,7 +104,8 @@ def _check_files(folder: Path, run: Run) -> None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """All files in a folder and links to folders. Only chat templates may be in a subfolder."""
+    """Return all files in a folder, and links to folders. Raises ConfigError for Python files, and for files in
+    subfolders, except for chat templates and hidden files."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
     files = {path.relative_to(folder).as_posix(): path for path in found}
     for name in files:
@@ -113,7 +116,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether it is a hidden file or folder, which transformers does not read, or a license."""
+    """Whether the file is a license, is hidden, or is in a hidden folder. transformers does not read these files."""
     return name.startswith((".", "LICENSE", "NOTICE"))
 
 
@@ -147,7 +150,8 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
     words = ("How many legs has a spider?", "Eight.")
     messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), words, strict=True)]
     try:
-        # Both are called: render_chat enforces the limits reliably, and users of the export call apply_chat_template.
+        # Both functions are called: render_chat enforces the limits reliably, and users of the export call
+        # apply_chat_template.
         render_chat(tokenizer, messages, subject="it", strftime=datetime.now().strftime)
         with TemplateLimits("it"):
             text = tokenizer.apply_chat_template(messages, tokenize=False)

@@ -1,5 +1,6 @@
-"""Check that stock transformers computes the same logits from an exported folder as this framework from the checkpoint.
-Computed in fp32, block by block, with at most one block of one side in memory, so that it works for the 132B model too.
+"""Check that unmodified transformers computes the same logits from an exported folder as this framework computes from
+the checkpoint. Both are computed in fp32, block by block. At most one block of one model is in memory, so that the
+check also works for the 132B model.
 """
 
 import contextlib
@@ -31,14 +32,15 @@ Written = Mapping[str, tuple[Path, Stored]]
 TOLERANCE = 1e-4
 """Maximum difference, relative to the token's largest absolute value. The fp32 rounding error is about 1e-6."""
 WHOLE_BYTES = parse_bytes("20gb")
-"""Up to this size in fp32, the whole model is compared as well."""
+"""Models up to this size in fp32 are also compared as a whole."""
 _N_ROWS, _ROW_LENGTH = 2, 48
 _TIE = 1e-5
-"""If the probabilities of two experts differ by less than this, the two sides may select different experts."""
+"""If the probabilities of two experts differ by less than this, transformers and this framework may select different
+experts."""
 
 
 def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of a written tensor, block by block."""
+    """Yield (first row, rows) for each block of rows of a tensor in the exported folder."""
     file, stored = tensors[name]
     offset = stored.start
     for start, stop in row_blocks(stored.shape, dtype.itemsize):
@@ -50,7 +52,8 @@ def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tu
 
 
 class _Weights:
-    """The fp32 weights of both sides: the checkpoint's, rounded like the export, and those in the files."""
+    """The fp32 weights of both models: ours from the checkpoint, rounded to the dtype of the export, and theirs from
+    the exported files."""
 
     def __init__(self, run: Run, precision: Precision, tensors: Written) -> None:
         self.run, self.dtype, self.tensors = run, FORMATS[precision].torch_dtype, tensors
@@ -69,7 +72,7 @@ class _Weights:
 
 
 class _Side:
-    """A block of one side. Its weights are in memory only while it computes."""
+    """A transformer block of one of the two models. Its weights are in memory only while it computes."""
 
     def __init__(self, block: nn.Module, fill: Callable[[nn.Module, str], None]) -> None:
         self.block, self.fill = block, fill
@@ -91,10 +94,11 @@ class _Side:
 
 @torch.no_grad()
 def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written) -> list[str]:
-    """Return what was verified, line by line. Raises ConfigError if the sides differ.
+    """Compare the logits, and return lines that describe what was verified. Raises ConfigError if the logits or the
+    output of a block differ.
 
-    Each block of either side gets the output of our preceding block as its input, so that differences do not
-    accumulate.
+    In both models, the input of each block is the output of the preceding block of our model, so that differences do
+    not accumulate.
     """
     model, weights = _on_cpu(run.config.model), _Weights(run, precision, tensors)
     ids_BS = _fixed_rows(model)
@@ -120,7 +124,7 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
     lines = [f"{message}: largest relative difference {worst:.0e} on {int((~tied_BS).sum())} tokens"]
     needed = sum(n_bytes(shape, "fp32") for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
-        # Tokens after one with tied experts attend to it, so they are excluded as well.
+        # Later tokens attend to a token with tied experts, so they are excluded as well.
         clean_BS = tied_BS.cumsum(1) == 0
         whole = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
         apart = compare(whole(ids_BS).logits[clean_BS], logits_BSV[clean_BS], "the whole model's logits")
@@ -129,7 +133,7 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
 
 
 def _on_cpu(model: ModelConfig) -> ModelConfig:
-    """The config with implementations that work on any machine."""
+    """Return the model's config with implementations that run on any machine."""
     attn = dataclasses.replace(model.attn_config, attn_impl="sdpa")
     return dataclasses.replace(
         model, attn_config=attn, ffn_config=dataclasses.replace(model.ffn_config, moe_impl="torch", moe_recompute=False)
@@ -154,7 +158,7 @@ def _embed(weights: _Weights, model: ModelConfig, ids_BS: Tensor) -> Tensor:
 
 
 def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """The output of the block, and which tokens have two tied experts [B, S]."""
+    """Return the output of the block, and a mask [B, S] of the tokens for which two experts are tied."""
     y_TD, stats = block(x_BSD.flatten(0, 1), layout)
     k = block.ffn.router.moe_top_k
     ordered_TE = stats.logits_TE.softmax(-1).sort(-1, descending=True).values
@@ -165,7 +169,8 @@ def _our_block(block: DbrxBlock, x_BSD: Tensor, layout: Layout) -> tuple[Tensor,
 
 
 def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
-    """A transformers model with one block, a minimal vocabulary and no final norm, and separately the final norm."""
+    """Return a transformers model with one block, a minimal vocabulary and no final norm. The final norm is returned
+    separately."""
     config: Any = transformers.AutoConfig.from_pretrained(folder)
     config.n_layers, config.vocab_size, config.pad_token_id = 1, 1, None
     model: Any = transformers.DbrxModel(config).float().eval().requires_grad_(False)
@@ -174,7 +179,7 @@ def _stock_block(folder: Path) -> tuple[Any, nn.Module]:
 
 
 def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Module | None) -> Tensor:
-    """Our logits or, if transformers' norm is given, the logits computed from the files."""
+    """Compute the logits from the checkpoint's weights or, if `norm_f` is passed, from the exported files."""
     fill, stock = (weights.fill_ours, False) if norm_f is None else (weights.fill_theirs, True)
     norm = norm_f if norm_f is not None else _make(lambda: nn.LayerNorm(model.d_model, bias=False))
     size = (model.d_model, model.vocab_size)
@@ -189,7 +194,7 @@ def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
         return 0.0
     # Relative to each token: in a trained model, the values of some tokens are thousands of times larger than others.
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
-    if not apart <= TOLERANCE:  # NaN too
+    if not apart <= TOLERANCE:  # also true for NaN
         raise ConfigError(
             f"transformers {transformers.__version__} computes different values: {where} differ by {apart:.1e} "
             f"relative to a token's largest value (at most {TOLERANCE:.0e} is rounding)"

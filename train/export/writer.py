@@ -1,4 +1,4 @@
-"""Write tensors as safetensors files with an index, a few rows in memory at a time. A killed export can be
+"""Write tensors to safetensors files with an index. Only a few rows are in memory at a time, and a killed export can be
 continued."""
 
 import os
@@ -23,7 +23,7 @@ _WORKERS = 2
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Bytes per write call. For larger writes, ext4 uses larger folios, and writing takes up to eight times as long if the
-machine's memory is fragmented, or is virtual and was not used before."""
+machine's memory is fragmented, or if it is the memory of a virtual machine and was not used before."""
 _scratch = Scratch()
 
 
@@ -34,7 +34,7 @@ def write_weights(
     precision: Precision,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write the tensors of `shapes`, in that order, and the index. Files that already exist are kept."""
+    """Write the tensors, in the order of `shapes`, and the index. Files that already exist are kept."""
     shards = list(cut(shapes, precision, max_shard_bytes))
     total = sum(n_bytes(shape, precision) for shape in shapes.values())
     weight_map = {}
@@ -53,7 +53,7 @@ def write_weights(
 
 
 def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: int) -> Iterator[list[str]]:
-    """The names of the tensors in each file, in order. A tensor larger than the maximum gets its own file."""
+    """Yield the names of the tensors in each file, in order. A tensor larger than the maximum gets its own file."""
     names: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -69,9 +69,9 @@ def cut(shapes: Mapping[str, tuple[int, ...]], precision: Precision, max_bytes: 
 def write_file(
     source: TensorSource, path: Path, shapes: Mapping[str, tuple[int, ...]], precision: Precision, progress: tqdm
 ) -> None:
-    """Write one safetensors file. Tensors that a killed call has completed are kept."""
+    """Write one safetensors file. Tensors that an earlier, killed call has written completely are kept."""
     begin = header(shapes, precision)
-    # Unbuffered: each write is large, and os.sendfile writes to the file too.
+    # Unbuffered, because each write is large, and because os.sendfile would bypass a buffer.
     mode = "r+b" if path.exists() else "w+b"
     with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
         there = stream.seek(0, 2)

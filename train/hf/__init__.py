@@ -1,4 +1,5 @@
-"""Code shared by imports and exports: config.json, repositories, safetensors files, rows of tensors.
+"""Code shared by the import and export of Hugging Face folders: config.json, repositories, safetensors files, and rows
+of tensors.
 
-Reading weights belongs in train/weights, writing them in train/export.
+Reading weights belongs in train/weights, and writing weights in train/export.
 """

@@ -1,4 +1,4 @@
-"""Convert between transformers' config.json of a DBRX and ModelConfig."""
+"""Convert between transformers' config.json of a DBRX model and ModelConfig."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from data.tokenization.files import TRANSFORMERS_VERSION
 from train.models.config import ModelConfig
 from train.models.shapes import WEIGHT_KEYS
 
-# Written for models without clip_qkv, because transformers always clamps and does not accept null: the largest fp16
-# number.
+# The value of clip_qkv in the config.json of models without clip_qkv: the largest fp16 number. transformers always
+# clamps, and does not accept null.
 _NO_CLIP = 65504.0
 
 
 def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json that transformers 4.53 to 5.24 read in the same way. It has the keys of 4.x and, for 5.x,
-    rope_parameters.
+    """Return the content of a config.json with the same meaning in transformers 4.53 to 5.24. It has the keys of 4.x
+    and, for 5.x, rope_parameters.
 
-    dtype: torch's name of the tensors' dtype, float32 or bfloat16.
+    dtype: torch's name for the dtype of the tensors, float32 or bfloat16.
     """
     attn, ffn = model.attn_config, model.ffn_config
     norm = ffn.moe_normalize_expert_weights
@@ -41,7 +41,7 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
             "ffn_hidden_size": ffn.ffn_hidden_size,
             "moe_num_experts": ffn.moe_num_experts,
             "moe_top_k": ffn.moe_top_k,
-            # transformers multiplies by noise even if eps is 0, unless it is null.
+            # transformers multiplies by noise unless eps is null, even if eps is 0.
             "moe_jitter_eps": float(ffn.moe_jitter_eps) or None,
             "moe_loss_weight": float(ffn.moe_loss_weight),
             "moe_normalize_expert_weights": None if norm is None else float(norm),
@@ -59,16 +59,17 @@ def config_json(model: ModelConfig, generation: Mapping[str, Any], dtype: str) -
 
 
 def transformers_config(model: ModelConfig, **more: Any) -> Any:
-    """transformers' DbrxConfig of the model, with additional keys."""
+    """Return transformers' DbrxConfig of the model. `more`: additional keys."""
     from transformers import DbrxConfig
 
     return DbrxConfig(**config_json(model, {"bos_token_id": None, "eos_token_id": None}, "float32"), **more)
 
 
 def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ModelConfig that a config.json of transformers 4 or 5 sets. Defaults are those of DbrxConfig.
+    """Return the values of ModelConfig for the content of a config.json of transformers 4 or 5. Missing keys have the
+    defaults of DbrxConfig.
 
-    Raises ValueError for another architecture, and for settings that this DBRX does not support.
+    Raises ValueError for another architecture, and for settings that this framework does not support.
     """
     _check_architecture(contents)
     attn, ffn = _below(contents, "attn_config"), _below(contents, "ffn_config")
@@ -120,7 +121,7 @@ def _check_architecture(contents: Mapping[str, Any]) -> None:
 
 
 def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
-    """rope_theta, which is in attn_config in transformers 4 and in rope_parameters in 5."""
+    """Return rope_theta, which is in attn_config in transformers 4, and in rope_parameters in transformers 5."""
     rope = _below(contents, "rope_parameters") or _below(contents, "rope_scaling")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
@@ -135,10 +136,10 @@ def _rope_theta(contents: Mapping[str, Any], attn: Mapping[str, Any]) -> Any:
 
 
 def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value in the weights' config, wanted value) for each key that must agree but differs. Both mappings are
-    nested like a YAML.
+    """Return (key, value in `values`, value in `wanted`) for each key whose values must be equal in both mappings, but
+    are not. `values` are those of the weights' config. Both mappings are nested as in a YAML.
 
-    Keys that are not in `wanted` are ignored. max_seq_len may be smaller than in the weights' config.
+    Keys that are not in `wanted` are ignored. max_seq_len may be smaller in `wanted` than in `values`.
     """
     found = []
     for key in (*WEIGHT_KEYS, "max_seq_len"):
@@ -150,7 +151,7 @@ def contradictions(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
 
 
 def at(values: Any, key: str, default: Any = None) -> Any:
-    """The value at a dotted key `a.b` in nested mappings."""
+    """Return the value at a dotted key `a.b` in nested mappings."""
     for part in key.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return default

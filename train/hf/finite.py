@@ -7,20 +7,20 @@ import torch
 
 from data.base.problems import listed_clauses
 
-DIVERGED = "name an earlier checkpoint, from before the training diverged"
-"""The hint for a checkpoint with such weights."""
+DIVERGED = "specify an earlier checkpoint, from before the training diverged"
+"""The hint for a checkpoint whose weights are not finite."""
 
 
 def is_finite(rows: torch.Tensor) -> bool:
-    """Whether all numbers are finite. Needs one pass and no additional memory."""
+    """Whether all numbers are finite. Needs a single pass and no additional memory."""
     return bool(torch.stack(rows.aminmax()).isfinite().all())  # aminmax propagates NaN
 
 
 def not_finite(where: str, places: Sequence[str], hint: str) -> str:
-    """The error message. `places` are the tensors, with their files if there are several."""
+    """Return the error message. `places` are the names of the tensors, with their files if there are several files."""
     return f"there are NaN or infinite numbers in {where}: {listed_clauses(places)}: {hint}"
 
 
 def of_checkpoint(checkpoint: Path, names: Sequence[str]) -> str:
-    """The error message for a checkpoint in which the tensors with these names are not finite."""
+    """Return the error message for a checkpoint in which the tensors with these names are not finite."""
     return not_finite(f"the weights of {checkpoint}", names, DIVERGED)

@@ -1,6 +1,6 @@
-"""Read rows of a tensor from a file in small chunks, so that only `out` is ever large.
+"""Read rows of a tensor from a file in small chunks, so that no memory is needed apart from `out` and one chunk.
 
-Files are read and not memory-mapped, because mapped memory would count as memory of the process.
+Files are read rather than memory-mapped, because mapped memory would count toward the process's memory use.
 """
 
 import math
@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 PIECE_BYTES = 1 << 21
-"""Small enough for the CPU cache, and large enough that the overhead per chunk does not matter."""
+"""Maximum size of a chunk in bytes. It fits into the CPU cache, and is so large that the overhead per chunk does not
+matter."""
 
 
 class Piece(NamedTuple):
@@ -27,14 +28,15 @@ class Piece(NamedTuple):
 
 
 class Scratch(threading.local):
-    """Reusable memory per thread, because allocating memory takes longer than the work done in it."""
+    """Memory that each thread reuses, because allocating memory takes longer than reading the data into it."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
         self._taken = torch.empty(0), memoryview(b"")
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
-        """An uninitialized tensor and its bytes. Reuses the memory of the thread's previous tensor."""
+        """Return an uninitialized tensor and its bytes. It reuses the memory of the tensor from the thread's previous
+        call."""
         rows = self._taken[0]
         if rows.shape != shape or rows.dtype != dtype:
             n_bytes = math.prod(shape) * dtype.itemsize
@@ -77,9 +79,10 @@ def opened(path: Path) -> Iterator[Readable]:
 
 
 def read_rows(file: Readable, offset: int, dtype: torch.dtype, out: torch.Tensor) -> None:
-    """Fill `out` [rows, ...] with values of the dtype, which begin at byte `offset` of the file.
+    """Fill `out` [rows, ...] with the values that begin at byte `offset` of the file. dtype: the dtype of the values in
+    the file.
 
-    Raises the errors of `file`.
+    Raises the same errors as `file.read_into`.
     """
     row_bytes = math.prod(out.shape[1:]) * dtype.itemsize
     step = max(1, PIECE_BYTES // max(row_bytes, 1))

@@ -24,9 +24,10 @@ _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_values(name: str) -> tuple[dict[str, Any], str]:
-    """The values of ModelConfig in the config.json of a folder or hub repository, and the path of that file.
+    """Return the values of ModelConfig in the config.json of a folder or hub repository, and the path of this
+    config.json.
 
-    Raises ConfigError if there is none, or if it is of another architecture.
+    Raises ConfigError if there is no config.json, or if it describes a model of another architecture.
     """
     path = find_folder(name)
     return read_config_json(name, (path if path is not None else fetch(name, ["config.json"])) / "config.json")
@@ -34,7 +35,7 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def errors_name_the_key(subject: str) -> Iterator[None]:
-    """Convert errors of a file to a ConfigError of KEY. `subject`: how the message begins."""
+    """Convert an OSError or ValueError to a ConfigError for the key KEY. `subject`: the beginning of the message."""
     try:
         yield
     except OSError as error:
@@ -47,7 +48,7 @@ def read_config_json(name: str, file: Path) -> tuple[dict[str, Any], str]:
     subject = f"is {name!r}"
     hub_name = None if find_folder(name) is not None else name
     if not file.is_file():
-        raise ConfigError(f"{subject}, but it has no config.json: name a folder that transformers can load", key=KEY)
+        raise ConfigError(f"{subject}, but it has no config.json: specify a folder that transformers can load", key=KEY)
     with errors_name_the_key(subject):
         try:
             contents = json.loads(file.read_text(encoding="utf-8"))
@@ -68,11 +69,12 @@ def no_weights(names: list[str]) -> str:
             f"its weights are only pickles ({', '.join(pickles[:3])}), which can execute code when they are loaded: "
             "convert them to safetensors (transformers' save_pretrained)"
         )
-    return "it has no safetensors files: name a model that has them"
+    return "it has no safetensors files: specify a model that has safetensors files"
 
 
 def find_folder(name: str) -> Path | None:
-    """The folder of that name; None if it is a name on the hub. Raises ConfigError if it can be neither."""
+    """Return the folder with this name, or None if it is the name of a repository on the hub. Raises ConfigError if it
+    is neither."""
     refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -80,7 +82,7 @@ def find_folder(name: str) -> Path | None:
     subject = f"is {name!r}"
     if path.exists():
         raise ConfigError(
-            f"{subject}, which is a file: name the folder with config.json and safetensors files", key=KEY
+            f"{subject}, which is a file: specify the folder with config.json and the safetensors files", key=KEY
         )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
@@ -92,7 +94,8 @@ def find_folder(name: str) -> Path | None:
 
 
 def fetch(name: str, patterns: list[str]) -> Path:
-    """Fetch files into the hub's cache and return their folder. Uses only the cache if the hub is not available."""
+    """Fetch files from the hub into the local cache, and return their folder. Uses only the cache if the hub is not
+    available."""
     from huggingface_hub import errors, snapshot_download
 
     subject, offline = f"is {name!r}", why_offline()
@@ -107,7 +110,7 @@ def fetch(name: str, patterns: list[str]) -> Path:
         why = offline or first_line(error)
         raise ConfigError(
             f"{subject}, which is neither a folder here nor in the hub's cache; {why}: download it where there is a "
-            f"network connection (hf download {name}), or name a folder",
+            f"network connection (hf download {name}), or specify a folder",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:  # requests' errors are OSErrors

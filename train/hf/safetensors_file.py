@@ -1,6 +1,6 @@
 """safetensors files: 8 bytes with the header's length, a JSON header with the location of each tensor, and the data.
 
-Headers are read and written without the library, which memory-maps whole files.
+Headers are read and written without the safetensors library, because the library memory-maps whole files.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from train.models.precision import BY_SAFETENSORS, FORMATS, Precision
 
 _MOST_HEADER_BYTES = 100_000_000
-"""The same limit as in the library."""
+"""Maximum size of a header, the same as in the safetensors library."""
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -21,7 +21,7 @@ class Stored(NamedTuple):
     """The location of a tensor in its file."""
 
     dtype: str
-    """In safetensors' notation: F32, BF16, F16, ..."""
+    """The dtype in safetensors' notation: F32, BF16, F16, ..."""
     shape: tuple[int, ...]
     start: int
     stop: int
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 def read_header(path: Path) -> dict[str, Stored]:
     """Read the header of a file and return its tensors by name. Reads no tensor.
 
-    Raises ValueError, beginning with the file's name, if it is not a safetensors file or is truncated.
+    Raises ValueError if it is not a safetensors file or is truncated. The message begins with the file's name.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     end = max((stored.stop for stored in tensors.values()), default=8 + length)
     if size != end:
         message = "is truncated" if size < end else "is longer than its header describes"
-        raise ValueError(f"{path.name} {message}: it has {size:,} bytes of {end:,}")
+        raise ValueError(f"{path.name} {message}: it has {size:,} bytes, expected {end:,}")
     return tensors
 
 
@@ -66,7 +66,7 @@ def _stored(entry: Mapping[str, Any], offset: int) -> Stored:
 
 
 def header(shapes: Mapping[str, tuple[int, ...]], precision: Precision) -> bytes:
-    """The header of a file that contains these tensors in this order."""
+    """Return the header of a file that contains these tensors in this order."""
     dtype = FORMATS[precision].safetensors
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

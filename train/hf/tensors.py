@@ -1,4 +1,5 @@
-"""Tensors that are read or written a few rows at a time: their sources and dtypes."""
+"""Read and write tensors a few rows at a time: where tensors are read from, and how they are divided into blocks of
+rows."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from train.models.precision import FORMATS, Precision
 
 
 class TensorSource(Protocol):
-    """A source of tensors to write: a checkpoint, or a base with adapters merged into it."""
+    """A source of tensors: pretrained weights, a checkpoint, or a base with adapters merged into it."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -21,20 +22,21 @@ class TensorSource(Protocol):
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files that the values depend on. The values are unchanged as long as these files are."""
+        """The files that the tensors depend on. If these files are unchanged, the tensors are unchanged."""
         ...
 
     def pieces(self, name: str, dtype: torch.dtype) -> Sequence[Piece] | None:
-        """The ranges of files with the tensor's bytes in that dtype, in order; None if they have to be computed.
+        """Return the ranges of files that contain the tensor's bytes in this dtype, in order. Return None if the bytes
+        must be computed.
 
-        Raises ConfigError if they cannot be read.
+        Raises ConfigError if the files cannot be read.
         """
         ...
 
     def rows(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Write rows [start, stop) into `out` [stop - start, ...], in the dtype of `out`.
 
-        Raises ConfigError if they cannot be read.
+        Raises ConfigError if the rows cannot be read.
         """
         ...
 
@@ -44,7 +46,7 @@ def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """The ranges [start, stop) of rows that are processed at a time."""
+    """Yield the ranges [start, stop) of rows that are processed at a time."""
     step = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

@@ -25,14 +25,15 @@ _WALL_CLOCK = "_wct"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The differences, one per line. Checkpoints are equal if there are none outside of `unimportant`."""
+    """The differences between two checkpoints, one per line. The checkpoints are equal if all differences are in
+    `unimportant`."""
 
     manifest: list[str]
     config: list[str]
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """Times of writing and durations, which also differ between two runs with the same results."""
+    """Names and values of times and durations that differ. These also differ between two runs with the same results."""
 
     @property
     def equal(self) -> bool:
@@ -40,10 +41,9 @@ class Comparison:
 
 
 def compare(a: Path, b: Path, progress: Callable[[int], object] = lambda n_bytes: None) -> Comparison:
-    """Compare two checkpoints. Everything that is read is verified against the manifests. progress: see
-    compare_tensors.
+    """Compare two checkpoints. All data that is read is verified against the manifests. progress: see compare_tensors.
 
-    Raises CorruptCheckpointError, and ConfigError for files that cannot be read.
+    Raises CorruptCheckpointError if a checkpoint is corrupt, and ConfigError if a file cannot be read.
     """
     first, second = _open(a), _open(b)
     states = state_if_any(first), state_if_any(second)
@@ -86,7 +86,7 @@ def _configs(a: Path, b: Path) -> list[str]:
                 verify_files(path, [CONFIG])
         try:
             first, second = saved_config(a), saved_config(b)
-        except ConfigError as error:  # for example unknown keys
+        except ConfigError as error:  # for example because of unknown keys
             if saved_values(a) == saved_values(b):
                 return []
             return [f"cannot be compared by key: {str(error).splitlines()[0]}"]
@@ -123,7 +123,7 @@ def _is_length(key: str) -> bool:
 
 
 def _groups(a: RunState, b: RunState) -> Iterator[str]:
-    """Changes of the optimizer's settings, by the name of the parameter group."""
+    """Yield the changes of the optimizer's settings, with the name of the parameter group."""
     of_a, of_b = ({group.get("name", str(n)): group for n, group in enumerate(s.param_groups)} for s in (a, b))
     for name in dict.fromkeys([*of_a, *of_b]):
         was, now = of_a.get(name), of_b.get(name)
@@ -170,7 +170,8 @@ def _show(value: Any) -> str:
 
 
 def lines(compared: Comparison, a: str, b: str, top: int) -> Iterator[str | Table]:
-    """Lines for the console. a and b: the names of the checkpoints. At most `top` lines for each kind of difference."""
+    """Yield lines for the console. a and b: the names of the checkpoints. top: maximum number of tensors that are
+    listed for each type of difference."""
     yield f"{a} -> {b}"
     for title in ("manifest", "config", "state"):
         found = getattr(compared, title)

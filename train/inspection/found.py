@@ -1,4 +1,4 @@
-"""Find the checkpoint or the save folder that a path names, or report what the path is instead."""
+"""Find the checkpoint or the save folder at a path. If there is none, report what the path is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ class Found:
     folder: Path
     """The save folder, or the folder that contains the checkpoint."""
     checkpoints: list[Path]
-    """Oldest first. Includes checkpoints in a save folder whose manifest is missing."""
+    """Oldest first. In a save folder, checkpoints whose manifest is missing are included."""
     leftovers: list[Path]
     """Partial files of killed runs in the save folder."""
 
 
 @contextmanager
 def read_errors_named(path: Path) -> Iterator[None]:
-    """Convert OSError to ConfigError, which names the file in the error or, if there is none, the path."""
+    """Convert OSError to a ConfigError. It names the file of the OSError or, if the OSError has no file, `path`."""
     try:
         yield
     except OSError as error:
@@ -33,8 +33,8 @@ def read_errors_named(path: Path) -> Iterator[None]:
 
 
 def find_checkpoints(path: Path) -> Found:
-    """The checkpoints of a save folder, or the single checkpoint at the path or at the target of a link. Raises
-    ConfigError if there is none."""
+    """Return the checkpoints of the save folder at `path`, or the single checkpoint at `path` (or at its target, if it
+    is a link). Raises ConfigError if there is no checkpoint."""
     with read_errors_named(path):
         if _is_checkpoint(path):
             real = path.resolve()
@@ -47,8 +47,8 @@ def find_checkpoints(path: Path) -> Found:
 
 
 def find_save_folder(path: Path) -> Found:
-    """Find a save folder, which may contain only leftovers. Raises ConfigError if the path is neither a save folder nor
-    a folder that contains exactly one."""
+    """Find the save folder at `path`. It may contain only partial files of killed runs. Raises ConfigError if the path
+    is neither a save folder nor a folder that contains exactly one save folder."""
     path = resolve_save_folder(path)
     with read_errors_named(path):
         if path.is_dir() and not _is_checkpoint(path):
@@ -64,8 +64,8 @@ def find_save_folder(path: Path) -> Found:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at the path, or the newest one if the path is a save folder. Raises the errors of
-    find_checkpoints."""
+    """Return the checkpoint at the path, or the newest checkpoint if the path is a save folder. Raises the same errors
+    as `find_checkpoints`."""
     return find_checkpoints(path).checkpoints[-1]
 
 
@@ -85,10 +85,10 @@ def _describe(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     if _is_checkpoint(path):
-        return "a checkpoint itself: name the folder that contains it"
+        return "a checkpoint itself: specify the folder that contains it"
     exported = [name for name in ("config.json", "adapter_config.json") if (path / name).is_file()]
     if exported:
-        return f"an exported folder (it contains {exported[0]}): name the save folder of its run"
+        return f"an exported folder (it contains {exported[0]}): specify the save folder of its run"
     entries = sorted(path.iterdir())
     if not entries:
         return "an empty folder"

@@ -24,26 +24,26 @@ from train.checkpoint.storage.manifest import (
 from train.inspection.found import Found, read_errors_named
 
 EARLIER = "earlier version"
-"""Shown as the format of a checkpoint that was written before manifests existed."""
+"""The displayed format of a checkpoint that was written before manifests existed."""
 _ID = 8
-"""Number of characters of a run_id that are shown."""
+"""Number of characters of a run_id that are displayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known about a checkpoint without reading its tensors."""
+    """Information about a checkpoint that is available without reading its tensors."""
 
     checkpoint: Path
     manifest: Manifest | None
-    """None if it is damaged, or if the checkpoint was written before manifests existed."""
+    """None if the manifest is damaged, or if the checkpoint was written before manifests existed."""
     size: int
     """In bytes, on disk."""
     written: str
-    """In UTC (ISO 8601); without a manifest, the modification time."""
+    """Time in UTC (ISO 8601) when the checkpoint was written; if there is no manifest, the modification time."""
     latest: bool
-    """Whether `latest` links to it."""
+    """Whether the link `latest` refers to this checkpoint."""
     error: ConfigError | None
-    """A defect of its manifest, or of the names and sizes of its files."""
+    """A defect of the manifest, or of the names and sizes of the files."""
 
     @property
     def format(self) -> str:
@@ -55,12 +55,13 @@ class Entry:
 
     @property
     def batch(self) -> int | None:
-        """The batch in the manifest, else in the name; None if neither has it."""
+        """The batch in the manifest, or else in the name of the checkpoint; None if neither contains it."""
         return self.manifest.batch if self.manifest is not None else named_batch(self.checkpoint)
 
 
 def entries(found: Found) -> list[Entry]:
-    """One entry per checkpoint, with any defect. Raises ConfigError for a folder that cannot be read."""
+    """Return an entry for each checkpoint. A defect of a checkpoint is part of its entry. Raises ConfigError if a
+    folder cannot be read."""
     link = found.folder / LATEST
     latest = link.resolve() if link.is_symlink() else None
     listed = [_entry(checkpoint, latest) for checkpoint in found.checkpoints]
@@ -68,7 +69,7 @@ def entries(found: Found) -> list[Entry]:
 
 
 def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
-    """None if the run has deleted the checkpoint in the meantime."""
+    """Return the entry of a checkpoint; None if the run has deleted the checkpoint in the meantime."""
     manifest, error = None, None
     with read_errors_named(checkpoint):
         try:
@@ -96,7 +97,8 @@ def _entry(checkpoint: Path, latest: Path | None) -> Entry | None:
 
 
 def table(listed: Sequence[Entry]) -> Table:
-    """A table with a row per checkpoint. A column for versions is added if they differ."""
+    """Return a table with one row per checkpoint. If the versions of packages differ between checkpoints, the table has
+    a column for them."""
     changing = _changing_versions(listed)
     found = Table()
     for column in ("checkpoint", "batch", "written (UTC)", "size", "ranks", "run", "format"):
@@ -105,7 +107,7 @@ def table(listed: Sequence[Entry]) -> Table:
         found.add_column("versions")
     for entry in listed:
         manifest = entry.manifest
-        # Text, because rich would interpret brackets in a run's name as markup.
+        # The cells are Text objects, because rich would interpret brackets in a run's name as markup.
         row = [
             entry.checkpoint.name + (f" ({LATEST})" if entry.latest else ""),
             f"{entry.batch:,}" if entry.batch is not None else "?",
@@ -129,7 +131,7 @@ def _changing_versions(listed: Sequence[Entry]) -> list[str]:
 
 
 def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
-    """Lines below the table. Raises ConfigError if the lock file cannot be read."""
+    """Yield the lines below the table. Raises ConfigError if the lock file cannot be read."""
     link = found.folder / LATEST
     if link.is_symlink() and not link.exists():
         yield f"{LATEST} links to {link.readlink()}, which does not exist"
@@ -153,7 +155,7 @@ def _described(owner: FoundOwner | None) -> str:
 
 
 def as_json(found: Found, listed: Sequence[Entry]) -> dict[str, Any]:
-    """The listing as JSON, with sizes in bytes. Raises the errors of `notes`."""
+    """Return the listing as values for JSON, with sizes in bytes. Raises the same errors as `notes`."""
     with read_errors_named(found.folder):
         owner = owner_of(found.folder)
     return {

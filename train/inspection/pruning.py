@@ -1,4 +1,4 @@
-"""Delete older checkpoints of a save folder as a run does: the last verified checkpoint is never deleted."""
+"""Delete older checkpoints of a save folder. As in a run, the last verified checkpoint is never deleted."""
 
 import logging
 import math
@@ -23,16 +23,16 @@ from train.inspection.verification import verify
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """Which older checkpoints are kept in addition to the newest."""
+    """Specifies which older checkpoints are kept in addition to the newest."""
 
     batches: int
     why: str
-    """An explanation of how `batches` was derived from --keep_every."""
+    """Message that explains how `batches` was derived from --keep_every."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What will be deleted, and what is kept."""
+    """The checkpoints and leftovers that will be deleted, and the checkpoints that are kept."""
 
     folder: Path
     superseded: list[Path]
@@ -41,7 +41,7 @@ class Pruning:
     """Oldest first."""
     every: Every | None
     size: int
-    """Total size of what will be deleted, in bytes."""
+    """Total size of the files that will be deleted, in bytes."""
 
     @property
     def nothing(self) -> bool:
@@ -58,10 +58,11 @@ class Pruning:
 
 
 def plan(folder: Path, *, keep: int, keep_every: int | None = None) -> Pruning:
-    """Plan what to delete, without changing anything. keep: number of newest checkpoints. keep_every: also keep every
-    N-th checkpoint that the run has saved.
+    """Plan what to delete, without changing anything. keep: number of newest checkpoints to keep. keep_every: if this
+    is N, also keep every N-th checkpoint that the run has saved.
 
-    Raises ConfigError if the path is not a save folder, its owner is alive, or the save interval is not known.
+    Raises ConfigError if the path is not a save folder, if the run that owns the folder is alive, or if keep_every is
+    set and the save interval is not known.
     """
     with read_errors_named(folder):
         owner = owner_of(folder)
@@ -79,16 +80,16 @@ def prune(
     keep_every: int | None = None,
     progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> Pruning:
-    """Delete what `plan` lists, once a checkpoint that is kept has been read and verified. Owns the folder during this
-    time. progress is called with the number of bytes read by the verification. Raises the errors of plan, and
-    ConfigError if no kept checkpoint can be verified, in which case no checkpoint is deleted. Raises DataError if the
-    disk is too full for a lock file.
+    """Delete what `plan` lists, once one of the checkpoints to keep has been read and verified. This process owns the
+    folder until it is done. progress is called with the number of bytes that the verification has read since the last
+    call. Raises the same errors as `plan`. Also raises ConfigError, and deletes nothing, if none of the checkpoints to
+    keep can be verified, and DataError if the disk is too full for a lock file.
     """
     plan(folder, keep=keep, keep_every=keep_every)
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{folder} cannot be written, so nothing in it can be deleted")
     with own(folder, "checkpoint.py prune"), os_errors_named(folder, "written"):
-        # From here on no other process saves or deletes checkpoints.
+        # From here on, no other process saves or deletes checkpoints in this folder.
         planned = _plan(folder, keep, keep_every)
         if planned.superseded:
             _verify_one(planned, progress)
@@ -105,7 +106,8 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
     every = _every(folder, present, keep_every) if keep_every is not None and present else None
     retention = Retention(newest=keep, every=every.batches if every is not None else None)
     superseded = retention.superseded(present, batch_of(present[-1])) if present else []
-    # A checkpoint without its manifest cannot be loaded, but is not a leftover either: it may be the only checkpoint.
+    # A checkpoint whose manifest is missing cannot be loaded. It is not treated as a leftover, because it may be the
+    # only checkpoint.
     superseded = [path for path in found.checkpoints if path in superseded or path not in present]
     return Pruning(
         folder=folder,
@@ -118,7 +120,7 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
 
 
 def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
-    """Raise ConfigError if none of the kept checkpoints can be verified."""
+    """Raise ConfigError if none of the checkpoints to keep can be verified."""
     for path in reversed(planned.kept):
         verified = verify(path, progress)
         for line in verified.lines():
@@ -133,7 +135,7 @@ def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
 
 
 def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
-    """Resolve --keep_every. Raises ConfigError if the save interval is not known."""
+    """Convert --keep_every to a number of batches. Raises ConfigError if the save interval is not known."""
     interval, why = _interval(folder, present)
     batches = keep_every * interval
     what = f"--keep_every {keep_every}: checkpoints at multiples of {batches:,} batches are kept"
@@ -141,26 +143,28 @@ def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
 
 
 def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
-    """Number of batches between two checkpoints of the run, and how it was determined."""
+    """Return the number of batches between two checkpoints of the run, and a text that explains how it was
+    determined."""
     file = folder / CONFIG
     config = load_saved_config(file) if file.is_file() else None
     if config is not None and (batches := _batches(config)) is not None:
         return batches, f"save_interval is {config.save_interval} in {CONFIG}"
-    # The last checkpoint of a run may be at any batch. The others are at multiples of their greatest common divisor.
+    # The last checkpoint of a run may be at any batch. All earlier checkpoints are at multiples of the save interval,
+    # which is assumed to be the greatest common divisor of their batches.
     earlier = [batch_of(path) for path in present[:-1]]
     if not (batches := math.gcd(*earlier)):
         raise ConfigError(
             f"--keep_every requires the number of batches between two checkpoints, but {folder} has neither a {CONFIG} "
-            "that sets it nor two checkpoints: remove it"
+            "that sets it nor at least two checkpoints: remove --keep_every"
         )
     lacking = f"there is no {CONFIG}" if config is None else f"save_interval, {config.save_interval}, is not in batches"
     return batches, f"{lacking}, and the checkpoints before the newest are at multiples of {batches:,}"
 
 
 def _batches(config: TrainConfig) -> int | None:
-    """save_interval in batches; None if it depends on the data."""
+    """Return save_interval in batches; None if it depends on the data."""
     size = config.global_train_batch_size
-    # Units that need rows_per_epoch return None below.
+    # For units that need rows_per_epoch, None is returned below.
     clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=0)
     unit, of = parse_duration(config.save_interval)[1], parse_duration(config.max_duration)[1]
     if unit == "ep" or (unit == "dur" and of == "ep"):

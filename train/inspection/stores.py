@@ -1,4 +1,5 @@
-"""Save folders in object stores: listed without fetching their tensors, and fetched for verification."""
+"""List the checkpoints of a save folder in an object store without fetching their tensors, and fetch checkpoints to
+verify them."""
 
 import json
 import os
@@ -18,8 +19,9 @@ from train.inspection.verification import Verified, verify
 
 @contextmanager
 def outlined(place: Path | str) -> Iterator[Path]:
-    """Yield a path unchanged or, for a URL, a temporary folder that looks like the save folder at the URL. It contains
-    the manifests and, for other objects, sparse files of the same sizes. Raises ConfigError."""
+    """Yield a path unchanged. For a URL, yield a temporary folder with the same layout as the save folder at the URL.
+    It contains the manifests; all other objects are represented by sparse files of the same sizes. Raises
+    ConfigError."""
     if isinstance(place, Path):
         yield place
         return
@@ -58,7 +60,8 @@ def verify_there(url: str) -> Iterator[tuple[str, Verified]]:
 
 
 def _look(url: str) -> tuple[RemoteFolder, Contents, tuple[str, ...]]:
-    """The save folder of a URL, its contents, and the checkpoints that the URL names: all, or a single one."""
+    """Return the save folder of a URL, its contents, and the checkpoints that the URL refers to: all checkpoints of a
+    save folder, or a single one."""
     parent, _, name = url.rstrip("/").rpartition("/")
     is_checkpoint = named_batch(Path(name)) is not None
     remote = open_remote(parent if is_checkpoint else url, "the URL", writable=False)

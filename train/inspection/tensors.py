@@ -1,4 +1,4 @@
-"""Measure how much the tensors of two checkpoints differ, reading them in chunks."""
+"""Measure how much the tensors of two checkpoints differ. The tensors are read in chunks."""
 
 import math
 from collections import Counter
@@ -11,8 +11,8 @@ from train.checkpoint.load import Checkpoint
 from train.checkpoint.reader import OPTIMIZERS, PREFIX
 
 _PIECE = 1 << 18
-"""Number of elements that are compared at a time. This needs a few times 2 MB of memory. Larger chunks are not
-faster."""
+"""Number of elements that are compared at a time. Each of a few buffers then needs 2 MB of memory. Larger chunks are
+not faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +21,12 @@ class TensorDifference:
 
     name: str
     largest: float
-    """The largest absolute difference. nan, like mean and relative, if only one of two elements is nan."""
+    """The largest absolute difference. `largest`, `mean` and `relative` are nan if an element is nan in only one of the
+    tensors."""
     mean: float
     """The mean absolute difference."""
     relative: float
-    """The norm of the difference relative to the norm of the first tensor."""
+    """The norm of the difference, divided by the norm of the first tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,12 @@ class TensorsCompared:
     only_first: Sequence[str]
     only_second: Sequence[str]
     other_shape: Sequence[str]
-    """Such as `name: float32 [2, 3], float32 [3, 3]`."""
+    """Tensors whose shape or dtype differs, such as `name: float32 [2, 3], float32 [3, 3]`."""
     different: Sequence[TensorDifference]
     """Largest differences first."""
     scalars: Mapping[str, int]
-    """Changes of scalars, such as the optimizer's step counts (`AdamW step: 4 -> 8`), with the number of tensors."""
+    """Changes of scalars, such as the optimizer's step counts (`AdamW step: 4 -> 8`), and the number of tensors with
+    each change."""
 
     @property
     def equal(self) -> bool:
@@ -50,7 +52,8 @@ class TensorsCompared:
 def compare_tensors(
     a: Checkpoint, b: Checkpoint, progress: Callable[[int], object] = lambda n_bytes: None
 ) -> TensorsCompared:
-    """progress is called with the bytes of `a` compared since its last call. Raises CorruptCheckpointError."""
+    """Compare all tensors. progress is called with the number of bytes of `a` that were compared since the last call.
+    Raises CorruptCheckpointError if a checkpoint is corrupt."""
     of_a, of_b = a.tensor_keys, set(b.tensor_keys)
     both = [key for key in of_a if key in of_b]
     other_shape, different, scalars = [], [], Counter[str]()
@@ -73,7 +76,8 @@ def compare_tensors(
 
 
 def name_of(key: str) -> str:
-    """The name of a parameter. For optimizer state, the optimizer's class and its key are appended."""
+    """Return the name of a parameter: the key without its prefix. For optimizer state, the optimizer's class and the
+    key of the state are appended."""
     if not key.startswith(OPTIMIZERS):
         return key.removeprefix(PREFIX)
     name, what = _of_optimizer(key)
@@ -81,14 +85,14 @@ def name_of(key: str) -> str:
 
 
 def _of_optimizer(key: str) -> tuple[str, str]:
-    """The parameter, and the optimizer's class and key: `AdamW exp_avg`."""
+    """Return the parameter's name, and the optimizer's class and the key of the state, such as `AdamW exp_avg`."""
     optimizer, _, rest = key.removeprefix(OPTIMIZERS).partition(".state.model.")
     name, _, what = rest.rpartition(".")
     return name, f"{optimizer} {what}"
 
 
 def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
-    """The change of a scalar; None if it is equal."""
+    """Return the change of a scalar; None if the scalar is equal in both checkpoints."""
     first, second = (torch.empty(1, dtype=each.describe(key)[1]) for each in (a, b))
     a.rows_of(key, 0, 1, first)
     b.rows_of(key, 0, 1, second)
@@ -99,7 +103,7 @@ def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
 
 
 def _compare(a: Checkpoint, b: Checkpoint, key: str, progress: Callable[[int], object]) -> TensorDifference | None:
-    """The difference of two tensors; None if they are bitwise equal."""
+    """Return the difference of two tensors; None if they are bitwise equal."""
     shape, dtype = a.describe(key)
     rows, row = shape[0], shape[1:]
     step = max(_PIECE // max(math.prod(row), 1), 1)

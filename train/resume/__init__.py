@@ -1,5 +1,5 @@
 """Finds the differences between the config and the config of a checkpoint, and decides how a resumed run handles each
 difference.
 
-Depends on configs and on a checkpoint's position in the data; opens neither data nor weights.
+Depends only on configs and on the checkpoint's position in the data. Opens neither the data nor the weights.
 """

@@ -1,4 +1,5 @@
-"""Compare two configs by key. Different spellings of the same value are not a difference."""
+"""Compare two configs by key. Different spellings of the same value, such as 1gb and 1024mb, do not count as a
+difference."""
 
 import itertools
 import os
@@ -24,17 +25,17 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""The value of a stream or list item that exists only in the other config."""
+"""The value of a stream or list item in the config that does not contain it."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A key whose value differs."""
+    """A key whose value differs between two configs."""
 
     key: str
     """The dotted key: `train_loader.dataset.streams.web.split`, `train_loader.stages[1].duration`."""
     pattern: str
-    """The same key as known_paths lists it, with NAME in place of names and [0] in place of indices."""
+    """The key in the notation of known_paths, with NAME in place of names and [0] in place of indices."""
     was: Any
     now: Any
 
@@ -43,12 +44,13 @@ class Difference:
 
 
 def differences(was: Section, now: Section) -> list[Difference]:
-    """The differences in the order of the schema. A section that only one config has is a single difference."""
+    """Return the differences in the order of the schema. A section that exists in only one of the configs counts as a
+    single difference."""
     return list(_of_sections(was, now, "", ""))
 
 
 def shown(value: Any) -> str:
-    """A value as YAML on one line, without credentials and defaults."""
+    """Format a value as YAML on one line, without credentials and without default values."""
     if value is ABSENT:
         return "absent"
     text = redacted(yaml_of(_written(value)))
@@ -59,7 +61,7 @@ def _of_sections(was: Section, now: Section, key: str, pattern: str) -> Iterator
     checks = field_checks(type(now))
     for name, hint in hints_of(type(now)).items():
         if is_secret_name(name):
-            continue  # not part of a saved config, and its source does not matter
+            continue  # secrets are not part of a saved config, and it does not matter how they are provided
         pair = getattr(was, name), getattr(now, name)
         yield from _of_values(pair, join(key, name), join(pattern, name), hint, checks.get(name, ()))
 
@@ -86,7 +88,7 @@ def _is_of_sections(hint: Any) -> bool:
 
 
 def _meaning(value: Any, pattern: str, checks: tuple[Check, ...]) -> Any:
-    """A canonical form that is the same for all spellings of a value."""
+    """Convert a value to a canonical form, which is the same for all spellings of the value."""
     if isinstance(value, list):
         meant = [_meaning(item, "", checks) for item in value]
         value = meant[0] if len(meant) == 1 and isinstance(value[0], str) else meant
@@ -136,7 +138,7 @@ _OF_KEYS: dict[str, Callable[[Any], Any]] = {
 
 
 def _written(value: Any) -> Any:
-    """Plain values. Values of sections that are defaults are omitted."""
+    """Convert a value to plain values. Keys of sections are omitted if they have their default values."""
     if isinstance(value, Section):
         items = {name: getattr(value, name) for name in (field.name for field in fields(value))}  # pyright: ignore[reportArgumentType]
         kept = {name: item for name, item in items.items() if not _is_default(value, name, item)}

@@ -1,4 +1,5 @@
-"""Report what changed since a checkpoint: lines for the console, and one error for all changes that are refused."""
+"""Report how the config changed since a checkpoint was written: lines for the console, and one error for all changes
+that are refused."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,23 +37,24 @@ class Change:
 
 
 def changes_between(was: TrainConfig, now: TrainConfig, **known: Any) -> list[Change]:
-    """The changes from one config to the other, in the order of the schema. `known`: values for the other fields of
-    Case."""
+    """Return the changes from one config to the other, in the order of the schema. `known`: the values of the other
+    fields of Case."""
     cases = [Case(difference=difference, was=was, now=now, **known) for difference in differences(was, now)]
     return [Change(case=case, outcome=outcome_of(case)) for case in cases]
 
 
 def table(changes: Sequence[Change]) -> list[str]:
-    """A line for each change: its key, the old and new value, and the outcome."""
+    """Return a line for each change: the key, the old and the new value, and the outcome."""
     rows = [(change.key, str(change.difference), str(change.outcome)) for change in changes]
     widths = [min(max((len(row[column]) for row in rows), default=0), _WIDEST) for column in (0, 1)]
     return [f"  {key:<{widths[0]}}  {values:<{widths[1]}}  {outcome}" for key, values, outcome in rows]
 
 
 def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, resuming: bool) -> Iterator[str]:
-    """Lines for the console of a run that resumes from the checkpoint, after its data has been accepted.
+    """Yield the lines that list the changes on the console when a run resumes from the checkpoint. Must be called after
+    `refuse_other_rows`.
 
-    `state` is the data state in the checkpoint. For `resuming` see Case.
+    `state` is the data state in the checkpoint. For `resuming`, see Case.
     """
     try:
         was = saved_config(checkpoint)
@@ -60,7 +62,8 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
         yield f"changes since {checkpoint.name} cannot be listed: {_first_problem(error)}"
         return
     if was is None:
-        yield f"changes since {checkpoint.name} cannot be listed: there is no config.yaml in it or next to it"
+        missing = "there is no config.yaml in the checkpoint or next to it"
+        yield f"changes since {checkpoint.name} cannot be listed: {missing}"
         return
     known = {"state": read_state(state), "resuming": resuming, "other_rows": frozenset[str]()}
     if changes := changes_between(was, config, **known):
@@ -70,10 +73,10 @@ def explain(checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], *, 
 def refuse_changes(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any] | None, key: str, *, whole_state: bool = True
 ) -> None:
-    """Raise ConfigError with all keys whose change is refused, as far as that is known before the data is opened.
+    """Raise ConfigError with all keys whose change is refused, as far as this can be decided before the data is opened.
 
-    `key` is the key that names the checkpoint: autoresume or load_path. Without whole_state, only the weights are
-    loaded.
+    key: the key through which the checkpoint was chosen, autoresume or load_path. whole_state: False if only the
+    weights are loaded.
     """
     known = {"resuming": key == "autoresume", "state": None if state is None else read_state(state)}
     refused = [change for change in _changes(checkpoint, config, **known) if change.outcome.kind == "refused"]
@@ -86,8 +89,8 @@ def refuse_changes(
 def refuse_other_rows(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
 ) -> None:
-    """Raise ConfigError if streams do not have the rows that the run was trained on. The error names changed keys.
-    fingerprints: fingerprints of the current streams. For `key` see refuse_changes.
+    """Raise ConfigError if the rows of a stream are not the rows that the run was trained on. The error names the
+    changed keys. fingerprints: the fingerprints of the current streams, by name. key: see refuse_changes.
     """
     saved = read_state(state)
     others = frozenset(name for name, then in saved.streams.items() if fingerprints.get(name) != then)
@@ -105,8 +108,9 @@ def refuse_other_rows(
 
 
 def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
-    """The changes since a checkpoint; none if its config is unknown. If another version wrote the config and it cannot
-    be read, only the keys that define the meaning of the weights are compared."""
+    """Return the changes of the config since the checkpoint was written. The list is empty if the checkpoint's config
+    does not exist. If another version wrote that config and it cannot be read, only the keys that define the meaning of
+    the weights are compared."""
     try:
         was = saved_config(checkpoint)
     except ConfigError:
@@ -115,7 +119,7 @@ def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change
 
 
 def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
-    """The config, but with the checkpoint's values for the keys that define the meaning of the weights."""
+    """Return the config with the checkpoint's values for the keys that define the meaning of the weights."""
     values, now = saved_values(checkpoint), asdict(config.model)
     keys: dict[str, dict[str, Any]] = {"": {}, "attn_config": {}, "ffn_config": {}}
     for key in WEIGHT_KEYS:
@@ -139,7 +143,8 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
     if others is not None:
         also = "further " if refused else ""
         lines.append(
-            f"the rows of {others} are not those that the checkpoint was trained on, although no {also}key that sets "
+            f"the rows of {others} are not the rows that the checkpoint was trained on, although no {also}key that "
+            f"sets "
             "them has changed: the content of a file, of the tokenizer or of preprocessing_fn has changed"
         )
     back = "restore the old value" if len(lines) == 1 else "restore the old values"
@@ -153,10 +158,10 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
     subject = f"is {path!r}" if key == "load_path" else f"is true, and the newest checkpoint is {path!r}"
     if len(lines) == 1:
         return ConfigError(f"{subject}, but {lines[0]}: {fix}", key=key)
-    return ConfigError("\n  ".join([f"{subject}, but some changes are not possible:", *lines, fix]), key=key)
+    return ConfigError("\n  ".join([f"{subject}, but some changes cannot be applied:", *lines, fix]), key=key)
 
 
 def _first_problem(error: ConfigError) -> str:
-    """The first problem of an error, on one line."""
+    """Return the first problem of an error, on one line."""
     first, *others = str(error).splitlines()
     return f"{first}: {others[0].strip()}" + (" ..." if others[1:] else "") if others else first

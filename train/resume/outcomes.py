@@ -1,4 +1,4 @@
-"""How a resumed run handles each changed key: applied, ignored or refused, with the reason."""
+"""How a resumed run handles each changed key: the change is applied, ignored or refused, with the reason."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from train.resume.differences import ABSENT, Difference
 
 
 class Outcome(NamedTuple):
-    """How a changed key is handled."""
+    """How the change of a key is handled, and why."""
 
     kind: Literal["applied", "ignored", "refused"]
     reason: str = ""
     also_of_weights: bool = False
-    """Whether it is also refused if only the checkpoint's weights are loaded."""
+    """Whether the change is also refused if only the checkpoint's weights are loaded."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason else self.kind
@@ -27,27 +27,28 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A changed key, and everything that its outcome depends on."""
+    """A changed key, and all information that its outcome depends on."""
 
     difference: Difference
     was: TrainConfig
     now: TrainConfig
     resuming: bool = True
-    """Whether autoresume found the checkpoint; otherwise load_path names it."""
+    """Whether the checkpoint was found by autoresume; otherwise, it was specified with load_path."""
     state: DataState | None = None
     """The checkpoint's position in the data, if it is known."""
     other_rows: frozenset[str] | None = None
-    """Names of the streams whose rows have changed; None until the data is opened."""
+    """Names of the streams whose rows have changed; None if the data has not been opened yet."""
 
 
 def outcome_of(case: Case) -> Outcome:
-    """The outcome of the changed key."""
+    """Return the outcome of the changed key."""
     decided = OUTCOMES[entry_of(case.difference.pattern)]
     return decided if isinstance(decided, Outcome) else decided(case)
 
 
 def entry_of(pattern: str) -> str:
-    """The entry of OUTCOMES for a key of known_paths. Raises KeyError if there is no entry."""
+    """Return the key of the entry in OUTCOMES that applies to a key of known_paths. Raises KeyError if there is no
+    entry."""
     section = pattern
     while section and pattern not in OUTCOMES:
         section, _, _ = section.rpartition(".")
@@ -59,10 +60,14 @@ def entry_of(pattern: str) -> str:
 
 
 def _seed(case: Case) -> Outcome:
-    """The seed sets initial weights, dropout and the order of rows."""
+    """The seed determines the initial weights, dropout and the order of rows."""
     if _order_seed(case.was) != _order_seed(case.now):
         return Outcome("refused", "the order of rows depends on it")
-    return Outcome("refused", _DRAWN_BASE) if _draws_base(case) else Outcome("ignored", "the checkpoint has its state")
+    return (
+        Outcome("refused", _DRAWN_BASE)
+        if _draws_base(case)
+        else Outcome("ignored", "the checkpoint contains the random state")
+    )
 
 
 def _shuffle_seed(case: Case) -> Outcome:
@@ -81,7 +86,8 @@ def _order_seed(config: TrainConfig) -> int | None:
 
 
 def _draws_base(case: Case) -> bool:
-    """Whether the frozen base of adapters is drawn randomly: neither weights nor a checkpoint is named as the base."""
+    """Whether the frozen base of the adapters is initialized randomly, because neither pretrained weights nor a
+    checkpoint is specified as the base."""
     now = case.now
     names = now.model.pretrained_model_name_or_path, now.load_path if now.load_weights_only else None
     return now.lora is not None and not any(names)
@@ -113,14 +119,15 @@ def _adapters(case: Case) -> Outcome:
 
 
 def _rows(case: Case) -> Outcome:
-    """For keys that determine the rows. The same data may have been moved, or may be described differently."""
+    """The outcome of keys that determine the rows. If only the location or the description of the data has changed, the
+    rows are the same."""
     if case.other_rows is None:
         return _PERHAPS_OTHER_ROWS
     return _OTHER_ROWS if case.other_rows & streams_of(case) else Outcome("applied", "the rows are unchanged")
 
 
 def streams_of(case: Case) -> set[str]:
-    """The checkpoint's streams whose rows may depend on the changed key."""
+    """Return the names of the checkpoint's streams whose rows may depend on the changed key."""
     names = set(case.was.train_loader.dataset.each_stream())
     return {name for name in names if is_within(case.difference.key, [f"{_STREAMS}.{name}"])} or names
 
@@ -132,7 +139,7 @@ def _stream(case: Case) -> Outcome:
 
 
 def _stage(case: Case) -> Outcome:
-    """For a stage or one of its keys. Completed stages cannot change."""
+    """The outcome of a stage or one of its keys. Completed stages cannot change."""
     number = int(case.difference.key.partition("[")[2].partition("]")[0])
     if case.state is None:
         return Outcome("applied", "if the stage is not completed")
@@ -149,7 +156,7 @@ def _stage(case: Case) -> Outcome:
 
 
 def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
-    """Whether the key is the start of one of the stage's ramps."""
+    """Whether the key is the start value of one of the stage's ramps."""
     (mix, last_mix), (scale, last_scale) = stage.mixes(), stage.lr_scales()
     below = case.difference.key.partition("].")[2]
     return (mix != last_mix and is_within(below, ["proportions.from"])) or (
@@ -198,7 +205,7 @@ def _at_the_start(case: Case) -> Outcome:
 
 
 _STREAMS = "train_loader.dataset.streams"
-_DRAWN_BASE = "the frozen base is drawn from it"
+_DRAWN_BASE = "the frozen base is initialized from it"
 
 APPLIED = Outcome("applied")
 _FROM_CHECKPOINT = Outcome("ignored", "the weights come from the checkpoint")
@@ -240,7 +247,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "eval_interval": APPLIED,
     "eval_first": _at_the_start,
     "eval_subset_num_batches": APPLIED,
-    # The model: its weights, and how it is computed.
+    # The model: its weights and its computation.
     "model.name": APPLIED,
     "model.preset": Outcome("ignored", "each key of the model is compared"),
     "model.pretrained_model_name_or_path": _pretrained,
@@ -275,7 +282,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "lora.alpha": _OTHER_MEANING,
     "lora.dropout": APPLIED,
     "lora.base_dtype": APPLIED,
-    # The data: rows that were used cannot change, future rows can.
+    # The data. Rows that were already used cannot change, but later rows can.
     "tokenizer.name": _rows,
     "tokenizer.kwargs.model_name": _rows,
     "tokenizer.kwargs.encoding_name": _rows,
@@ -284,7 +291,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "tokenizer.kwargs.model_max_length": Outcome("ignored", "it repeats max_seq_len"),
     "tokenizer.chat_template_drops": _rows,
     "tokenizer.chat_date": _rows,
-    "train_loader.name": Outcome("ignored", "both kinds read the same data"),
+    "train_loader.name": Outcome("ignored", "both loaders read the same data"),
     **{f"train_loader.dataset.{key}": decided for key, decided in _OF_A_SOURCE.items()},
     "train_loader.dataset.streams": _ONE_SOURCE,
     "train_loader.dataset.streams.NAME": _stream,
@@ -309,7 +316,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "train_loader.persistent_workers": APPLIED,
     "eval_loader": APPLIED,
     "eval_loader.*": APPLIED,
-    # How weights are trained.
+    # How the weights are trained.
     "optimizer.name": _optimizer,
     "optimizer.lr": APPLIED,
     "optimizer.betas": _of_optimizers("adamw", "decoupled_adamw", "decoupled_lionw"),
@@ -364,5 +371,5 @@ OUTCOMES: Mapping[str, Decided] = {
     "callbacks.*": APPLIED,
     "loggers.*": APPLIED,
 }
-"""Key -> its outcome, with NAME for any name and [0] for any index. `section.*` applies to all keys below a section
-without their own entry. Every new key of the schema needs an entry here."""
+"""The outcome of each key. NAME stands for any name, and [0] for any index. `section.*` applies to all keys below a
+section that have no entry of their own. Every key of the schema needs an entry here."""

@@ -1,4 +1,5 @@
-"""The frozen base of LoRA adapters: where its weights are, and whether they are those used in training."""
+"""The frozen base of LoRA adapters: find its weights, and check that they are the weights that the adapters were
+trained on."""
 
 import hashlib
 import json
@@ -19,11 +20,13 @@ from train.models.shapes import parameter_shapes
 from train.weights.pretrained import PretrainedFolder
 
 BASE = "base.json"
-"""In the save folder of a run with lora: the fingerprint of the base, which is not part of its checkpoints."""
+"""In the save folder of a run with lora: the fingerprint of the base. The base itself is not part of the
+checkpoints."""
 
 
 def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> TensorSource:
-    """The frozen base of a run with lora, or `opened` if it is already open."""
+    """Return the frozen base of a run with lora. opened: the base, if it is already open; it is then returned
+    unchanged."""
     if opened is not None:
         return opened
     checkpoint, name = frozen_base(config), config.model.pretrained_model_name_or_path
@@ -34,7 +37,8 @@ def frozen_weights(config: TrainConfig, opened: TensorSource | None = None) -> T
 
 
 def frozen_base(config: TrainConfig) -> CheckpointReader | None:
-    """The checkpoint of a whole model at load_path, which a run with lora uses as its base; None if there is none."""
+    """Return the checkpoint of a whole model at load_path, which a run with lora uses as its base. Return None if the
+    base is not set by load_path."""
     if config.lora is None or (path := load_path_of(config)) is None:
         return None
     reader = CheckpointReader(path)
@@ -42,7 +46,7 @@ def frozen_base(config: TrainConfig) -> CheckpointReader | None:
 
 
 class DrawnWeights:
-    """The random initial weights of a run without pretrained weights, drawn again from its seed."""
+    """The random initial weights of a run without pretrained weights, generated again from its seed."""
 
     files: Sequence[Path] = ()
 
@@ -83,13 +87,13 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
             whose = f"the one in {config.load_path} (load_path)"
         raise ConfigError(
             f"{checkpoint} contains adapters that were trained on a different base than {whose}: restore the original "
-            "base, or set the path to it"
+            f"base, or specify its path"
         )
 
 
 def fingerprint(base: TensorSource) -> str:
-    """A hash of the first and the last row of every tensor, in fp32. It does not depend on where the weights are
-    stored."""
+    """Return a hash of the first and the last row of every tensor, in fp32. The hash does not depend on where the
+    weights are stored."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shape in sorted(base.shapes.items()):
         digest.update(name.encode())

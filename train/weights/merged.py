@@ -24,7 +24,8 @@ from train.weights.frozen_base import check_base, frozen_weights
 def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, TrainConfig]:
     """Open a checkpoint and the config that it was written with. Logs a warning if the checkpoint is not verified.
 
-    Raises ConfigError, for example if the checkpoint's name or folder belongs to another batch or run.
+    Raises ConfigError, for example if the checkpoint belongs to another batch than its name or to another run than its
+    folder.
     """
     reader = CheckpointReader(checkpoint)
     check_identity(checkpoint, reader.manifest)
@@ -34,8 +35,8 @@ def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, Trai
 
 
 def _config_of(reader: CheckpointReader) -> TrainConfig:
-    """The config that a checkpoint was written with: its own or, in earlier versions, that of the save folder. With
-    lora, the location of the base is taken from the save folder's config."""
+    """Return the config that a checkpoint was written with. It is in the checkpoint or, for checkpoints of earlier
+    versions, in the save folder. With lora, the location of the base is taken from the config in the save folder."""
     beside = reader.checkpoint.parent / CONFIG
     if reader.manifest is None or CONFIG not in reader.manifest.files:
         return load_saved_config(beside)
@@ -49,7 +50,8 @@ def _config_of(reader: CheckpointReader) -> TrainConfig:
 
 
 def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource:
-    """The complete weights of a checkpoint. If it contains adapters, they are merged into their base.
+    """Return the complete weights of a checkpoint. If the checkpoint contains adapters, they are merged into their
+    base.
 
     Raises ConfigError if the checkpoint is incomplete or does not match the config, or if the base does not exist.
     """
@@ -69,7 +71,7 @@ def whole_weights(reader: CheckpointReader, config: TrainConfig) -> TensorSource
 
 
 class MergedWeights:
-    """W + alpha / r * B A for weights with an adapter, added in fp32. For other weights, the rows of the base."""
+    """For weights with an adapter: W + alpha / r * B A, computed in fp32. For other weights: the values of the base."""
 
     def __init__(self, base: TensorSource, adapters: CheckpointReader, model: ModelConfig, lora: LoraConfig) -> None:
         self.base, self.adapters, self.lora = base, adapters, lora
@@ -99,7 +101,8 @@ class MergedWeights:
         out.copy_(merged)
 
     def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
-        """The A matrix of an expert, read once for all blocks of rows that need it."""
+        """Return the A matrix of an expert. The matrix is read only once for consecutive blocks of rows that need
+        it."""
         held = self._held  # read once, because threads read blocks in parallel
         if held[0] != f"{name} {expert}":
             A, r = torch.empty(self.lora.r, width), self.lora.r

@@ -1,7 +1,7 @@
-"""Read the weights of a stock Hugging Face DBRX row by row: each rank reads only its own rows.
+"""Read the weights of a standard Hugging Face DBRX model row by row. Each rank reads only its own rows.
 
-The weights are safetensors files in a folder or a repository on the hub. No code from there is executed, and no pickle
-is opened.
+The weights are safetensors files in a folder or in a repository on the hub. No code from the folder or repository is
+executed, and no pickle is opened.
 """
 
 import dataclasses
@@ -47,13 +47,15 @@ class PretrainedFolder:
         self.model = model
         """The model config of the weights."""
         self.tensors = tensors
-        """For each parameter, by its name in stock DBRX, the file that contains it and its location in the file."""
+        """For each parameter, the file that contains the parameter and its location in the file. Parameters have the
+        names of a standard DBRX model."""
 
     @classmethod
     def open(cls, name: str, model: ModelConfig | None = None) -> "PretrainedFolder":
         """Read config.json, the index and the header of every file, but no tensor. Files on the hub are fetched first.
 
-        Raises ConfigError if they are not a complete stock DBRX, or if `model` would change the meaning of the weights.
+        Raises ConfigError if the files are not a complete standard DBRX model, or if `model` would change the meaning
+        of the weights.
         """
         folder = find_folder(name)
         if folder is None:
@@ -67,14 +69,20 @@ class PretrainedFolder:
         except ValueError as error:
             raise ConfigError(f"{subject}, but its config.json is not valid: {error}", key=KEY) from None
         if model is not None and (found := contradictions(values, dataclasses.asdict(model))):
-            changed = "; ".join(f"{key} is {there} there, but {here} in this config" for key, there, here in found)
-            raise ConfigError(f"{subject}, but its config does not match: {changed}", key=KEY)
+            changed = "; ".join(
+                f"{key} is {there} in its config.json, but {here} in this config" for key, there, here in found
+            )
+            raise ConfigError(f"{subject}, but its config.json does not match this config: {changed}", key=KEY)
         with errors_name_the_key(subject):
             tensors, problems = _tensors(folder)
         problems += _differences({key: stored for key, (_, stored) in tensors.items()}, parameter_shapes(own))
         if problems:
             named = listed_clauses(problems)
-            raise ConfigError(f"{subject}, but it is not a stock DBRX: {named}: name one, or export it again", key=KEY)
+            raise ConfigError(
+                f"{subject}, but its weights are not those of a standard DBRX model ({named}): use the weights of a "
+                "standard DBRX model, or export these again",
+                key=KEY,
+            )
         return cls(name, folder, own, tensors)
 
     def __contains__(self, name: str) -> bool:
@@ -90,7 +98,7 @@ class PretrainedFolder:
         return {name: stored.shape for name, (_, stored) in self.tensors.items()}
 
     def pieces(self, name: str, dtype: "torch.dtype") -> "list[Piece] | None":
-        """Where the parameter's bytes are; None if its dtype differs."""
+        """Return the location of the parameter's bytes; None if the parameter has a different dtype."""
         from train.hf.raw_rows import Piece
 
         path, stored = self.tensors[name]
@@ -102,7 +110,7 @@ class PretrainedFolder:
         """Read rows [start, stop) of a parameter into `out` [stop - start, ...], in the dtype and on the device of
         `out`.
 
-        Only the bytes of these rows are read, in small chunks. Raises ConfigError if they cannot be read.
+        Only the bytes of these rows are read, in small chunks. Raises ConfigError if the rows cannot be read.
         """
         from train.hf.raw_rows import opened, read_rows
 
@@ -113,11 +121,11 @@ class PretrainedFolder:
             read_rows(file, stored.start + start * row_bytes, number.torch_dtype, out[: stop - start])
 
     def not_finite(self, names: Sequence[str]) -> ConfigError:
-        """The error for parameters that are not finite."""
+        """Return the error for parameters that are not finite."""
         from train.hf.finite import not_finite
 
         places = [f"{name} in {self.tensors[name][0].name}" for name in names]
-        hint = "download them again, or name weights whose training did not diverge"
+        hint = "download them again, or specify weights whose training did not diverge"
         return ConfigError(f"is {self.name!r}, but {not_finite('its weights', places, hint)}", key=KEY)
 
 
@@ -126,7 +134,7 @@ def _as_config(values: dict[str, Any]) -> ModelConfig:
 
 
 def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
-    """The tensors of all files, and defects of files and index."""
+    """Return the tensors of all files, and the defects of the files and the index."""
     index, files, problems = folder / INDEX, sorted(folder.glob("*.safetensors")), []
     weight_map: dict[str, str] | None = None
     if index.is_file():
@@ -140,12 +148,14 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         if elsewhere:
             raise ValueError(
                 f"its {INDEX} names {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
-                "are read, so list those"
+                f"are read, so the index must list only these"
             )
     elif len(files) > 1:
-        # For example a consolidated copy next to shards: without an index it is not known which files to use.
+        # There may be, for example, a consolidated copy next to shards. Without an index, it is not known which files
+        # to use.
         raise ValueError(
-            f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy it too"
+            f"it has {len(files)} safetensors files, but no {INDEX} that lists their tensors: download or copy the "
+            f"index too"
         )
     if not files:
         raise ValueError(no_weights([path.name for path in folder.iterdir()]))
@@ -159,7 +169,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        # Tensors in unreadable files are not also reported as missing.
+        # Raise here, so that tensors in unreadable files are not also reported as missing.
         unread = listed_clauses(problems)
         raise ValueError(f"some files cannot be read: {unread}: download or copy them again")
     if weight_map is not None:

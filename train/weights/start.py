@@ -1,4 +1,5 @@
-"""Find the checkpoint that a run starts from, by autoresume or load_path, and check it before anything is built."""
+"""Find the checkpoint that a run starts from, according to autoresume or load_path, and check it before the model is
+built."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,11 @@ class Start:
     run_id: str | None = None
     """The run_id of the run that wrote the checkpoint; None if there is no manifest."""
     corrupt: tuple[CorruptCheckpointError, ...] = ()
-    """Newer checkpoints that were skipped."""
+    """The errors of newer checkpoints that were skipped because they are corrupt."""
 
     @property
     def data_state(self) -> Mapping[str, str] | None:
-        """The training data's `state_dict` in the checkpoint (see RowPlan.state)."""
+        """The `state_dict` of the training data in the checkpoint (see RowPlan.state)."""
         return {"position": self.state.position} if self.state is not None else None
 
 
@@ -46,16 +47,16 @@ def find_start(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start | None:
-    """Find the checkpoint to start from. With autoresume, this is the newest checkpoint in the save folder for which no
-    corruption is found without reading its tensors. Otherwise it is load_path, or None. corrupt: checkpoints already
-    known to be corrupt. remote: the save folder in a store, from which the checkpoint is fetched into its staging
-    folder `folder`.
+    """Find the checkpoint to start from. With autoresume, this is the newest checkpoint in the save folder that passes
+    all checks that do not read its tensors. If there is none, or without autoresume, it is the checkpoint at load_path,
+    or None. corrupt: errors of checkpoints that are already known to be corrupt. remote: the save folder in an object
+    store; `folder` is then its staging folder, into which the checkpoint is fetched.
 
     Raises ConfigError if the run cannot start from the checkpoint, or may not write to the save folder. Changes only
     the staging folder.
     """
     if remote is not None and not is_first_rank():
-        # Rank 0 fetches the checkpoint, and the other ranks use its result.
+        # Rank 0 fetches the checkpoint, and the other ranks use the result of rank 0.
         with store_errors_named("save_folder"):
             if config.autoresume and remote.look().committed:
                 return None
@@ -68,7 +69,7 @@ def find_start(
     if path is None:
         return None
     if path.is_symlink():
-        path = path.resolve()  # only once, because `latest` may change at any time
+        path = path.resolve()  # resolved only once, because `latest` may change at any time
     checkpoint, state = check_start(path, config, "load_path", whole_state=not config.load_weights_only)
     if frozen_base(config) is not None:
         return None
@@ -135,7 +136,8 @@ def fall_back(
     *,
     remote: RemoteFolder | None = None,
 ) -> Start:
-    """The checkpoint to start from instead of one whose tensors are corrupt. Raises ConfigError if there is none."""
+    """Return the checkpoint to start from instead of `start`, whose tensors are corrupt. Raises ConfigError if there is
+    no other checkpoint."""
     if not start.resuming:
         raise error
     if config.on_corrupt_checkpoint == "stop":
@@ -149,9 +151,9 @@ StartingWeights = PretrainedFolder | CheckpointReader
 
 
 def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | None:
-    """The source of the weights that the starting checkpoint does not contain; None if it contains all, or if they are
-    drawn randomly. A checkpoint of a whole model contains all weights. A checkpoint of adapters contains all weights
-    except the base. Files on the hub are fetched.
+    """Open the source of the weights that the starting checkpoint does not contain. Return None if the checkpoint
+    contains all weights, or if the missing weights are initialized randomly. A checkpoint of a whole model contains all
+    weights. A checkpoint of adapters contains all weights except the base. Files on the hub are fetched.
     """
     if start is not None and config.lora is None:
         return None
@@ -163,11 +165,12 @@ def open_weights(config: TrainConfig, start: Start | None) -> StartingWeights | 
 
 
 def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool) -> tuple[Checkpoint, RunState | None]:
-    """Open the checkpoint that `key` names, and read its state. The state is None if it is not needed or incomplete.
+    """Open the checkpoint that was chosen through `key`, and read its state. The state is None if it is not needed, or
+    if it is incomplete.
 
-    Raises ConfigError if a run with this config cannot start from it. With whole_state, the run resumes from the
-    checkpoint instead of loading only its weights; ConfigError is then also raised if a key changed that must not
-    change.
+    Raises ConfigError if a run with this config cannot start from the checkpoint. With whole_state, the run resumes
+    from the checkpoint instead of loading only its weights; ConfigError is then also raised for changes of keys that
+    must not change on a resume.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
     if not path.exists():

@@ -1,6 +1,6 @@
 """A save folder in an object store: list, fetch, verify, send, commit and delete its checkpoints.
 
-A checkpoint exists if its manifest does, so the manifest is sent last and deleted first.
+A checkpoint counts as existing if its manifest exists, so the manifest is sent last and deleted first.
 """
 
 import os
@@ -20,11 +20,12 @@ from train.checkpoint.storage.files import verify_files
 from train.checkpoint.storage.manifest import MANIFEST, CorruptCheckpointError, read_manifest
 
 OWNER = ".owner.json"
-"""Exists in the store while a run owns the folder, and remains if that run is killed."""
+"""Name of the object that identifies the owner. It exists while a run owns the folder, and remains if the run is
+killed."""
 TENSORS = ".distcp"
 """Suffix of the files that contain tensors."""
 _RESERVE = 2**20
-"""Minimum free bytes on the disk after a download."""
+"""Minimum number of bytes that must remain free on the disk after a download."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Contents:
     committed: tuple[str, ...]
     """Checkpoints that have a manifest, oldest first. They may be corrupt."""
     incomplete: tuple[str, ...]
-    """Checkpoints without a manifest: a run was killed while it sent or deleted them."""
+    """Checkpoints without a manifest. A run was killed while it sent or deleted them, or is still sending them."""
     sizes: dict[str, int]
     """Sizes of all objects, by name."""
 
@@ -45,22 +46,23 @@ class Contents:
 
     @property
     def beside(self) -> list[str]:
-        """Names of the objects that belong to the run and not to one of its checkpoints."""
+        """Names of the objects that belong to the run but to none of its checkpoints."""
         return [name for name in self.sizes if _checkpoint_of(name) is None and not name.startswith(".")]
 
 
 @contextmanager
 def store_errors_named(key: str | None = None) -> Iterator[None]:
-    """Convert StoreError to ConfigError."""
+    """Convert StoreError to ConfigError. key: the setting or argument that the error is about."""
     try:
         yield
     except StoreError as error:
         text = str(error) if key is None else f"cannot be used: {error}"
-        raise ConfigError(f"{text}: check its name and the credentials", key=key) from None
+        raise ConfigError(f"{text}: check the name of the folder and the credentials", key=key) from None
 
 
 class RemoteFolder:
-    """A save folder in a store. Methods raise StoreError, and ConfigError for problems on this machine."""
+    """A save folder in an object store. Methods raise StoreError for problems of the store, and ConfigError for
+    problems on this machine."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -80,10 +82,10 @@ class RemoteFolder:
         )
 
     def fetch_verified(self, name: str, folder: Path, contents: Contents, *, trust_present: bool = False) -> Path:
-        """Fetch a committed checkpoint into the folder and verify it, unless a valid copy is already there.
+        """Fetch a committed checkpoint into the folder and verify it, unless the folder already contains a valid copy.
 
-        trust_present: check only the manifest of an existing copy; its files are verified when they are read. Raises
-        CorruptCheckpointError, with the path in the folder, if the data do not match the manifest.
+        trust_present: check only the manifest of an existing copy; its other files are verified when they are read.
+        Raises CorruptCheckpointError, with the path of the local copy, if the data does not match the manifest.
         """
         path, part = folder / name, folder / f"{PART}fetched-{name}"
         if path.is_dir() and self.is_same(name, path) and (trust_present or _defect(path) is None):
@@ -116,7 +118,8 @@ class RemoteFolder:
             part.replace(folder / name)
 
     def is_same(self, name: str, path: Path) -> bool:
-        """Whether the local checkpoint is the one that was sent under this name. Only the manifests are compared."""
+        """Whether the local checkpoint is the same as the checkpoint of this name in the store. Only the manifests are
+        compared."""
         found = self.store.read(f"{name}/{MANIFEST}")
         try:
             return found is not None and (path / MANIFEST).read_bytes() == found[0]
@@ -124,9 +127,9 @@ class RemoteFolder:
             return False
 
     def send(self, path: Path, name: str, *, confirm: Callable[[], None]) -> int:
-        """Send and commit a checkpoint, replacing one of the same name; return its size in bytes. Its files are
-        verified before they are sent. confirm is called before the first change and before the commit, and may raise an
-        error to stop.
+        """Send and commit a checkpoint, and return its size in bytes. An existing checkpoint of the same name is
+        replaced. The files are verified before they are sent. confirm is called before the first change and before the
+        commit, and may raise an error to stop.
         """
         manifest = read_manifest(path)
         assert manifest is not None, "every saved checkpoint has a manifest"
@@ -156,7 +159,8 @@ class RemoteFolder:
         self.store.delete(name for name in contents.beside if name in LOGS or name.startswith(f"{INCIDENTS}/"))
 
     def prune(self, retention: Retention, batch: int) -> list[str]:
-        """Delete the checkpoints that the committed checkpoint of that batch supersedes, and return their names."""
+        """Delete the checkpoints that are superseded by the committed checkpoint of `batch`, and return the names of
+        the deleted checkpoints."""
         contents = self.look()
         present = [Path(name) for name in contents.committed]
         superseded = retention.superseded(present, batch, lambda path: f"{path.name}/{KEEP}" in contents.sizes)
@@ -165,8 +169,8 @@ class RemoteFolder:
         return [path.name for path in superseded]
 
     def fetch(self, name: str, part: Path, contents: Contents, *, tensors: bool = True) -> None:
-        """Fetch a committed checkpoint into an existing folder. Only names and sizes are checked. With tensors=False,
-        the files that contain tensors are created with their sizes, but without data.
+        """Fetch a committed checkpoint into the existing folder `part`. Only names and sizes of files are checked. With
+        tensors=False, the files that contain tensors are created with their sizes, but without data.
         """
         self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
         manifest = read_manifest(part)
@@ -191,8 +195,8 @@ class RemoteFolder:
 
 
 def files_beside(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The files in a local save folder that are neither hidden nor part of a checkpoint, with their names in a
-    store."""
+    """Yield the files in a local save folder that are neither hidden nor part of a checkpoint, and the names of their
+    objects in a store."""
     for parent, folders, names in os.walk(folder):
         below = Path(parent).relative_to(folder)
         folders[:] = [name for name in folders if not name.startswith(".") and not _is_checkpoint(below / name)]
@@ -203,7 +207,7 @@ def files_beside(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _checkpoint_of(name: str) -> str | None:
-    """The name of the checkpoint that an object belongs to."""
+    """Return the name of the checkpoint that an object belongs to, or None."""
     first, slash, _ = name.partition("/")
     return first if slash and named_batch(Path(first)) is not None else None
 
@@ -235,5 +239,5 @@ def _check_space(n_bytes: int, folder: Path, what: str) -> None:
     if usage.total and usage.free < n_bytes + _RESERVE:
         raise ConfigError(
             f"{what} takes {format_bytes(n_bytes)}, but {format_bytes(usage.free, down=True)} are free in "
-            f"{folder.parent}: free some space, or name another save_staging_folder"
+            f"{folder.parent}: free some space, or specify another save_staging_folder"
         )

@@ -2,7 +2,7 @@
 
 In stores with conditional writes, such as S3 and GCS, only one run at a time can hold the lease, and a run that has
 lost it commits nothing more. In other stores, two runs that start in the same second may both hold the lease, until one
-of them finds the other's name in the object before its next commit.
+of them reads the object before its next commit and finds the name of the other run.
 """
 
 import json
@@ -32,14 +32,15 @@ class Lease:
 
     folder: RemoteFolder
     owner: str
-    """See train.checkpoint.owner.this_owner."""
+    """The record that names the owner (see train.checkpoint.owner.this_owner)."""
     beats: int = 0
 
     def renew(self) -> None:
         """Renew the lease. Raises StoreError, and TakenOverError if the object names another run or was deleted."""
         self.beats += 1
         content = _content(self.owner, self.beats)
-        # In a store without conditional writes, the write below would overwrite another run's object.
+        # Read the object first, because in a store without conditional writes, the write below would overwrite another
+        # run's object.
         found = self.folder.store.read(OWNER)
         if found is not None and _owner_in(found[0]) == self.owner:
             if self.folder.store.write(OWNER, content, replaces=found[1]) is not None:
@@ -51,24 +52,24 @@ class Lease:
         raise TakenOverError(f"save_folder {self.folder.url} no longer belongs to this run: {why}")
 
     def release(self) -> None:
-        """Delete the object if it belongs to this run. Raises StoreError."""
+        """Delete the lease's object if it names this run. Raises StoreError."""
         found = self.folder.store.read(OWNER)
         if found is not None and _owner_in(found[0]) == self.owner:
             self.folder.store.delete([OWNER])
 
 
 def check_unowned(folder: RemoteFolder) -> None:
-    """Raise ConfigError if a running process on this machine owns the folder. Does not wait. See `take`."""
+    """Raise ConfigError if a running process on this machine owns the folder. Unlike `take`, this does not wait."""
     found = folder.store.read(OWNER)
     if found is not None and (owner := _described(found[0])).alive:
         raise _refusal(folder, owner)
 
 
 def take(folder: RemoteFolder, run_name: str) -> Lease:
-    """Take ownership of the folder. The lease of an ended run on this machine is taken over immediately. The lease of a
-    run on another machine is taken over if it was not renewed for STALE seconds.
+    """Take ownership of the folder. The lease of a run on this machine that has ended is taken over immediately. The
+    lease of a run on another machine is taken over if it has not been renewed for STALE seconds.
 
-    Raises ConfigError if another run owns the folder, and StoreError.
+    Raises ConfigError if another run owns the folder, and StoreError for problems of the store.
     """
     owner = this_owner(run_name).decode()
     silent: str | None = None
@@ -96,8 +97,8 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
-    """Wait until the owner has missed its renewals; return None if its object was deleted in the meantime. Raises
-    ConfigError if the owner renews it."""
+    """Wait for STALE seconds. Return the version if the owner has not renewed its lease, or None if the object was
+    deleted. Raises ConfigError if the owner renews the lease."""
     notice(
         f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "
         "its object is visible from this machine"
@@ -122,8 +123,8 @@ def _refusal(folder: RemoteFolder, owner: FoundOwner) -> ConfigError:
 
 
 def _content(owner: str, beats: int) -> bytes:
-    """The content of the object. The number makes every write different, because some stores use a hash of the content
-    as its version."""
+    """Return the content of the object. `beats` makes the content of every write different, because some stores use a
+    hash of the content as the version."""
     return json.dumps({"owner": owner, "beats": beats}).encode()
 
 

@@ -1,4 +1,5 @@
-"""Sends committed checkpoints from the staging folder to the object store during a run. Runs on every rank."""
+"""A callback that sends committed checkpoints from the staging folder to the object store during a run. The callback
+runs on every rank."""
 
 import json
 from pathlib import Path
@@ -17,17 +18,17 @@ from train.checkpoint.save_folder import batch_of, checkpoints
 from train.distributed.first_rank import from_first_rank, on_first_rank
 
 PENDING = 2
-"""Maximum number of unsent checkpoints while training continues: one is being sent, and one is waiting."""
+"""Maximum number of unsent checkpoints while training continues: one that is being sent, and one that is waiting."""
 _FAILED = "mirror/failed"
 """Key in torch.distributed's store. The value is the batch before which all ranks stop, and the reason."""
 
 
 class Mirror(Callback):
-    """Hands each committed checkpoint to a Sender. If sending failed and on_save_error is stop, or if another run has
-    taken over the folder, DataError is raised on all ranks before one of the next two steps."""
+    """Passes each committed checkpoint to a Sender. If sending has failed and on_save_error is stop, or if another run
+    has taken over the folder, all ranks raise DataError before one of the next two steps."""
 
     def __init__(self, sender: Sender | None, *, url: str, local: Path, stop_on_error: bool) -> None:
-        """sender: None on all ranks except rank 0."""
+        """sender: the Sender on rank 0; None on all other ranks."""
         self.url, self._local, self._sender, self._stop_on_error = url, local, sender, stop_on_error
         self._stop: tuple[int, str] | None = None
         self._warned: set[Path] = set()
@@ -50,13 +51,15 @@ class Mirror(Callback):
             here = {path.name: path for path in self._kept()}
             for name in contents.incomplete:
                 if name not in here:
-                    console.info(f"deleting {self.url}/{name}: a killed run left it incomplete")
+                    console.info(f"deleting {self.url}/{name}: it is incomplete, because a run was killed")
                     folder.remove(name, contents)
             folder.store.send(files_beside(self._local))
             self._sender.begin()
             for name, path in here.items():
                 if name not in contents.committed:
-                    console.info(f"{self.url}/{name}: sending a checkpoint that an earlier run left unsent")
+                    console.info(
+                        f"{self.url}/{name}: sending a checkpoint that an earlier start of the run did not send"
+                    )
                     self._sender.add(path)
 
         def send_named() -> None:
@@ -66,7 +69,8 @@ class Mirror(Callback):
         on_first_rank(send_named, slow="mirror/begun")
 
     def on_committed(self, checkpoint: Path) -> None:
-        """Send a checkpoint, and return when at most PENDING are unsent. Every rank must call this."""
+        """Start sending a checkpoint. Returns when at most PENDING checkpoints are unsent. Every rank must call
+        this."""
         self._commits += 1
         try:
             if self._sender is not None:
@@ -77,7 +81,7 @@ class Mirror(Callback):
                     console.info(f"{self.url}: waiting until an earlier checkpoint is sent")
                 self._sender.wait(PENDING)
         finally:
-            # The other ranks wait for rank 0 without a limit, because a collective would time out.
+            # The other ranks wait for rank 0 without a time limit. A collective could time out.
             from_first_rank(f"mirror/{self._commits}", "")
 
     def batch_start(self, state: State, logger: Logger) -> None:
@@ -88,8 +92,8 @@ class Mirror(Callback):
                 several = dist.get_world_size() > 1
                 self._stop = batch + several, text
                 if several:
-                    # The other ranks read this before their next step, so they stop at the same batch even if they are
-                    # one step behind.
+                    # The other ranks read this value before their next step, so they stop at the same batch even if
+                    # they are one step behind.
                     _get_default_store().set(_FAILED, json.dumps(self._stop))
         elif self._stop is None and _get_default_store().check([_FAILED]):  # pyright: ignore[reportAttributeAccessIssue]: torch's stubs lack it
             self._stop = json.loads(_get_default_store().get(_FAILED))
@@ -97,13 +101,13 @@ class Mirror(Callback):
             raise DataError(self._stop[1])
 
     def seconds_to_send(self) -> float:
-        """Estimated time to send all unsent checkpoints and one more, based on the longest time so far. 0 if no
-        checkpoint was sent yet, and on all ranks except rank 0."""
+        """Estimate the time to send all unsent checkpoints and one more, from the longest time that a checkpoint has
+        taken. The estimate is 0 if no checkpoint has been sent yet, and on all ranks except rank 0."""
         return (len(self._sender.unsent) + 1) * self._sender.longest if self._sender is not None else 0.0
 
     def finish(self) -> None:
-        """Wait until everything is sent. Every rank must call this. Raises DataError on every rank if the newest
-        checkpoint was not sent."""
+        """Wait until everything is sent. Every rank must call this. Raises DataError on every rank if sending the
+        newest checkpoint failed."""
         text = ""
         if self._sender is not None:
             if not self._stop_on_error:
@@ -123,7 +127,7 @@ class Mirror(Callback):
             self._sender.close()
 
     def _kept(self) -> list[Path]:
-        """Checkpoints in the staging folder that are not superseded and therefore belong in the store."""
+        """Return the checkpoints in the staging folder that are not superseded, and therefore belong in the store."""
         assert self._sender is not None
         present = [path for path in checkpoints(self._local) if path.is_dir()]
         superseded = self._sender.retention.superseded(present, batch_of(present[-1])) if present else []

@@ -1,4 +1,5 @@
-"""Starts the process that sends checkpoints, writes orders to it and reads its reports. Used only on rank 0."""
+"""Start the process that sends checkpoints (worker.py), write orders to it and read its reports. Used only on rank
+0."""
 
 import itertools
 import json
@@ -23,14 +24,14 @@ from train.checkpoint.save_folder import PART, batch_of
 
 _ROOT = Path(__file__).resolve().parents[3]
 _CLOSE_SECONDS = 15.0
-"""Seconds that the process may take to release the folder when the run fails."""
+"""Maximum time in seconds for the process to release the folder when the run fails."""
 _RESTARTS = 3
 """Maximum number of restarts of the process between two commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """A checkpoint to be sent. Its files are hard links, so the checkpoint itself may be deleted before it is sent."""
+    """A checkpoint to be sent. Hard links to its files are sent, so the checkpoint may be deleted before it is sent."""
 
     checkpoint: Path
     path: Path
@@ -46,12 +47,12 @@ class _Order:
 
 
 class Sender:
-    """Sends checkpoints in the order in which they are added. Several threads may call it."""
+    """Sends checkpoints in the order in which they are added. Several threads may call its methods."""
 
     def __init__(self, folder: RemoteFolder, local: Path, lease: Lease, retention: Retention) -> None:
         self.folder, self.retention, self._local, self._lease = folder, retention, local, lease
         self.unsent: list[_Order] = []
-        """Checkpoints that are being sent or waiting, oldest first."""
+        """Checkpoints that are being sent or are waiting to be sent, oldest first."""
         self.failed: list[tuple[_Order, str]] = []
         """Checkpoints that could not be sent, each with the reason."""
         self.lost: str | None = None
@@ -65,7 +66,7 @@ class Sender:
         self._process = self._start()
 
     def begin(self) -> None:
-        """From now on, also send the files next to the checkpoints."""
+        """Make the process also send the files next to the checkpoints from now on."""
         self._began = True
         self._order({"begin": True})
 
@@ -79,7 +80,7 @@ class Sender:
         self._send(_Order(checkpoint=checkpoint, path=part))
 
     def retry(self) -> None:
-        """Send the newest failed checkpoint again, and drop older failed ones."""
+        """Send the newest checkpoint in `failed` again. Older failed checkpoints are not sent."""
         with self._lock:
             failed, self.failed = [order for order, _ in self.failed], []
             for order in failed[:-1]:
@@ -88,8 +89,8 @@ class Sender:
                 self._send(failed[-1])
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Read the reports of the process, waiting at most `seconds` for one. With seconds=0, return immediately if
-        another thread is reading."""
+        """Read the reports of the process, and wait at most `seconds` for a report. With seconds=0, return immediately
+        if another thread is reading."""
         if not self._lock.acquire(blocking=seconds > 0):
             return
         try:
@@ -98,7 +99,7 @@ class Sender:
             self._lock.release()
 
     def wait(self, most: int) -> None:
-        """Wait until at most `most` checkpoints are unsent."""
+        """Wait until no more than `most` checkpoints are unsent."""
         while len(self.unsent) > most and self.lost is None:
             self.poll(0.2)
 
@@ -106,7 +107,7 @@ class Sender:
         """Wait until everything is sent, then release the folder."""
         self._restarts, notified = 0, None
         while not self.ended and self.lost is None and self._process.returncode is None:
-            if notified is not self._process:  # also notifies a restarted process
+            if notified is not self._process:  # so that a restarted process is notified as well
                 notified = self._process
                 self._order({"end": True})
             self.poll(0.2)
@@ -134,14 +135,14 @@ class Sender:
                     pipe.close()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        """Raises OSError."""
+        """Start the process. Raises OSError."""
         paths = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
             [sys.executable, "-m", "train.checkpoint.remote.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
-            # Signals from a launcher are meant for the ranks.
+            # The process must not receive signals that a launcher sends to the ranks.
             start_new_session=True,
         )
         self._process, self._buffer = process, b""
@@ -211,7 +212,8 @@ class Sender:
                 self.ended, self.end_error = True, error
 
     def _gone(self) -> None:
-        """Restart the process, which then keeps ownership of the folder and sends the files next to the checkpoints."""
+        """Handle the unexpected end of the process: restart it, so that it keeps ownership of the folder and sends the
+        files next to the checkpoints."""
         code = self._process.wait()
         if self.ended:
             return
@@ -224,13 +226,13 @@ class Sender:
         self._restarts += 1
         self._close_pipes()
         logger.warning(f"{reason}: restarting it")
-        with suppress(OSError):  # it is tried again with the next checkpoint
+        with suppress(OSError):  # starting it is tried again with the next checkpoint
             self._start()
             self.end_error = None
 
 
 def _link(order: _Order) -> None:
-    """Link the checkpoint's files. If this raises OSError, the links are removed first."""
+    """Create hard links to the checkpoint's files. Raises OSError, and removes the links first."""
     try:
         order.path.mkdir()
         for file in order.checkpoint.iterdir():

@@ -32,13 +32,13 @@ from train.config.schema import TrainConfig
 STAGING = Path(TrainConfig.__dataclass_fields__["save_staging_folder"].default)
 """The default staging folder, for scripts without a config."""
 _FETCHED = "fetched"
-"""Subfolder of save_staging_folder for checkpoints that are fetched for load_path or scripts. Runs do not write to
-it."""
+"""Subfolder of save_staging_folder for checkpoints that are fetched for load_path or scripts. Runs do not write their
+own checkpoints to it."""
 
 
 def open_save_folder(config: TrainConfig, run_name: str) -> RemoteFolder | None:
-    """The save folder, or None if it is not in a store. Raises ConfigError, for example if credentials are missing.
-    Makes no request."""
+    """Open the save folder; return None if it is not in an object store. Sends no request to the store. Raises
+    ConfigError, for example if credentials are missing."""
     if config.save_folder is None or not is_address(config.save_folder):
         return None
     return open_remote(fill_name(config.save_folder, run_name, "save_folder"), "save_folder")
@@ -51,8 +51,8 @@ def check_remote_unowned(remote: RemoteFolder) -> None:
 
 
 def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
-    """The folder for exports, or None if it is not in a store. Raises ConfigError, for example if the store does not
-    respond."""
+    """Open the folder for exports; return None if it is not in an object store. Raises ConfigError, for example if the
+    store does not respond."""
     if not is_address(folder):
         return None
     remote = open_remote(fill_name(folder, run_name, key), key)
@@ -62,7 +62,7 @@ def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
 
 
 def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
-    """Open a folder in a store. Raises ConfigError, naming the key."""
+    """Open a folder in a store. Raises ConfigError, which names `key`."""
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
     try:
@@ -72,8 +72,8 @@ def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
 
 
 def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
-    """List the save folder for a run that may write to it. Empties the staging folder if it and the folder in the store
-    belong to different runs.
+    """List the save folder for a run that may write to it. Empties the staging folder if the staging folder and the
+    folder in the store belong to different runs.
 
     Raises ConfigError if the store refuses access, or the folder contains checkpoints that this run would neither
     resume from nor may overwrite.
@@ -114,7 +114,8 @@ def _refuse_to_mix(config: TrainConfig, url: str, contents: Contents) -> None:
 
 
 def _empty(folder: Path, url: str) -> None:
-    """Empty the staging folder. Its checkpoints belong to a run whose folder in the store was deleted or replaced."""
+    """Empty the staging folder. Its checkpoints belong to a run whose folder in the store has been deleted or
+    replaced."""
     for path in (*checkpoints(folder), *damaged(folder), *leftovers(folder)):
         logger.info(f"deleted {path}: it does not belong to the run in {url}")
         remove(path)
@@ -126,10 +127,11 @@ def _empty(folder: Path, url: str) -> None:
 @cache
 def fetch_checkpoint(url: str, root: str, key: str) -> Path:
     """Fetch and verify the checkpoint at a URL, with the files next to it, into a folder below root. A URL that ends in
-    /latest names the newest checkpoint. Existing files are not fetched again. key: the setting or argument that
-    contains the URL, for messages.
+    /latest refers to the newest checkpoint. A checkpoint that was already fetched is not fetched again. key: the name
+    of the setting or argument that contains the URL, for messages.
 
-    Raises ConfigError and CorruptCheckpointError.
+    Raises ConfigError if there is no such checkpoint or it cannot be fetched, and CorruptCheckpointError if it is
+    corrupt.
     """
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
@@ -151,8 +153,8 @@ def fetch_checkpoint(url: str, root: str, key: str) -> Path:
 
 
 def load_path_of(config: TrainConfig) -> Path | None:
-    """The value of load_path or, if it is in a store, the path of the fetched copy. Raises the errors of
-    fetch_checkpoint."""
+    """Return the value of load_path. If it is a URL, the checkpoint is fetched, and the path of the local copy is
+    returned. Raises the same errors as `fetch_checkpoint`."""
     if config.load_path is None or not is_address(config.load_path):
         return None if config.load_path is None else Path(config.load_path)
     return fetch_checkpoint(config.load_path, config.save_staging_folder, "load_path")
@@ -161,7 +163,8 @@ def load_path_of(config: TrainConfig) -> Path | None:
 @contextmanager
 def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
     """Yield a folder with the checkpoint that a run would resume from: the save folder or, for a store, a temporary
-    folder with a copy of the checkpoint without its tensors. Changes no files of a run. Raises ConfigError like `look`.
+    folder with a copy of the checkpoint without its tensors. Changes no files of a run. Raises ConfigError in the same
+    cases as `look`.
     """
     remote = open_save_folder(config, run_name)
     if remote is None:
@@ -181,7 +184,7 @@ def planned_folder(config: TrainConfig, run_name: str) -> Iterator[Path | None]:
 
 
 def path_here(place: str, key: str) -> Path:
-    """A path unchanged, or for a URL the path of a local copy of the checkpoint, which is fetched."""
+    """Return a path unchanged. For a URL, fetch the checkpoint and return the path of the local copy."""
     return fetch_checkpoint(place, str(STAGING), key) if is_address(place) else Path(place)
 
 
@@ -193,13 +196,15 @@ def _what_is_there(name: str, url: str, contents: Contents) -> str:
     below = [found for found in contents.sizes if found.startswith(f"{name}/")]
     inside = sorted({part for found in below if named_batch(Path(part := found.split("/")[1])) is not None})
     if inside:
-        return f"it must name a checkpoint, such as {url.rstrip('/')}/{inside[-1]} or {url.rstrip('/')}/{LATEST}"
+        return (
+            f"it must be the URL of a checkpoint, such as {url.rstrip('/')}/{inside[-1]} or {url.rstrip('/')}/{LATEST}"
+        )
     return "there is no checkpoint"
 
 
 def is_first_rank() -> bool:
-    """Whether this is rank 0. Can be called before the process group exists. Only rank 0 accesses the save folder in a
-    store."""
+    """Whether this is rank 0, the only rank that accesses a save folder in a store. Can be called before the process
+    group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -212,6 +217,7 @@ def check_links(folder: Path) -> None:
             Path(made, "link").hardlink_to(file)
         except OSError as error:
             raise ConfigError(
-                f"is on a file system without hard links ({folder}: {error.strerror}): name a folder on another disk",
+                f"is on a file system without hard links ({folder}: {error.strerror}): specify a folder on another "
+                f"disk",
                 key="save_staging_folder",
             ) from None

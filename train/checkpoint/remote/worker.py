@@ -1,10 +1,10 @@
 """The process that sends checkpoints to an object store while its parent, rank 0, trains. Imports no torch.
 
-It is a process and not a thread because sending would hold the GIL that the training loop needs, and because data
-loader workers, which are forked, could hang if the parent had threads of a store's library.
+A separate process is used because a thread would hold the GIL that the training loop needs, and because forked data
+loader workers could hang if their parent had threads of a store's library.
 
 Orders are lines of JSON on standard input, and reports are written to standard output. If the input is closed without
-an order to end, the parent was killed, and nothing more is committed.
+an order to end, the parent has been killed, and nothing more is committed.
 """
 
 import json
@@ -33,15 +33,15 @@ from train.checkpoint.storage.manifest import CorruptCheckpointError
 SCAN = 15.0
 """Seconds between two checks for changed files next to the checkpoints, such as record.jsonl."""
 _SENT_OFTEN = 8 * 2**20
-"""Size in bytes above which files next to the checkpoints, such as a long metrics.jsonl, are only sent after a
-checkpoint and at the end of the run."""
+"""Files next to the checkpoints that are larger than this, such as a long metrics.jsonl, are sent only after a
+checkpoint and at the end of the run. In bytes."""
 _LOOK = 0.5
 """Seconds between two checks of whether the parent is alive."""
 
 
 @dataclass
 class Worker:
-    """Executes orders one after the other. Once another run owns the folder, nothing more is changed."""
+    """Executes orders one after the other. Once another run owns the folder, nothing more is changed in the store."""
 
     folder: RemoteFolder
     local: Path
@@ -56,7 +56,7 @@ class Worker:
     scanning: threading.Event = field(default_factory=threading.Event)
     """Set when the files next to the checkpoints belong to this run."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Size and modification time of the sent version of each file next to the checkpoints."""
+    """Size and modification time of each file next to the checkpoints when it was last sent."""
     _reporting: threading.Lock = field(default_factory=threading.Lock)
 
     def work(self) -> None:
@@ -80,7 +80,7 @@ class Worker:
             except TakenOverError as error:
                 self._stop(error)
             except StoreError:
-                pass  # the next renewal may succeed; a commit requires one
+                pass  # the next renewal may succeed; without a successful renewal, nothing is committed
 
     def _checkpoint(self, path: Path, name: str, batch: int) -> None:
         started, error = time.monotonic(), None
@@ -118,8 +118,8 @@ class Worker:
         self.lease.renew()
 
     def _send_beside(self, *, most: int | None = None) -> str | None:
-        """Send changed files next to the checkpoints, up to `most` bytes each. Return the error, if any; files that
-        could not be sent are sent the next time."""
+        """Send changed files next to the checkpoints, up to `most` bytes each. Return the error, if any. Files that
+        could not be sent are sent the next time this is called."""
         if self.stopped.is_set():
             return None
         confirmed = False
@@ -151,7 +151,8 @@ class Worker:
 
 @contextmanager
 def _at_rest(path: Path) -> Iterator[Path]:
-    """The file, or a copy if it is a log, because the run appends to logs while they are sent."""
+    """Yield the path of the file. For a log, yield the path of a copy, because the run appends to logs while they are
+    sent."""
     if path.name not in LOGS:
         yield path
         return
@@ -163,7 +164,7 @@ def _at_rest(path: Path) -> Iterator[Path]:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when this process ends
-    reports, sys.stdout = sys.stdout, sys.stderr  # keeps output of libraries out of the reports
+    reports, sys.stdout = sys.stdout, sys.stderr  # so that libraries cannot print to the reports
     begin = json.loads(sys.stdin.readline())
     folder = RemoteFolder(open_store(begin["url"]))
     lease = Lease(folder, begin["owner"])
@@ -187,7 +188,8 @@ def main() -> None:
 
 
 def _work(worker: Worker) -> None:
-    """Run the worker. An error ends the process, so that the parent notices it; otherwise orders would wait forever."""
+    """Run the worker. If it raises an error, end the process, so that the parent notices the failure and does not wait
+    forever."""
     try:
         worker.work()
     except BaseException:
@@ -196,7 +198,8 @@ def _work(worker: Worker) -> None:
 
 
 def _watch_parent(worker: Worker, parent: int) -> None:
-    """Exit if the parent has ended. Its forked processes may keep the standard input open for a while."""
+    """Exit if the parent has ended. This is checked because processes forked from the parent may keep the standard
+    input open for a while."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
     _leave(worker, 1)

@@ -1,5 +1,5 @@
-"""Saving checkpoints while training continues: the copy of the tensors, the thread that writes it, and the deletion of
-older checkpoints.
+"""Save checkpoints while training continues: copy the tensors, write the copy in a thread, and delete older
+checkpoints.
 
-Does not depend on Composer's callbacks; reading a checkpoint belongs in train/checkpoint.
+Does not depend on Composer's callbacks. Reading a checkpoint belongs in train/checkpoint.
 """

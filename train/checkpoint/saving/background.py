@@ -1,4 +1,4 @@
-"""Saves checkpoints one at a time: in a background thread while training continues, or synchronously."""
+"""Save checkpoints one at a time, either in a background thread while training continues or synchronously."""
 
 import math
 import time
@@ -24,16 +24,16 @@ from train.checkpoint.storage.manifest import Manifest
 from train.hardware.memory import free_cpu_memory
 
 _USABLE = 0.9
-"""Fraction of a node's free memory that copies may use."""
+"""Maximum fraction of a node's free memory that copies of tensors may use."""
 _ROUND_SECONDS = 0.5
-"""Seconds between two exchanges among ranks that wait for a save."""
+"""Seconds between two exchanges among ranks while they wait for a save."""
 _WAITS_SECONDS = 1.0
-"""How long a save may wait for the previous one before a message is logged."""
+"""Seconds that a save waits for the previous save before a message is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The outcome of a save. The same on every rank."""
+    """The outcome of a save. All fields except `seconds` are the same on every rank."""
 
     checkpoint: Path
     batch: int
@@ -71,14 +71,15 @@ class _Pending:
 class BackgroundSaver:
     """Saves the checkpoints of one run. Each method must be called from the main thread of every rank.
 
-    The background threads communicate over `ranks` and the main threads over `main_ranks`, so that they never wait for
-    each other. An error in a background thread is raised on all ranks by the same call of `poll` or `wait`.
+    The background threads communicate over `ranks` and the main threads over `main_ranks`, so that background and main
+    threads never wait for each other. If a background thread fails, the same call of `poll` or `wait` raises its error
+    on all ranks.
     """
 
     def __init__(self, *, ranks: Ranks, main_ranks: Ranks, confirm: Callable[[], None], pruning: Pruning) -> None:
         """confirm: see save_checkpoint."""
         self.on_committed: list[Callable[[Path], None]] = []
-        """Called on every rank, in the thread that saves, after each commit of a checkpoint."""
+        """Functions that are called on every rank after a checkpoint is committed, in the thread that saves it."""
         self._ranks, self._main_ranks, self._confirm, self._pruning = ranks, main_ranks, confirm, pruning
         self._snapshot, self._pace = Snapshot(), Pace()
         self._fits: bool | None = None
@@ -88,15 +89,15 @@ class BackgroundSaver:
 
     @property
     def is_saving(self) -> bool:
-        """Whether a save was started whose outcome neither `poll` nor `wait` has returned yet."""
+        """Whether a save was started, and its outcome has not been returned by `poll` or `wait` yet."""
         return self._pending is not None
 
     def save(self, checkpoint: Path, content: Content, *, background: bool) -> Written | None:
-        """Start saving a checkpoint. `poll` or `wait` will return the outcome. If the previous one is still being
-        saved, wait for it and return its outcome.
+        """Start saving a checkpoint. Its outcome is returned by `poll` or `wait`. If the previous checkpoint is still
+        being saved, wait for it and return its outcome.
 
-        background: save in a thread if there is memory for a copy. Errors of the file system are then reported later,
-        and the tensors may change as soon as this returns.
+        background: save in a thread if there is enough memory for a copy of the tensors. The tensors may then change as
+        soon as this method returns.
         """
         before = self._wait_for_previous(content.about.batch)
         writes = self._writes(content)
@@ -121,20 +122,22 @@ class BackgroundSaver:
         return before
 
     def poll(self) -> Written | None:
-        """Return the outcome of the current save if it has ended on every rank. Does not wait; to be called each step.
+        """Return the outcome of the current save if the save has ended on every rank. Does not wait. Called in each
+        step.
 
-        Raises any error except file system errors, the same on every rank.
+        Raises the error of the save on every rank. Errors of the file system are not raised, but are part of the
+        outcome.
         """
         if self._pending is None:
             return None
         saved = self._pending.saved
         failed = saved.done() and saved.exception() is not None
         unfinished, failed = self._main_ranks.any(not saved.done(), failed)
-        # If the thread of one rank has failed, the threads of other ranks may wait for it forever.
+        # If the thread of one rank has failed, do not wait for the other threads, because they may wait for it forever.
         return self._conclude() if failed or not unfinished else None
 
     def wait(self) -> Written | None:
-        """Wait until nothing is being saved. Raises the errors of `poll`."""
+        """Wait until the current save has ended, and return its outcome. Raises the same errors as `poll`."""
         written = None
         self._pace.hurry()
         while self._pending is not None:
@@ -145,13 +148,13 @@ class BackgroundSaver:
 
     def abandon(self, seconds: float) -> None:
         """Finish the current save when the run ends with an error, perhaps only on this rank. The threads of all ranks
-        continue to save; the wait has a time limit because other ranks may have ended. Does not raise."""
+        continue to save. Waits at most `seconds`, because other ranks may have ended. Raises no errors."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
         self._pace.hurry()
         if not pending.saved.done():
-            logger.info(f"the run ends with an error after the checkpoint of batch {pending.batch} is written")
+            logger.info(f"the run failed, and ends when the checkpoint of batch {pending.batch} is written")
         try:
             error = pending.saved.exception(seconds)
             error = error or pending.saved.result().refused
@@ -196,7 +199,7 @@ class BackgroundSaver:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         error = pending.saved.exception() if pending.saved.done() else None
-        # For example SystemExit from a signal, which ends only this process, so it is not sent to other ranks.
+        # An error such as SystemExit from a signal ends only this process, so it is not sent to other ranks.
         if error is not None and not isinstance(error, Exception):
             raise error
         found = self._main_ranks.gather(None if error is None else for_others(error))
@@ -220,7 +223,7 @@ class BackgroundSaver:
             if not self._logged_wait:
                 logger.info(
                     f"the checkpoint of batch {pending.batch} is still being written: the run waits before it saves "
-                    f"that of batch {batch} (logged once; a longer save_interval avoids the wait)"
+                    f"the checkpoint of batch {batch} (logged once; a longer save_interval avoids the wait)"
                 )
             self._logged_wait = True
         return self.wait()
@@ -230,7 +233,7 @@ class BackgroundSaver:
         return self._ranks.is_first if content.gather else self._ranks.writers(mesh_of(content.tensors.values()))[1]
 
     def _check_memory(self, mine: int) -> bool:
-        """Whether the copies of all ranks fit into the free memory of their nodes. mine: bytes that this rank
+        """Whether the copies of all ranks fit into the free memory of their nodes. mine: number of bytes that this rank
         copies."""
         needed: dict[int, int] = {}
         free: dict[int, float] = {}
@@ -252,7 +255,7 @@ class BackgroundSaver:
 
 @contextmanager
 def _errors_as_warnings(checkpoint: Path) -> Iterator[None]:
-    """Log errors of steps after the commit as warnings, because the checkpoint itself is already saved."""
+    """Log file system errors after the commit as warnings, because the checkpoint itself is already saved."""
     try:
         yield
     except OSError as error:
@@ -260,7 +263,8 @@ def _errors_as_warnings(checkpoint: Path) -> Iterator[None]:
 
 
 def _gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Gather all tensors, one after the other, into the memory of the rank that keeps them."""
+    """Gather all tensors, one after the other. Ranks with `keep` return them, in CPU memory; other ranks return
+    nothing."""
     found = {}
     for key, tensor in tensors.items():
         value = whole(tensor)

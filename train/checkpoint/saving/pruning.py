@@ -1,4 +1,5 @@
-"""Deletes the checkpoints that a new one supersedes, once at least one remaining checkpoint is verified."""
+"""Delete the checkpoints that a new checkpoint supersedes, once at least one of the remaining checkpoints is
+verified."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ class Pruning:
     """Deletes superseded checkpoints of one run after each save."""
 
     def __init__(self, folder: Path, retention: Retention, verified: Path | None) -> None:
-        """verified: the checkpoint that the run resumes from."""
+        """verified: the checkpoint that the run resumes from, if any. It counts as verified."""
         self._folder, self._retention = folder, retention
         self._verified: set[Path] = set() if verified is None else {verified}
 
@@ -33,7 +34,7 @@ class Pruning:
         """
         superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:
-            # Each rank reads its files back from disk, not from the page cache.
+            # Each rank reads the files that it wrote back from disk, and not from the page cache.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
                 logger.warning(f"{corrupt[0]}. The checkpoints before it are kept")
@@ -48,7 +49,7 @@ class Pruning:
 
 
 def _remove(superseded: Sequence[Path]) -> None:
-    """Delete checkpoints. If one cannot be deleted, the next save tries again."""
+    """Delete checkpoints. If a checkpoint cannot be deleted, deleting it is tried again after the next save."""
     for path in superseded:
         try:
             remove(path)

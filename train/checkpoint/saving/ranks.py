@@ -23,12 +23,12 @@ class SaveFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """All ranks of a run. Every rank must call each method; only one thread at a time may use a process group."""
+    """All ranks of a run. Every rank must call each method. Only one thread at a time may use a process group."""
 
     group: ProcessGroup | None = None
-    """The group of all ranks; None: the default group."""
+    """The group of all ranks; None stands for the default group."""
     first_replica: ProcessGroup | None = None
-    """The group of the ranks that write under HYBRID_SHARD; None: the group of the mesh."""
+    """The group of the ranks that write tensors under HYBRID_SHARD; None stands for the group of the mesh."""
 
     @property
     def is_first(self) -> bool:
@@ -59,7 +59,7 @@ class Ranks:
         ((value, error),) = found
         if error is not None:
             raise error
-        return value  # pyright: ignore[reportReturnType]: without an error it is the result of run
+        return value  # pyright: ignore[reportReturnType]: without an error, this is the result of run()
 
     def on_each(self, run: Callable[[], T]) -> list[T]:
         """Call run() on every rank; return all results, or raise the first rank's error, on every rank."""
@@ -82,8 +82,8 @@ class Ranks:
         return of_all.bool().tolist()
 
     def writers(self, mesh: DeviceMesh | None) -> tuple[ProcessGroup | None, bool]:
-        """The group of the ranks that write tensors (None: the default group, or a single rank), and whether this rank
-        is in it. mesh: see mesh_of."""
+        """Return the group of the ranks that write tensors (None for the default group or a single rank), and whether
+        this rank is in the group. mesh: see mesh_of."""
         if mesh is None:
             return None, self.is_first
         if mesh.ndim == 1:
@@ -93,15 +93,15 @@ class Ranks:
 
 
 def mesh_of(tensors: Iterable[Tensor]) -> DeviceMesh | None:
-    """The mesh over which the tensors are sharded; None if every rank has them unsharded. The separate mesh of the
-    experts (see train/distributed/build_model.py) spans the same ranks and is ignored."""
+    """Return the mesh over which the tensors are sharded, or None if every rank has the whole tensors. The separate
+    mesh of the experts (see train/distributed/build_model.py) spans the same ranks and is ignored."""
     meshes = (tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor))
     return next((mesh for mesh in meshes if "expert" not in (mesh.mesh_dim_names or ())), None)
 
 
 def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
     """Create Ranks with separate process groups. Every rank must call this. The groups always use gloo, because NCCL
-    operations would be queued on the GPU together with those of the training steps.
+    operations would be queued on the GPU together with the operations of the training steps.
 
     timeout: in seconds. replicas: number of replicas of the model (HYBRID_SHARD).
     """
@@ -117,7 +117,8 @@ def separate_ranks(timeout: float, *, replicas: int = 1) -> Ranks:
 
 
 def for_others(error: Exception) -> Exception:
-    """An error that can be sent to other ranks: our errors and OSError unchanged, others as text."""
+    """Return an error that can be sent to other ranks. Errors of this framework and OSError are returned unchanged; all
+    other errors are converted to SaveFailed."""
     if isinstance(error, ConfigError | DataError | OSError | SaveFailed):
         return error
     return SaveFailed(f"a checkpoint could not be written: {type(error).__name__}: {error}")

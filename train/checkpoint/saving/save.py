@@ -1,4 +1,4 @@
-"""Write a checkpoint into a hidden folder and commit it. The folder only counts as a checkpoint once it has a
+"""Write a checkpoint into a hidden folder and commit it. The folder counts as a checkpoint only once it has a
 manifest."""
 
 import errno
@@ -34,7 +34,8 @@ class Saved:
     files: tuple[str, ...] = ()
     """The files that this rank has written."""
     refused: OSError | None = None
-    """The file system's error on the first rank that had one. After an error, no files remain."""
+    """The file system's error on the first rank on which there was one; None if there was none. After an error, no
+    files remain."""
 
 
 def save_checkpoint(
@@ -48,11 +49,11 @@ def save_checkpoint(
     ranks: Ranks | None = None,
     rest: Callable[[], object] = lambda: None,
 ) -> Saved:
-    """Save and commit a checkpoint, replacing one of the same name. Every rank must call this.
+    """Save and commit a checkpoint. An existing checkpoint of the same name is replaced. Every rank must call this.
 
-    Rank 0 writes unsharded tensors. Under HYBRID_SHARD, the first replica writes. state: rank 0's serialized RunState.
-    about: the manifest, without files. confirm: called on rank 0 before writing, and between writing and committing;
-    its errors are raised on every rank. rest: see HashingWriter.
+    Unsharded tensors are written by rank 0. Under HYBRID_SHARD, the ranks of the first replica write the tensors.
+    state: rank 0's serialized RunState. about: the manifest, without files. confirm: called on rank 0 before writing,
+    and between writing and committing; its errors are raised on every rank. rest: see HashingWriter.
     """
     ranks = ranks or Ranks()
     part = checkpoint.with_name(PART + checkpoint.name)
@@ -79,7 +80,8 @@ def n_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
-    """Call run() on rank 0 and return its OSError, if any, on every rank. Other errors are raised."""
+    """Call run() on rank 0. If it raises an OSError, return the error on every rank. Other errors are raised on every
+    rank."""
     try:
         ranks.on_first(run)
     except OSError as error:
@@ -88,8 +90,8 @@ def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
 
 
 def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
-    """The first rank's OSError, if any. Other errors are raised on every rank: torch exchanges errors between ranks,
-    but not their causes."""
+    """Return the first OSError of any rank; None if no rank had an error. Errors with other causes are raised on every
+    rank. This is needed because torch exchanges errors between ranks, but not their causes."""
     found = ranks.gather(None if error is None else (_refused(error), f"{type(error).__name__}: {error}"))
     failed = [each for each in found if each is not None]
     refused = next((cause for cause, _ in failed if cause is not None), None)
@@ -113,7 +115,8 @@ def _prepare(part: Path, needed: int, confirm: Callable[[], object]) -> None:
 def _write(
     part: Path, tensors: Mapping[str, Tensor], ranks: Ranks, rest: Callable[[], object]
 ) -> tuple[Mapping[str, FileDigest], BaseException | None]:
-    """Write this rank's shards of the tensors; return the hashes of its files and the error."""
+    """Write this rank's shards of the tensors. Return the hashes of the written files, and the error if writing
+    failed."""
     mesh = mesh_of(tensors.values())
     group, writes = ranks.writers(mesh)
     if not writes:
@@ -131,7 +134,8 @@ def _write(
             no_dist=mesh is None,
         )
     except (CheckpointException, Exception) as error:
-        # Not raised, because the other ranks would then wait for this one. Ranks exchange their errors later.
+        # The error is not raised here, because the other ranks would then wait for this rank. Ranks exchange their
+        # errors later.
         return {}, writer.error or error
     return writer.digests, None
 
@@ -146,12 +150,15 @@ def _refused(error: BaseException) -> OSError | None:
 def _commit(
     part: Path, checkpoint: Path, state: bytes, config: str, manifest: Manifest, confirm: Callable[[], object]
 ) -> None:
-    """Called on rank 0 only. Raises OSError."""
-    # A run that was suspended while it wrote may no longer own its folder.
+    """Write state.json, config.yaml and the manifest, and rename the folder to its final name. Called on rank 0 only.
+    Raises OSError."""
+    # A run that was suspended while it was writing may no longer own its folder.
     confirm()
     files = dict(manifest.files)
     if missing := sorted(name for name in files if not (part / name).is_file()):
-        raise OSError(errno.ENOENT, f"{missing[0]} was written on another node, but all nodes must share the folder")
+        raise OSError(
+            errno.ENOENT, f"{missing[0]} was written on another node, but all nodes must share the save folder"
+        )
     for name, data in ((STATE, state), (CONFIG, config.encode())):
         write_synced(part / name, data)
         files[name] = digest_bytes(data)

@@ -21,8 +21,9 @@ _Layout = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 class Snapshot:
     """A copy of tensors. Its memory is allocated for the first copy and reused for later ones.
 
-    It is pinned if there is a GPU. `take` only returns when the copy is complete, because the next optimizer step,
-    which changes the weights, would have to wait for it anyway. A copy from a GPU takes a small fraction of a step.
+    The memory is pinned if there is a GPU. `take` returns only when the copy is complete, because the next optimizer
+    step, which changes the weights, would have to wait for the copy anyway. A copy from a GPU takes a small fraction of
+    a step.
     """
 
     def __init__(self) -> None:
@@ -33,8 +34,8 @@ class Snapshot:
     def take(self, tensors: Mapping[str, Tensor], *, gather: bool = False, keep: bool = True) -> dict[str, Tensor]:
         """Copy this rank's shards of the tensors. The copy is valid until the next call.
 
-        gather: copy whole tensors, one after the other. Every rank must then call this. keep: False if this rank copies
-        nothing, because other ranks write its tensors.
+        gather: gather and copy whole tensors, one after the other. Every rank must then call this. keep: False if this
+        rank copies nothing, because other ranks write the tensors.
         """
         if keep:
             self._make_room(tensors, gather=gather)
@@ -44,7 +45,7 @@ class Snapshot:
                 if keep:
                     _copy(self._places[key], source)
         elif keep:
-            # One thread copies at half the speed of two.
+            # With one thread, copying is half as fast as with two.
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(_copy, self._places.values(), map(_local, tensors.values())))
         if torch.cuda.is_initialized():
@@ -59,7 +60,7 @@ class Snapshot:
             return
         self._places = {}
         if self._memory is not None:
-            self._memory.release()  # before new memory is allocated
+            self._memory.release()  # released before new memory is allocated
         self._memory = _Memory(max(_size(layout), 1))
         self._layout, self._places = layout, _places(layout, self._memory.mapped)
 
@@ -75,7 +76,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def _copy(place: Tensor, source: Tensor) -> None:
-    with torch.no_grad():  # the setting is per thread
+    with torch.no_grad():  # set here, because the setting is per thread
         place.copy_(source, non_blocking=True)
 
 
@@ -84,8 +85,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _like(tensor: Tensor, copy: Tensor, *, gather: bool) -> Tensor:
-    """The copy, as a DTensor if the original is one. DTensor.from_local is not used because it would move the copy to
-    the mesh's device."""
+    """Return the copy, as a DTensor if the original is a DTensor. DTensor.from_local is not used because it would move
+    the copy to the mesh's device."""
     if gather or not isinstance(tensor, DTensor):
         return copy
     return DTensor(copy, tensor._spec, requires_grad=False)  # pyright: ignore[reportCallIssue]: torch's stub
@@ -106,7 +107,8 @@ def _room(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def _places(layout: _Layout, memory: mmap.mmap) -> dict[str, Tensor]:
-    """A separate storage for each tensor, because torch.save only avoids a copy of a tensor that fills its storage."""
+    """Return tensors that use `memory`, each with its own storage: torch.save avoids copying a tensor only if the
+    tensor fills its storage."""
     places, offset = {}, 0
     for key, shape, dtype in layout:
         if n := math.prod(shape):
@@ -132,7 +134,7 @@ class _Memory:
             if int(_cuda().cudaHostRegister(address, n_bytes, 0)) == 0:
                 self._pinned = address
             else:
-                with suppress(RuntimeError):  # clears the error, which CUDA would otherwise raise at the next kernel
+                with suppress(RuntimeError):  # clears the error, which the next kernel would otherwise raise
                     torch.zeros(1, device="cuda")
 
     def release(self) -> None:

@@ -1,4 +1,5 @@
-"""Estimate from the config how much space checkpoints need, and check that it is free. Imports no torch or numpy."""
+"""Estimate from the config how much disk space checkpoints need, and check that this space is free. Imports no torch or
+numpy."""
 
 import math
 import os
@@ -17,15 +18,15 @@ from train.config.schema import TrainConfig
 from train.optim.states import is_frozen, n_counters, n_moments, trainable_shapes
 
 _FP32 = 4
-"""Bytes per value: weights and moments are saved in fp32, as they are trained."""
+"""Bytes per value. Weights and the optimizer's moments are trained and saved in fp32."""
 _TENSOR, _RANK = 2 * 2**10, 25 * 2**10
 """Additional bytes per chunk of a tensor (its zip and its entry in torch's index), and per rank (its random state in
 state.json). Measured with torch 2.15."""
 
 
 def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
-    """Size of one checkpoint: fp32 weights (with lora, only those of the adapters), and the optimizer state of the
-    trained weights."""
+    """Return the size of one checkpoint: the weights in fp32 (with lora, only the adapters), and the optimizer state of
+    the trained weights."""
     sizes = {name: math.prod(shape) for name, shape in trainable_shapes(config).items()}
     trained = [name for name in sizes if not is_frozen(config, name)]
     moments, counters = n_moments(config.optimizer), n_counters(config.optimizer)
@@ -35,8 +36,8 @@ def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
 
 
 def file_bytes(config: TrainConfig, world_size: int) -> int:
-    """A lower bound on the size of a checkpoint's largest file, which only counts tensors. With several replicas, only
-    the first one is saved. Each rank writes its shards to a separate file.
+    """Return a lower bound on the size of a checkpoint's largest file, in which only tensors are counted. Each rank
+    writes its shards to a separate file. With several replicas, only the first replica is saved.
     """
     shards, n_bytes = _shards(config, world_size), 0
     for name, shape in trainable_shapes(config).items():
@@ -47,20 +48,21 @@ def file_bytes(config: TrainConfig, world_size: int) -> int:
 
 
 def snapshot_bytes(config: TrainConfig, world_size: int, node_ranks: int) -> int:
-    """An upper bound on the memory that the copies (save_async) use on a node with that many ranks."""
+    """Return an upper bound on the memory for copies of tensors (save_async) on a node with `node_ranks` ranks."""
     return min(node_ranks, _shards(config, world_size)) * file_bytes(config, world_size)
 
 
 def count_saves(config: TrainConfig, clock: Clock) -> int:
-    """Number of checkpoints that the whole run saves: one per interval, and one at its end. The clock must know the
-    length of the run."""
+    """Return the number of checkpoints that the whole run saves: one per save_interval, and one at the end. The clock
+    must know the length of the run."""
     assert clock.max_batches is not None
     return math.ceil(clock.max_batches / max(clock.batches(config.save_interval), 1))
 
 
 def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> str:
-    """A line for the console: the size of a checkpoint, how many are kept, and the free space. n_saves: see
-    count_saves, or None if it is not known. world_size: by default that of the launcher."""
+    """Return a line for the console: the size of a checkpoint, how many checkpoints are kept, and the free space.
+    n_saves: the result of count_saves, or None if it is not known. world_size: by default, the number of ranks that the
+    launcher started."""
     each = checkpoint_bytes(config, _ranks(world_size))
     line = f"checkpoints: {format_bytes(each)} each, {_kept(config, n_saves)}"
     if (most := _most(config, n_saves)) is not None:
@@ -70,14 +72,15 @@ def describe_space(config: TrainConfig, folder: Path, n_saves: int | None, *, wo
 
 
 def check_space(config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None) -> None:
-    """Like refuse_space; also logs a warning if the checkpoints that will be kept do not fit."""
+    """Like refuse_space, but also log a warning if the checkpoints that will be kept do not fit on the disk."""
     refuse_space(config, folder, world_size=world_size)
     if (warning := space_warning(config, folder, n_saves, world_size=world_size)) is not None:
         logger.warning(warning)
 
 
 def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = None) -> None:
-    """Raise ConfigError if not even one checkpoint fits.
+    """Raise ConfigError if there is not enough space for one checkpoint, or if its files are larger than the process
+    may write.
 
     Checkpoints that save_overwrite will delete count as free space. Quotas and other processes are not considered.
     """
@@ -85,7 +88,8 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
     limit, largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0], file_bytes(config, ranks)
     if limit != resource.RLIM_INFINITY and limit < largest:
         raise ConfigError(
-            f"is {folder}, where a checkpoint has a file of {_exact(largest)}, but this process cannot write files "
+            f"is {folder}, where the largest file of a checkpoint has {_exact(largest)}, but this process cannot write "
+            f"files "
             f"larger than {_exact(limit)}: raise the limit (`ulimit -f` shows the shell's limit)",
             key="save_folder",
         )
@@ -95,7 +99,7 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
     if free + (there if config.save_overwrite and not config.autoresume else 0) < each:
         raise ConfigError(
             f"is {folder}, where {_exact(free, down=True)} are free, but one checkpoint takes {_exact(each)}: free "
-            "some space, or name a folder on another disk",
+            "some space, or specify a folder on another disk",
             key="save_folder",
         )
 
@@ -103,7 +107,8 @@ def refuse_space(config: TrainConfig, folder: Path, *, world_size: int | None = 
 def space_warning(
     config: TrainConfig, folder: Path, n_saves: int | None, *, world_size: int | None = None
 ) -> str | None:
-    """The warning that the checkpoints to be kept will not fit; None if they fit or the free space is unknown."""
+    """Return a warning if the checkpoints that will be kept do not fit on the disk; None if they fit, or if the free
+    space is unknown."""
     free, most = _free(folder), _most(config, n_saves)
     if free is None or most is None:
         return None
@@ -131,10 +136,11 @@ def _kept(config: TrainConfig, n_saves: int | None) -> str:
 
 
 def _most(config: TrainConfig, n_saves: int | None) -> int | None:
-    """Maximum number of checkpoints that exist at a time; None if it depends on an unknown number of saves."""
+    """Return the maximum number of checkpoints that exist at a time; None if it depends on n_saves, which is not
+    known."""
     newest, every = config.save_num_checkpoints_to_keep, config.save_keep_every
-    # The oldest is only deleted after the newest is written. In a staging folder, the files of two more remain until
-    # they are sent.
+    # The oldest checkpoint is deleted only after the newest is written. In a staging folder, the files of two more
+    # checkpoints remain until they are sent.
     more = 3 if config.save_folder is not None and is_address(config.save_folder) else 1
     if n_saves is None:
         return newest + more if newest != -1 and every is None else None
@@ -145,7 +151,7 @@ def _most(config: TrainConfig, n_saves: int | None) -> int | None:
 
 
 def _free(folder: Path) -> int | None:
-    """Free bytes; None if the file system does not report them."""
+    """Return the number of free bytes; None if the file system does not report it."""
     with os_errors_named(folder, key="save_folder"):
         usage = shutil.disk_usage(existing_parent(folder))
     return usage.free if usage.total else None

@@ -6,9 +6,10 @@ from pathlib import Path
 import xxhash
 
 BLOCK_BYTES = 1 << 20
-"""Size of a block, which fits into the CPU cache while it is hashed. The hashes of 1 TB take 8 MB."""
+"""Size of a block in bytes. A block fits into the CPU cache while it is hashed. The hashes of 1 TB of data take 8
+MB."""
 HASH_BYTES = 8
-"""Size of a block's hash (xxh3_64)."""
+"""Size of the hash of a block (xxh3_64) in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class FileDigest:
     xxh3_128: str
     """Hash of the whole file, as `xxhsum -H2` prints it."""
     blocks: bytes
-    """The hashes of the file's blocks, HASH_BYTES each. The last block may be shorter than the others."""
+    """The concatenated hashes of the file's blocks, HASH_BYTES each. The last block may be shorter than the others."""
 
     def block(self, number: int) -> bytes:
         return self.blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES]

@@ -21,13 +21,15 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Blocks per read. Together, they are larger than the disk's read-ahead and still fit into the CPU cache."""
+"""Number of blocks per read. Together, these blocks are larger than the disk's read-ahead, but still fit into the CPU
+cache."""
 _KEPT_BLOCKS = 16
-"""Number of partly read blocks that are kept in memory, so that they are not read again for their other parts."""
+"""Number of blocks that are kept in memory after a part of them was requested, so that they are not read again for
+their other parts."""
 
 
 class CheckpointFiles:
-    """The files of one checkpoint. Files of a checkpoint written before manifests existed are not verified."""
+    """The files of one checkpoint. If the checkpoint was written before manifests existed, they are not verified."""
 
     def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
         """Raises CorruptCheckpointError if the manifest is damaged, or a file is missing or has the wrong size."""
@@ -66,8 +68,8 @@ class CheckpointFiles:
 
 
 class _KeptBlocks(threading.local):
-    """The blocks that a thread has partly read. Their memory is reused, because allocating memory takes longer than
-    reading a block."""
+    """The blocks of which a thread has requested only a part. Their memory is reused, because allocating memory takes
+    longer than reading a block."""
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
@@ -78,7 +80,8 @@ class _KeptBlocks(threading.local):
         return data
 
     def room(self) -> memoryview:
-        """Memory for a block. If the maximum number is reached, the least recently used block is replaced."""
+        """Return memory for a block. If the maximum number of blocks is reached, the memory of the least recently used
+        block is reused."""
         if len(self._blocks) < _KEPT_BLOCKS:
             return memoryview(bytearray(BLOCK_BYTES))
         oldest = self._blocks.popitem(last=False)[1].obj
@@ -92,10 +95,10 @@ class _KeptBlocks(threading.local):
 def verify_files(
     checkpoint: Path, names: Iterable[str] | None = None, progress: Callable[[int], object] = lambda n_bytes: None
 ) -> None:
-    """Read files of a checkpoint (by default all) from the disk and verify them against the manifest.
+    """Read files of a checkpoint (by default, all files) from the disk, and verify them against the manifest.
 
-    progress is called with the number of bytes read since its last call. Raises CorruptCheckpointError. Does nothing
-    for a checkpoint without a manifest.
+    progress is called with the number of bytes read since the last call. Raises CorruptCheckpointError if a file is
+    corrupt. Does nothing for a checkpoint without a manifest.
     """
     files = CheckpointFiles(checkpoint)
     for name in names if names is not None else files.manifest.files if files.manifest is not None else ():
@@ -114,7 +117,7 @@ def verify_file(files: CheckpointFiles, name: str, progress: Callable[[int], obj
 
 
 def corruption(checkpoint: Path, names: Iterable[str]) -> ConfigError | None:
-    """The error that verify_files raises, or None. For ranks that each verify some of the files."""
+    """Return the error that verify_files raises, or None. Used by ranks that each verify some of the files."""
     try:
         verify_files(checkpoint, names)
     except ConfigError as error:
@@ -149,7 +152,8 @@ class VerifiedFile:
             offset, out = offset + taken, out[taken:]
 
     def _read_blocks(self, offset: int, out: memoryview) -> int:
-        """Read whole blocks into `out`, starting at the beginning of a block; return the number of bytes."""
+        """Read whole blocks into `out`, and return the number of bytes that were read. `offset` must be the beginning
+        of a block."""
         taken = min(len(out), _READ_BLOCKS * BLOCK_BYTES)
         if offset + taken < self.size:
             taken -= taken % BLOCK_BYTES  # only a file's last block is shorter
@@ -159,12 +163,12 @@ class VerifiedFile:
         return taken
 
     def drop_cache(self) -> None:
-        """Drop the file from the page cache, if the system allows it, so that the next read is from the disk."""
+        """Remove the file from the page cache, if the system supports this, so that the next read is from the disk."""
         if hasattr(os, "posix_fadvise"):  # not available on macOS
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _block(self, number: int, n_bytes: int) -> memoryview:
-        """A verified block. Its memory may be reused by the next call."""
+        """Return a verified block. The next call may overwrite its memory."""
         data = self._files.kept.get(self.name, number)
         if data is None:
             data = self._files.kept.room()[:n_bytes]
@@ -191,8 +195,8 @@ class VerifiedFile:
 
 
 def _read(handle: int, out: memoryview, offset: int) -> int:
-    """Like os.preadv. If the data is not in memory, the data after it is requested too, so that the disk continues to
-    read while hashes are computed. Raises OSError."""
+    """Like os.preadv with one buffer. If the data is not in memory, the data that follows in the file is requested as
+    well, so that the disk continues to read while hashes are computed. Raises OSError."""
     if hasattr(os, "RWF_NOWAIT"):  # Linux
         with suppress(OSError):
             return os.preadv(handle, [out], offset, os.RWF_NOWAIT)
@@ -201,7 +205,7 @@ def _read(handle: int, out: memoryview, offset: int) -> int:
 
 
 class Part(io.RawIOBase):
-    """A part of a file as a file object, for zip readers."""
+    """A file object for a part of a file, for use with ZipFile."""
 
     def __init__(self, file: VerifiedFile, offset: int, length: int) -> None:
         self._file, self._offset, self._length, self._at = file, offset, length, 0

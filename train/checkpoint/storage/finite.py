@@ -29,11 +29,11 @@ class NotFiniteError(ConfigError):
 
 @torch.no_grad()
 def keys_not_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The keys of the tensors that are not finite on some rank. Each rank checks its shards once, and the results are
-    gathered. Every rank must call this."""
+    """Return the keys of the tensors that are not finite on some rank. Each rank checks its own shards, and the results
+    are gathered. Every rank must call this."""
     locals_ = {key: tensor.to_local() if isinstance(tensor, DTensor) else tensor for key, tensor in tensors.items()}
     numbers = {key: local for key, local in locals_.items() if local.is_floating_point() and local.numel()}
-    # One synchronization per device. The CPU is one of them, because it has the step counters.
+    # One synchronization per device. The devices include the CPU, where the optimizer's step counters are stored.
     ends = [torch.stack(local.aminmax()).isfinite().all().to(local.device, torch.uint8) for local in numbers.values()]
     by_device: dict[torch.device, list[int]] = {}
     for place, end in enumerate(ends):

@@ -1,7 +1,7 @@
-"""The commit marker of a checkpoint: a manifest of its files with their hashes, written last.
+"""The commit marker of a checkpoint: a manifest that lists the files and their hashes, and is written last.
 
-A checkpoint without a manifest is not committed, except for checkpoints written before manifests existed. These have no
-state.json either, and are read without being verified.
+A checkpoint without a manifest is not committed, except for checkpoints written before manifests existed. These
+checkpoints have no state.json either, and are read without being verified.
 """
 
 import base64
@@ -23,9 +23,9 @@ CONFIG = "config.yaml"
 METADATA = ".metadata"
 """torch's index of the tensors in the other files."""
 FORMAT = 1
-"""Version of the manifest's format. Newer versions are refused."""
+"""Version of the manifest's format. Other versions are refused."""
 _MOST_BYTES = 1 << 30
-"""Maximum size of a manifest. The manifest of 1 TB of tensors has about 12 MB."""
+"""Maximum size of a manifest. A checkpoint of 1 TB has a manifest of about 12 MB."""
 
 
 class CorruptCheckpointError(ConfigError):
@@ -44,7 +44,7 @@ class Manifest:
     """The content of a checkpoint."""
 
     run_id: str
-    """The same in all checkpoints of a run, however often it is resumed."""
+    """An id that all checkpoints of a run share, however often the run is resumed."""
     run_name: str
     batch: int
     epoch: int
@@ -54,7 +54,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Versions of Python and of the packages that affect results."""
     files: Mapping[str, FileDigest] = field(default_factory=dict)
-    """All files but the manifest itself."""
+    """All files except the manifest itself, by name."""
 
     @property
     def size(self) -> int:
@@ -63,8 +63,8 @@ class Manifest:
 
 
 def lacks_manifest(checkpoint: Path) -> bool:
-    """Whether a folder without a manifest should have one. Checkpoints written before manifests existed have neither a
-    state.json nor a config.yaml."""
+    """Whether a folder that has no manifest should have one. Checkpoints written before manifests existed have neither
+    a state.json nor a config.yaml."""
     return (checkpoint / STATE).exists() or (checkpoint / CONFIG).exists()
 
 
@@ -83,7 +83,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(checkpoint: Path) -> Manifest | None:
-    """Read a manifest and verify its own hash; None for a checkpoint that was written without a manifest.
+    """Read a manifest and verify its own hash. Return None for a checkpoint that was written before manifests existed.
 
     Raises CorruptCheckpointError.
     """
@@ -120,7 +120,7 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
 
 
 def check_files(checkpoint: Path, manifest: Manifest) -> None:
-    """Check names and sizes without reading the files. Raises CorruptCheckpointError."""
+    """Check that all files exist and have the right sizes, without reading them. Raises CorruptCheckpointError."""
     for name, digest in manifest.files.items():
         path = checkpoint / name
         try:
@@ -135,13 +135,14 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> CorruptCheckpointError:
-    """The error for bytes [start, stop) of a file, whose hash differs from the manifest."""
+    """Return the error for a block, bytes [start, stop) of a file, whose hash differs from the manifest."""
     defect = f"does not match its hash in bytes [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
     return CorruptCheckpointError(checkpoint, name, defect)
 
 
 def _other_owner(checkpoint: Path, name: str) -> str:
-    """A hint if the file's size and first block match those of another checkpoint of the save folder."""
+    """Return a hint if the size and the first block of the file match a file of another checkpoint in the save
+    folder."""
     try:
         path = checkpoint / name
         with path.open("rb") as file:
@@ -168,7 +169,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the folder's entries are on disk. Some network file systems do not support this."""
+    """Wait until the folder's entries are on disk. Does nothing on network file systems that do not support this."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -182,11 +183,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def unreadable(checkpoint: Path, name: str, error: OSError) -> ConfigError:
-    """The error for a file that cannot be read. A missing file or a bad disk sector is corruption. Other errors, such
-    as missing permissions or an unavailable network, do not mean that the checkpoint is lost."""
+    """Return the error for a file that cannot be read. A missing file or a bad disk sector counts as corruption. Other
+    errors, such as missing permissions or an unavailable network, do not mean that the checkpoint is corrupt."""
     if error.errno in (errno.ENOENT, errno.EIO):
         return CorruptCheckpointError(checkpoint, name, cannot_be("read", "", error).strip())
-    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix this and start again")
+    return ConfigError(f"{cannot_be('read', checkpoint / name, error)}: fix the cause and start again")
 
 
 def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Read pickles of a checkpoint without executing code. Names that are not in fixed lists are refused and reported."""
+"""Read the pickles of a checkpoint without executing code. Only the names in fixed lists are accepted; other names are
+refused and reported."""
 
 import datetime
 import gc
@@ -30,9 +31,9 @@ _INDEX_TYPES = (
     filesystem._StorageInfo,
     filesystem._StoragePrefix,
 )
-"""The types in torch's `.metadata`, besides sizes and dtypes."""
+"""The types of the objects in torch's `.metadata`, except sizes and dtypes."""
 _PATHS = ("pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "pathlib._local.PurePosixPath")
-"""Types for the path of the folder that torch wrote to. The path itself is not used."""
+"""Types of the path in `.metadata`: the folder that torch wrote to. The path itself is not used."""
 
 _VALUES: list[Any] = [
     datetime.timedelta,
@@ -47,13 +48,14 @@ _VALUES: list[Any] = [
 """Types that torch.load(weights_only=True) does not accept by default: numpy's random state, timedeltas, versions."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
-"""How torch's errors name a global that is not allowed."""
+"""Finds the name of the refused global in an error message of torch."""
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
-        # A pickle can set attributes of any object that it gets, so functions and paths are replaced by stand-ins.
+        # A pickle can set attributes of any object that it can access, so functions and paths are replaced with
+        # placeholders.
         self._allowed: dict[str, Any] = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _INDEX_TYPES}
         self._allowed |= dict.fromkeys(_PATHS, type("Path", (), {"__init__": lambda self, *parts: None}))
         self._allowed |= {
@@ -75,10 +77,10 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 @contextmanager
 def _types_kept() -> Iterator[None]:
-    """Restore torch's types afterwards. Raises UnpicklingError if the pickle has changed one."""
+    """Restore torch's types at the end. Raises UnpicklingError if the pickle has changed a type."""
     before = {kind: dict(vars(kind)) for kind in _INDEX_TYPES}
     collecting = gc.isenabled()
-    gc.disable()  # it would repeatedly scan hundreds of thousands of new objects
+    gc.disable()  # the garbage collector would repeatedly scan hundreds of thousands of new objects
     try:
         yield
     finally:
@@ -110,7 +112,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         if not isinstance(found, metadata.Metadata):
             raise TypeError(f"it contains {type(found).__name__}")
         _check(found)
-        found.storage_meta = None  # in this field, a stand-in has replaced a path
+        found.storage_meta = None  # this field contains the placeholder of a path
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found
@@ -136,11 +138,12 @@ def _check(found: metadata.Metadata) -> None:
         numbers = (info.offset, info.length) if isinstance(info, filesystem._StorageInfo) else (None,)
         is_place = all(isinstance(number, int) and number >= 0 for number in numbers)
         if not is_place or not isinstance(info.relative_path, str):
-            raise TypeError("it does not contain the location of a tensor")
+            raise TypeError("it does not contain a valid location for each tensor")
 
 
 def load_values(source: Any, checkpoint: Path, name: str, **kwargs: Any) -> Any:
-    """Load what torch.save wrote: tensors, numbers, strings, and containers of them. Raises CorruptCheckpointError."""
+    """Load data that torch.save wrote: tensors, numbers, strings, and containers of these. Raises
+    CorruptCheckpointError."""
     try:
         with torch.serialization.safe_globals(_VALUES):
             return torch.load(source, map_location="cpu", weights_only=True, **kwargs)

@@ -1,4 +1,4 @@
-"""torch's writer of sharded checkpoints, extended to hash the data while writing."""
+"""torch's writer of sharded checkpoints, extended to hash the data while it is written."""
 
 import io
 import math
@@ -21,18 +21,18 @@ from train.checkpoint.storage.digests import BLOCK_BYTES, Digester, FileDigest
 class HashingWriter(FileSystemWriter):
     """Writes this rank's tensors into a folder; rank 0 also writes the index.
 
-    `digests` contains the hashes of every file that this rank has written. `error` is the OSError of a failed write,
-    which torch's zip writer replaces with a RuntimeError.
+    `digests` contains the hashes of every file that this rank has written. `error` is the OSError of a failed write. It
+    is recorded because torch's zip writer raises a RuntimeError instead.
     """
 
     def __init__(self, folder: Path, *, rest: Callable[[], object] = lambda: None) -> None:
-        """rest: called after each write."""
+        """rest: called after each write, for example to pause."""
         super().__init__(folder)
         self.fs = self._files = _HashingFiles(rest)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write small tensors first, so that tensors that every rank reads, such as Adam's step counts, are in a few
-        blocks."""
+        """Write small tensors first, so that tensors that every rank reads, such as Adam's step counts, are stored in
+        few blocks."""
         with _without_crc32():
             return super().write_data(replace(plan, items=sorted(plan.items, key=_numel)), planner)
 
@@ -47,8 +47,8 @@ class HashingWriter(FileSystemWriter):
 
 @contextmanager
 def _without_crc32() -> Generator[None]:
-    """Omit the checksums from torch's zips. They are never compared, because the manifest has hashes, and computing one
-    takes as long as hashing and blocks all other Python threads: 16 ms for 16 MB."""
+    """Omit the checksums from torch's zips. They are never compared, because the manifest has hashes, and computing
+    them takes as long as hashing (16 ms for 16 MB) and blocks all other Python threads."""
     before = get_crc32_options()
     set_crc32_options(False)
     try:

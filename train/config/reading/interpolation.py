@@ -1,6 +1,6 @@
 r"""References `${key}` in a YAML to other keys of the file, and LLM Foundry's `variables:` section.
 
-OmegaConf resolves them. An unresolved reference is reported with the key whose value contains it.
+OmegaConf resolves the references. An unresolved reference is reported with the key whose value contains it.
 """
 
 import copy
@@ -26,14 +26,14 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Unresolved:
-    """A text with a reference that OmegaConf cannot resolve."""
+    """A string with a reference that OmegaConf cannot resolve."""
 
     defect: Defect
     targets: tuple[str, ...] = ()
-    """The keys that the text refers to."""
+    """The keys that the string refers to."""
 
     def refers_to(self, keys: Iterable[str]) -> bool:
-        """Whether the text refers to one of these keys, to a key below one of them, or to a section that contains one
+        """Whether the string refers to one of these keys, to a key below one of them, or to a section that contains one
         of them."""
         keys, targets = set(keys), [target.replace("[", ".").replace("]", "") for target in self.targets]
         return any(is_within(target, keys) for target in targets) or any(is_within(key, targets) for key in keys)
@@ -48,7 +48,7 @@ def key_of(path: Path) -> str:
 
 
 def strings(node: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Every text in a tree, with its path."""
+    """Yield every string in a tree, with its path."""
     if isinstance(node, str):
         yield path, node
     elif isinstance(node, dict | list):
@@ -57,7 +57,7 @@ def strings(node: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
 
 
 def escaped(node: Any) -> Any:
-    """Plain values with `${` escaped, so that they are read back unchanged."""
+    """Return plain values in which `${` is escaped, so that the values do not change when they are read back."""
     if isinstance(node, dict):
         return {name: escaped(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -66,16 +66,17 @@ def escaped(node: Any) -> Any:
 
 
 def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
-    """Replace each `${...}` in the tree with its value, or with UNRESOLVED if it has none.
+    """Replace each `${...}` in the tree with its value, or with UNRESOLVED if it cannot be resolved.
 
-    `defaults` are the keys that have a default. They cannot be referred to if they are not in the file.
+    `defaults` are the keys that have a default. A key whose value is its default can be referred to only if it is in
+    the file.
     """
     texts = [(path, text) for path, text in strings(tree) if "${" in text]
     plain, failed = copy.deepcopy(tree), {}
     for path, text in texts:
         if (problem := _malformed(key_of(path), text)) is not None:
             failed[path] = Unresolved(defect=problem)
-            _set(plain, path, "???")  # references to it fail as well, and are not reported
+            _set(plain, path, "???")  # references to this value fail as well, but are not reported
     config = OmegaConf.create(plain)
     for path, text in texts:
         if path in failed:
@@ -105,7 +106,8 @@ def _malformed(key: str, text: str) -> Defect | None:
     if _RESOLVER.search(text):
         return Defect(
             key,
-            f"is {text!r}, but only other keys are interpolated, such as ${{max_seq_len}}: pass {key}=$VAR on the "
+            f"is {text!r}, but only references to other keys are resolved, such as ${{max_seq_len}}: pass {key}=$VAR "
+            f"on the "
             "command line, where the shell expands it",
         )
     try:
@@ -113,7 +115,8 @@ def _malformed(key: str, text: str) -> Defect | None:
     except GrammarParseError:
         return Defect(
             key,
-            f"is {show(text)}, in which ${{ does not begin a reference such as ${{max_seq_len}}: close it, or write "
+            f"is {show(text)}, in which "
+            f"${{ does not begin a reference such as ${{max_seq_len}}: close the brace, or write "
             "\\${ for a literal ${",
         )
     return None
@@ -137,7 +140,7 @@ def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], d
 def _is_written(tree: Any, key: str) -> bool:
     for part in key.replace("[", ".").replace("]", "").split("."):
         if isinstance(tree, str):
-            return True  # the value is a reference itself
+            return True  # the value on the path is itself a reference, which may have this key
         if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]
         elif isinstance(tree, dict) and part in tree:
@@ -148,7 +151,8 @@ def _is_written(tree: Any, key: str) -> bool:
 
 
 def unused_variables(tree: dict[str, Any]) -> list[Defect]:
-    """Defects for variables that are never referred to: either a typo, or a value without effect."""
+    """Return a defect for each variable that is never referred to. Either its name is misspelt, or the variable has no
+    effect."""
     variables = tree.get(VARIABLES)
     if variables is None:
         return []
@@ -167,8 +171,8 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
 
 
 def _targets(path: Path, text: str) -> Iterator[str]:
-    """The keys that a text refers to."""
+    """Yield the keys that a string refers to."""
     for match in _REFERENCE.finditer(text):
-        # One dot is the mapping that contains the key; each further dot is one level up.
+        # One leading dot refers to the mapping that contains the key, and each further dot to the next level above.
         above = path[: -len(match["dots"])] if match["dots"] else ()
         yield ".".join([*map(str, above), *filter(None, match["name"].split("."))])

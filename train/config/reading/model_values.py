@@ -19,9 +19,9 @@ class Pretrained:
     """The values in the config.json of pretrained weights."""
 
     values: Mapping[str, Any]
-    """By the keys of ModelConfig."""
+    """The values, by the keys of ModelConfig."""
     place: str
-    """The file that they were read from."""
+    """The path of the config.json."""
 
 
 PENDING = Pretrained(values={}, place="")
@@ -29,7 +29,8 @@ PENDING = Pretrained(values={}, place="")
 
 
 def without_references(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with references to mappings resolved, if model or one of its sections is such a reference."""
+    """Return the tree. If `model` or one of its sections is a reference to a mapping, the mapping replaces the
+    reference."""
     for path in (("model",), ("model", "attn_config"), ("model", "ffn_config")):
         above = tree if len(path) == 1 else tree.get("model")
         if isinstance(above, dict) and isinstance(above.get(path[-1]), str):
@@ -42,13 +43,13 @@ def without_references(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_name(tree: dict[str, Any]) -> str | None:
-    """The folder or the hub name of the pretrained weights."""
+    """Return the folder or the hub name of the pretrained weights, or None if it is not set."""
     return _text(tree, "pretrained_model_name_or_path")
 
 
 def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str, Any]:
-    """The tree with values of the preset and of pretrained weights added to model, except those that model sets
-    itself."""
+    """Return the tree with the values of the preset and of the pretrained weights added to `model`. Values that are
+    already set in `model` are kept."""
     written = tree.get("model")
     if not isinstance(written, dict):
         return tree
@@ -61,7 +62,7 @@ def with_values(tree: dict[str, Any], pretrained: Pretrained | None) -> dict[str
 
 
 def without_unwritten(config: Any, tree: Mapping[str, Any]) -> Any:
-    """A config whose model has only the values in the tree, because the others come from the weights."""
+    """Return a config whose `model` has only the values in the tree, because the other values come from the weights."""
     values = vars(config)
     if "model" not in values:
         return config
@@ -75,15 +76,15 @@ def _only(section: Section, values: Mapping[str, Any] | None) -> Any:
 
 
 def unnamed_weights(tree: Mapping[str, Any]) -> list[Defect]:
-    """A defect if LLM Foundry's `pretrained: true` is set without weights."""
+    """Return a defect if LLM Foundry's `pretrained: true` is set, but no pretrained weights are specified."""
     model = tree.get("model")
     if not isinstance(model, dict) or model.get("pretrained") is not True:
         return []
-    return [Defect("model.pretrained", f"is true, but no weights are named: set {KEY}")]
+    return [Defect("model.pretrained", f"is true, but no weights are specified: set {KEY}")]
 
 
 def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[Defect]:
-    """Defects for keys that must agree with the weights' config.json but differ from it."""
+    """Return a defect for each key that must agree with the weights' config.json but differs from it."""
     written, preset = _model_of(tree), _preset(tree)
     # A preset sets every key, including those that keep ModelConfig's default.
     whole = _merge(dataclasses.asdict(ModelConfig()), PRESETS[preset]) if preset else {}
@@ -107,22 +108,23 @@ def _model_of(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preset(tree: dict[str, Any]) -> str:
-    """The name of the preset; empty if there is none or it is unknown."""
+    """Return the name of the preset; empty if no preset is set, or if it does not exist."""
     preset = _text(tree, "preset")
     return preset if preset is not None and preset in PRESETS else ""
 
 
 def _text(tree: dict[str, Any], key: str) -> str | None:
-    """The text at a key of the model, with references resolved."""
+    """Return the string at a key of the model, with references resolved. Return None if the value is not a string."""
     model = tree.get("model")
     value = model.get(key) if isinstance(model, dict) else "${"
-    if isinstance(value, str) and "${" in value:  # resolving the whole tree takes time
+    if isinstance(value, str) and "${" in value:  # only then, because resolving the whole tree takes time
         value = _model_of(tree).get(key)
     return value if isinstance(value, str) else None
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Merge mappings recursively. Values of `over` win, except that null does not replace a mapping of `base`."""
+    """Merge mappings recursively. Values of `over` take precedence, except that null does not replace a mapping of
+    `base`."""
     merged = dict(base)
     for key, value in (over or {}).items():
         below = merged.get(key)

@@ -63,7 +63,8 @@ _KEYS: dict[tuple[str, ...], str] = {
     ("callbacks.checkpoint_saver",): "save_folder and save_interval",
     ("callbacks.nan_monitor",): "on_nonfinite: skip, or stop, which is the default",
 }
-"""What to use instead; each text begins with a key. Names without a dot apply in each of SECTIONS."""
+"""Keys of other frameworks, and what to use instead. Each value begins with a key of this framework. Keys without a dot
+are recognized in each of SECTIONS."""
 
 _HINTS: dict[tuple[str, ...], str] = {
     ("callbacks.optimizer_monitor",): "the gradient norm is always logged, as l2_norm/grad/global: remove it",
@@ -90,7 +91,7 @@ SECTIONS = ("", "model", "optimizer", "scheduler", "train_loader", "train_loader
 
 
 def other_name(key: str) -> str | None:
-    """The message for a key that does not exist here; None if no other framework is known to use it."""
+    """Return the message for a key that does not exist here, or None if no other framework is known to use this key."""
     section, _, name = key.rpartition(".")
     hint = SUGGESTIONS.get(key) or (SUGGESTIONS.get(name) if section in SECTIONS else None)
     return f"is not a key: {hint}" if hint is not None else None

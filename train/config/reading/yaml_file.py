@@ -22,7 +22,7 @@ _MARK = "\ue000{"
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Plain values of a file with overrides applied, with references `${...}` not yet resolved."""
+    """The plain values of a YAML file with overrides applied. References `${...}` are not resolved yet."""
 
     path: str
     tree: dict[str, Any]
@@ -30,14 +30,16 @@ class Written:
     """Keys that were set on the command line."""
 
     def lines(self) -> dict[str, int]:
-        """Key -> its line in the file, counted from 1, for keys that the command line has not replaced."""
+        """Return the line of each key in the file, counted from 1. Keys that are overridden on the command line are
+        excluded."""
         node = yaml.compose(Path(self.path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         found: dict[str, int] = {}
         _add_lines(node, "", found)
         return {key: line for key, line in found.items() if not self.is_overridden(key)}
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """The error with file and line added to each problem that has a key, in the order of the file."""
+        """Return the error with file and line added to each problem that has a key, and with the problems in the order
+        of the file."""
         errors = error.errors if isinstance(error, ConfigErrors) else [error]
         if all(problem.key is None for problem in errors) and not isinstance(error, ConfigErrors):
             return error
@@ -54,8 +56,8 @@ class Written:
         return self.path if key is None or key not in lines else f"{self.path}:{lines[key]}"
 
     def _rank(self, key: str | None, lines: Mapping[str, int]) -> tuple[int, int]:
-        """Sort key: keys in the file by the line of the key or of its nearest parent, then those of the command
-        line."""
+        """Return the sort key of a problem. Problems of keys in the file are sorted by the line of the key or of its
+        nearest parent. Next are problems of keys on the command line, and last are problems without a key."""
         if key is None:
             return 2, 0
         if self.is_overridden(key):
@@ -87,7 +89,8 @@ def _add_lines(node: yaml.Node | None, key: str, found: dict[str, int]) -> None:
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> Written:
-    """Raises ConfigError for a file that is not a YAML mapping, and for an override that is not `key=value`."""
+    """Read a YAML file and apply overrides. Raises ConfigError for a file that is not a YAML mapping, and for an
+    override that is not `key=value`."""
     tree, overridden, problems = _read_yaml(path), [], Problems()
     for override in overrides:
         with problems.collect():
@@ -120,14 +123,15 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: keys of a config must be text: {_first_line(error)}") from None
+        raise ConfigError(f"{path}: the keys of a config must be strings: {_first_line(error)}") from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists nested thousands deep
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
 def _plain(text: str) -> Any:
-    # OmegaConf limits the expansion of nested aliases, and refuses duplicate keys. It would also stop at the first text
-    # with an unclosed `${`, which interpolation.py reports with its key.
+    # OmegaConf is used because it limits the expansion of nested aliases and refuses duplicate keys. `${` is replaced
+    # because OmegaConf would fail at the first string with an unclosed `${`; interpolation.py reports each of these
+    # strings with its key.
     return _restored(OmegaConf.to_container(OmegaConf.load(io.StringIO(text.replace("${", _MARK)))))
 
 
@@ -170,7 +174,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:
-    """Set one `a.b=value` in the tree, replacing any old value, and return its key. The value is parsed as YAML."""
+    """Apply an override `a.b=value` to the tree, replacing any old value, and return the key. The value is parsed as
+    YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r} is not key=value, such as optimizer.lr=1e-5")
