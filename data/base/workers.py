@@ -68,9 +68,9 @@ def map_in_order(
 
     With one worker, `work` is called in this process, unless `isolated` is set. Set `isolated` if `work` may end its
     process. Tasks are taken from `tasks` one by one, and only while fewer than max_in_flight() tasks are in flight.
-    Tasks and results must be picklable, but `work` does not have to be. No worker outlives this process or an
-    exception. Raises the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or
-    KeyboardInterrupt.
+    Tasks and results must be picklable, but `work` does not have to be. All workers end when this process ends or an
+    exception is raised. Raises the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit
+    or KeyboardInterrupt.
     """
     if n_workers == 1 and not isolated:
         yield from map(work, tasks)

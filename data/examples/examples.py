@@ -8,8 +8,8 @@ assistant's `tools`; TRL's form `{prompt: messages, completion: messages}` is co
 - `{text: text}`, a document for pretraining,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
-A column that is null counts as missing. Additional columns are ignored and counted, unless they would affect what is
-trained on, which is an error. All examples of a source must have the same form.
+A column that is null counts as missing. Additional columns that would affect what is trained on are errors. Other
+additional columns are ignored and counted. All examples of a source must have the same form.
 """
 
 from collections import Counter

@@ -34,15 +34,19 @@ def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsF
 
 
 def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsFolder | None = None) -> Rows:
-    """The rows of the dataset's single source. They are prepared first if necessary. Uses no collective operations.
+    """The rows of the dataset's single source, which are prepared first if necessary. Uses no collective operations.
 
-    `source` is the result of find_source; if it is None, find_source is called here.
+    `source` is the result of find_source; if `source` is None, find_source is called here.
 
-    An MDS folder is read in place if its samples are rows: our format; `input_ids` and `labels` of the same length,
-    -100 for tokens that are not trained on; or only `tokens`, all of which are trained on, with the tokenizer's eos at
-    the end of each document. Ids are an ndarray, or the bytes of int64 values. Raises the same errors as `prepare` and
-    `MdsFolder`, ConfigError if the tokenizer or max_seq_len differs from that in the folder's manifest, and DataError
-    if the folder's first row is invalid.
+    An MDS folder is read in place if its samples are rows in one of these formats:
+
+    - the format of data/mds/row.py,
+    - `input_ids` and `labels` of the same length; labels are -100 for tokens that are not trained on,
+    - only `tokens`, all of which are trained on; each document ends with the tokenizer's eos token.
+
+    Ids are an ndarray, or the bytes of int64 values. Raises the same errors as `prepare` and `MdsFolder`, ConfigError
+    if the tokenizer or max_seq_len differs from that in the folder's manifest, and DataError if the folder's first row
+    is invalid.
     """
     source = find_source(config) if source is None else source
     if isinstance(source, MdsFolder):

@@ -134,8 +134,8 @@ def _limit_memory() -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _statm(pid: int) -> int:
-    """A file descriptor, which is cached because opening the file takes five times as long as reading it. With `pid` as
-    the key, a forked process does not use its parent's descriptor."""
+    """A file descriptor, which is cached because opening the file takes five times as long as reading it. Because `pid`
+    is the cache's key, a forked process does not use its parent's descriptor."""
     return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
