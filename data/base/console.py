@@ -17,15 +17,16 @@ from typing import Any, TextIO
 from data.base.redaction import redacted
 
 logger = logging.getLogger("dropless")
-"""For messages about the whole run: global rank 0 prints them."""
+"""For messages about the whole run. Global rank 0 prints these messages."""
 node_logger = logging.getLogger("dropless.node")
-"""For messages about a node's files and processes: its local rank 0 prints them."""
+"""For messages about the files and processes of a node. The node's local rank 0 prints these messages."""
 rank_logger = logging.getLogger("dropless.rank")
-"""For messages about work that one process does for all ranks: that process prints them."""
+"""For messages about work that one process does for all ranks. The process that does the work prints these messages."""
 
 
 def is_first() -> bool:
-    """Whether this is local rank 0 of its node, whose output launchers show, or the only rank on the node."""
+    """Whether this process is local rank 0 of its node. Launchers show the output of local rank 0. Also true if this
+    process is the only rank on the node."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
 
 
@@ -33,7 +34,7 @@ class _Console(logging.Handler):
     """Prints to the current sys.stdout, which may have been replaced to capture output or patched by Composer's log
     file.
 
-    Errors of stdout, such as a full disk when stdout is a log file, are raised.
+    Errors of writing to stdout, such as a full disk when stdout is a log file, are raised.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -67,8 +68,8 @@ def _print_traceback(kind: type[BaseException], error: BaseException, place: Tra
 
 
 def show_on_console() -> None:
-    """Print messages from now on. No process group is needed, because ranks are read from the launcher's environment
-    variables."""
+    """Print messages from now on. No torch process group is needed, because ranks are read from the launcher's
+    environment variables."""
     if not isinstance(sys.stderr, _RedactedStream):
         sys.stderr = _RedactedStream(sys.stderr)
     sys.excepthook = _print_traceback
@@ -79,14 +80,15 @@ def show_on_console() -> None:
 
 
 def show_error(error: Exception, *, what: str = "error", debug: bool = False) -> None:
-    """Write one line to stderr, `error: ...`. With debug, the traceback is written before it."""
+    """Write one line to stderr, `error: ...`. With debug, the traceback is written before this line."""
     trace = "".join(traceback.format_exception(error)) if debug else ""
     sys.stderr.write(redacted(f"{trace}{what}: {error}\n"))
     sys.stderr.flush()
 
 
 def shown_in_workers() -> Callable[[int], None] | None:
-    """An initializer that makes worker processes print messages, if this process prints them; otherwise None."""
+    """An initializer that makes worker processes print messages; None if this process does not print messages
+    itself."""
     return _show_in_worker if _is_shown() else None
 
 

@@ -1,7 +1,7 @@
 """Durations in Composer's format (`10ba`, `500tok`, `2ep`, `0.1dur`), converted to batches before the Trainer starts.
 
 The Trainer only receives durations in batches. For the Trainer, the whole run is one epoch, because the order of rows
-is planned over the whole run (see data/mixing/mixture.py) and not epoch by epoch.
+is planned over the whole run (see data/mixing/mixture.py) instead of for each epoch.
 """
 
 import math
@@ -78,7 +78,7 @@ class Clock:
     rows_per_batch: int
     rows_per_epoch: int
     max_batches: int | None = None
-    """The run's length in batches, needed for durations in `dur`; None if it is not known yet."""
+    """The run's length in batches, needed for durations in `dur`; None if the length is not known yet."""
     counts_epochs: bool = False
     """Whether the run's length is given in epochs, so that it also determines how often rows are repeated."""
 

@@ -1,5 +1,5 @@
-"""The two kinds of errors that a user can cause. Their messages name the place, the value and a fix, and are shown
-without a traceback."""
+"""The two kinds of errors that a user can cause. Their messages name the location of the error (a config key, or a
+position in a file), the value and a fix, and are shown without a traceback."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ _NOT_WRITABLE = (
 
 
 def in_yaml(key: str, value: Any = None) -> str:
-    """The key, or the key with a suggested value: `split`, `tokenizer.chat_template_drops: [tools]`."""
+    """The key in YAML, with the suggested value if there is one: `split`, `tokenizer.chat_template_drops: [tools]`."""
     return key if value is None else f"{key}: {yaml_of(value)}"
 
 
@@ -43,7 +43,7 @@ _written: ContextVar[Callable[[str, Any], str]] = ContextVar("written", default=
 
 
 def setting(key: str, value: Any = None) -> str:
-    """A key, or a key with a suggested value, as it is shown in error messages.
+    """The text with which error messages show a key, or a key with a suggested value.
 
     The format is YAML, unless `settings_written` sets another one.
     """
@@ -97,11 +97,12 @@ class WaitInterrupted(BaseException):
 
 
 class TemplateError(DataError):
-    """A chat template does not fit the configuration. Dropping a row would not help."""
+    """The chat template is not compatible with the configuration. The error affects all rows, so dropping a row would
+    not help."""
 
 
 class RowError(DataError):
-    """The content of a row cannot be tokenized. In messages, the text follows the row's place."""
+    """The content of a row cannot be tokenized. In messages, the text follows the row's location."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -131,11 +132,11 @@ def _below(key: str, error: ConfigError) -> ConfigError:
 
 
 class Problems:
-    """Independent errors, collected so that all of them are reported together."""
+    """Collects independent errors, so that all of them are reported together."""
 
     def __init__(self, *consequences: type[Exception]) -> None:
-        """`consequences` are errors that result from a problem already collected. They also end a block, but are not
-        reported."""
+        """`consequences` are the types of errors that result from a problem already collected. An error of these types
+        also ends a block, but is not reported."""
         self._consequences = consequences
         self._errors: list[ConfigError | DataError] = []
 
@@ -160,7 +161,7 @@ class Problems:
 
 
 def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
-    """Raise a single error unchanged, and several as ConfigErrors without duplicates."""
+    """If there is one error, raise it unchanged. If there are several, raise ConfigErrors without duplicates."""
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         raise errors[0]
@@ -207,7 +208,7 @@ def cannot_be(done: str, subject: object, error: OSError) -> str:
 
 
 def from_here(path: str | Path) -> str:
-    """A note for error messages that names the folder to which a relative path refers; empty for an absolute path."""
+    """A note for error messages: the folder to which a relative path refers; empty for an absolute path."""
     if Path(path).is_absolute() or str(path).startswith("~"):
         return ""
     try:
@@ -242,8 +243,8 @@ def plain_os_errors(
     needed_for: str | None = None,
     again: str = "start again to resume",
 ) -> Iterator[None]:
-    """Convert file system errors, including those wrapped in errors of libraries, to one error that names the subject
-    and a fix."""
+    """Convert file system errors, including those wrapped in errors of libraries, to a single error whose message
+    contains the subject and a fix."""
     try:
         yield
     except (ConfigError, DataError):

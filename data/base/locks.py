@@ -11,8 +11,8 @@ from typing import IO
 from data.base.console import is_first
 
 HEAD_START = 1.0
-"""Seconds that other ranks wait before they try to take a lock, so that local rank 0 takes it first: launchers show
-only its output."""
+"""Seconds that other ranks wait before they try to take a lock, so that local rank 0 takes the lock first. Launchers
+show only the output of local rank 0."""
 POLL = 1.0
 """Seconds between attempts to take a lock that another process holds."""
 
@@ -45,7 +45,7 @@ def exclusive_unless(path: Path, give_up: Callable[[], bool], poll: float = 0.05
             yield held
         finally:
             # Unlock explicitly. Closing the file is not enough, because a process that was forked in the meantime also
-            # has it open.
+            # has the file open.
             if held:
                 fcntl.flock(file, fcntl.LOCK_UN)
 

@@ -1,4 +1,4 @@
-"""Checks of paths and names. Without them, an invalid path would cause a traceback when it is first used."""
+"""Checks of paths and names. Without these checks, an invalid path would cause a traceback when it is first used."""
 
 import argparse
 import re
@@ -60,8 +60,8 @@ def name_defect(value: object) -> str | None:
 
 
 def label_defect(value: object) -> str | None:
-    """An error text, written to follow the key, if a string (or one in a list) cannot be a label that a service shows;
-    otherwise None."""
+    """An error text, written to follow the key, if a string, or a string in a list, is not valid as a label that a
+    service such as W&B shows; otherwise None."""
     for text in _texts(value):
         if not text.isprintable():
             return f"is {shown(text)}, but it contains unprintable characters: remove them"
@@ -100,7 +100,8 @@ def is_file_name(text: str) -> bool:
 
 
 def refuse_path(key: str, value: object) -> None:
-    """Raises ConfigError for an invalid path outside of a section (for sections, see data/config/values.py)."""
+    """Raises ConfigError for an invalid path that is not a value in a config section. Paths in config sections are
+    checked in data/config/values.py."""
     if (defect := path_defect(value)) is not None:
         raise ConfigError(defect, key=key)
 

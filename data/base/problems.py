@@ -12,12 +12,12 @@ from data.base.paths import is_unicode
 from data.base.redaction import redacted
 
 SHOWN = 20
-"""Maximum number of kinds of problems that are listed; the others are only counted."""
+"""Maximum number of kinds of problems that are listed. Further kinds are only counted."""
 PLACES = 3
-"""Maximum number of places that are listed for each kind."""
+"""Maximum number of locations that are listed for each kind."""
 
 LISTED = 10
-"""Maximum number of names that are listed in a line; the others are only counted."""
+"""Maximum number of names that are listed in a line. Further names are only counted."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Problem:
     kind: str
     """The name under which the problem is counted, such as `response is empty`."""
     text: str
-    """The problem and a fix, written to follow the place."""
+    """The problem and a fix, written to follow the location of the row."""
 
 
 @dataclass
@@ -33,7 +33,8 @@ class Reading:
     """The result of reading a part of a source. Parts are merged in their order. Can be pickled."""
 
     form: str | None = None
-    """Form of the first valid row, or a form that was set before. Rows of another form are problems."""
+    """The form (see data/examples/forms.py) of the first valid row, or a form that was set before. A row of another
+    form is a problem."""
     n_valid: int = 0
     """Number of rows that are valid examples of this form."""
     n_dropped: int = 0
@@ -44,22 +45,23 @@ class Reading:
     first: dict[str, str] = field(default_factory=dict)
     """Kind of problem -> text of its first problem."""
     places: dict[str, list[str]] = field(default_factory=dict)
-    """Kind of problem -> the first places where it was found."""
+    """Kind of problem -> the locations of the first rows with this problem."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Unused column -> number of rows that have it."""
     place: str = ""
-    """Place of the last example that read_examples yielded."""
+    """Location of the last example that read_examples yielded."""
     first_place: str = ""
-    """Place of the first valid row."""
+    """Location of the first valid row."""
 
     def add(self, place: str, problems: Sequence[Problem]) -> None:
-        """Count one row with all its problems."""
+        """Count one invalid row, and all problems of this row."""
         self.bad_rows += 1
         for problem in problems:
             self._count(problem, [place], 1)
 
     def merge(self, other: "Reading") -> None:
-        """Merge the next part into this one. If their forms differ, the rows of the next part are problems."""
+        """Merge the reading of the next part of the source into this reading. If the forms of the two parts differ, all
+        rows of the next part count as problems."""
         valid = other.n_valid
         if self.form is None:
             self.form, self.first_place = other.form, other.first_place
@@ -77,14 +79,14 @@ class Reading:
         self.ignored.update(other.ignored)
 
     def _count(self, problem: Problem, places: Sequence[str], count: int) -> None:
-        """`places` are the places of the first few of the `count` rows."""
+        """`places` are the locations of the first few of the `count` rows."""
         self.kinds[problem.kind] += count
         self.first.setdefault(problem.kind, problem.text)
         named = self.places.setdefault(problem.kind, [])
         named += places[: PLACES - len(named)]
 
     def lines(self) -> list[str]:
-        """One line for each kind of problem: the first problem with its place, and the number and places of the
+        """One line for each kind of problem: the first problem with its location, and the number and locations of the
         others."""
         kinds = list(self.kinds)
         lines = [f"{self.places[kind][0]}: {self.first[kind]}{self._more(kind)}" for kind in kinds[:SHOWN]]
@@ -108,9 +110,9 @@ def other_form(form: str, reading: Reading) -> Problem:
     since = f" (since {reading.first_place})" if reading.first_place else ""
     text = (
         f"has {form}, but the rows before it have {reading.form}{since}, and all rows of a source must have the same "
-        f"form: move it to a separate stream, or convert both forms with a {setting('preprocessing_fn')}"
+        f"form: move the row to a separate stream, or convert both forms with a {setting('preprocessing_fn')}"
     )
-    return Problem("another form than the rows before", text)
+    return Problem("a form that differs from the rows before", text)
 
 
 def describe(value: Any) -> str:
@@ -144,7 +146,8 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
 
 
 def listed(items: Iterable[str], most: int = LISTED) -> str:
-    """`a, b, c`. If there are more than `most` items, only the first ones and the number of the others are shown."""
+    """`a, b, c`. If there are more than `most` items, only the first items and the number of the remaining items are
+    shown."""
     every = list(items)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more

@@ -1,7 +1,7 @@
-"""Recognize secrets by the name next to them or by their format, and remove them from texts.
+"""Recognize secrets by the names next to the secrets or by their format, and remove them from texts.
 
 Everything that is shown or written goes through `redacted`, which replaces each secret with ***. Text that will be read
-again goes through `without_secrets`, which removes them.
+again by a program goes through `without_secrets`, which removes the secrets.
 """
 
 import re
@@ -27,7 +27,8 @@ _OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws"
 """Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
-"""Minimum length at which a part of a login is also hidden where it appears separately."""
+"""The user and the password of a login are also hidden where they appear separately, if they have at least this
+length."""
 
 # Names.
 
@@ -38,13 +39,14 @@ _KIND_OF_KEY = re.compile(
     r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
     r"|hf|wandb|aws|azure|gcs|openai|anthropic"
 )
-"""Words before `key` that make it the name of a secret. Other keys, such as those of mappings, are not secrets."""
+"""If one of these words comes before `key`, the name is that of a secret. Other keys, such as the keys of mappings, are
+not secrets."""
 _TOKEN_OF_TEXT = re.compile(
     r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"
     r"|assistant|role|turn|first|last|next|previous|prev|new|per|each|every|memory|prefix|suffix|middle|sentinel|prompt"
     r"|response|text|byte|chat|tool|loss|current|final|initial"
 )
-"""Words before `token` that make it the name of a token of text."""
+"""If one of these words comes before `token`, the name refers to a token of text, which is not a secret."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -155,7 +157,7 @@ def redacted(text: str) -> str:
 
 def without_secrets(text: str) -> Stripped:
     """A config value without secrets that can be read again. Logins and secret parameters are removed from addresses.
-    Of any other secret, only the prefix that identifies its kind is kept, such as `hf_`."""
+    All other secrets are shortened to the prefix that identifies the kind of secret, such as `hf_`."""
     sources: list[str] = []
 
     def without_login(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ STREAMING = ("mosaicml-streaming", "streaming-community")
 
 
 def installed_versions(distributions: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of those of the distributions that are installed."""
+    """The version of Python, and the versions of the given distributions that are installed."""
     found = {"python": platform.python_version()}
     for distribution in distributions:
         with suppress(PackageNotFoundError):

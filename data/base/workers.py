@@ -1,6 +1,8 @@
-"""Apply a function to tasks in forked processes. Results are in order, and the number of tasks in flight is limited.
+"""Apply a function to tasks in forked processes. Results are yielded in the order of the tasks, and the number of tasks
+in flight is limited.
 
-User code runs only in such a process. If the user code ends its process, the parent reports how it ended.
+User code runs only in forked processes. If user code ends its process, the parent process reports how that process
+ended.
 """
 
 import ctypes
@@ -25,8 +27,8 @@ Result = TypeVar("Result")
 _FORK = multiprocessing.get_context("fork")
 _PR_SET_PDEATHSIG = 1
 _STOP = signal.SIGUSR1
-"""Ends a worker, unless it is sending a result, because an incomplete message would block the reader in this
-process."""
+"""Ends a worker, unless the worker is sending a result: an incomplete message would block the thread that reads results
+in this process."""
 
 
 class WorkerEnded(Exception):
@@ -64,10 +66,11 @@ def map_in_order(
     """Yield `work(task)` for each task, in the order of the tasks, computed in workers that are forked from this
     process.
 
-    With one worker, the work is done in this process, unless `isolated` is set because the work may end its process. A
-    task is taken from `tasks` when it is submitted, while fewer than max_in_flight() tasks are in flight. Tasks and
-    results must be picklable, but `work` does not have to be. No worker outlives this process or an exception. Raises
-    the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit or KeyboardInterrupt.
+    With one worker, `work` is called in this process, unless `isolated` is set. Set `isolated` if `work` may end its
+    process. Tasks are taken from `tasks` one by one, and only while fewer than max_in_flight() tasks are in flight.
+    Tasks and results must be picklable, but `work` does not have to be. All workers end when this process ends or an
+    exception is raised. Raises the exceptions of `work`, and WorkerEnded if a worker ended or `work` raised SystemExit
+    or KeyboardInterrupt.
     """
     if n_workers == 1 and not isolated:
         yield from map(work, tasks)
@@ -95,7 +98,8 @@ def map_in_order(
 
 
 def try_in_child(work: Callable[[], object]) -> None:
-    """Do the work in a forked process and discard its result. Raises WorkerEnded if the work ends the process.
+    """Call the function in a forked process and discard its result. Raises WorkerEnded if the function ends the
+    process.
 
     Exceptions of `work` are discarded too, because they occur again when the caller does the work in this process.
     The child's output is shown only if the work ended the child.
@@ -119,7 +123,8 @@ def try_in_child(work: Callable[[], object]) -> None:
 
 
 _work: Callable[[Any], Any]
-"""The function of this worker. A forked process inherits it, so it does not have to be picklable."""
+"""The function of this worker. A forked process inherits the function, so the function does not have to be
+picklable."""
 _working = _stopping = False
 
 
@@ -151,7 +156,7 @@ def _survived(work: Callable[..., Result], *args: Any) -> Result:
 
 
 def _ended(processes: list[BaseProcess]) -> WorkerEnded:
-    """How the first process ended. The pool then ends the others with SIGTERM."""
+    """How the first process ended. The pool then ends the other processes with SIGTERM."""
     codes = [process.exitcode for process in processes]
     status = next((code for code in codes if code not in (None, -signal.SIGTERM)), -signal.SIGTERM)
     if status >= 0:

@@ -1,4 +1,5 @@
-"""The data sections of a config, and the base class of all sections: rules, types of values, pydantic.
+"""The sections of a config that describe the data, and the base class of all sections, which checks types, values, and
+rules between values.
 
-No files are opened here. The packages that read the data check whether it exists.
+No files are opened here. The packages that read the data check whether the data exists.
 """

@@ -27,7 +27,7 @@ class _Unresolved:
 
 
 UNRESOLVED = _Unresolved()
-"""A value that is unknown because of a problem that is reported elsewhere."""
+"""Placeholder for a value that is unknown because of a problem that is reported elsewhere."""
 
 _OMITTED = object()
 
@@ -42,7 +42,7 @@ class KeyHints:
         return []
 
     def ignores(self, key: str, value: object) -> bool:
-        """Whether an unknown key is ignored because its value only requests the default behavior."""
+        """Whether an unknown key is ignored, because its value requests what happens without the key."""
         return False
 
     def unknown(self, key: str, value: object) -> str | None:
@@ -55,7 +55,7 @@ class KeyHints:
 
 
 def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
-    """Make a section from plain values. Raises ConfigError with all problems. `key` is prepended to the keys in
+    """Create a section from plain values. Raises ConfigError with all problems. `key` is prepended to the keys in
     messages."""
     builder = Builder(cls, KeyHints())
     section = builder.build(values, key)
@@ -65,7 +65,7 @@ def build(cls: type[S], values: Mapping[str, Any], key: str = "") -> S:
 
 
 class Builder:
-    """Makes a section without checking its rules, and collects unknown keys and values of the wrong type."""
+    """Creates a section without checking its rules, and collects unknown keys and values of the wrong type."""
 
     def __init__(self, cls: type[Section], hints: KeyHints) -> None:
         self.cls, self.hints = cls, hints
@@ -79,7 +79,7 @@ class Builder:
         """Keys whose values have the wrong type or are UNRESOLVED."""
 
     def build(self, values: Mapping[str, Any], key: str = "") -> Any:
-        """The complete section, or a partial one (see sections.py) if something is invalid."""
+        """The complete section, or a partial section (see sections.py) if something is invalid."""
         tree = self._cleaned(self.cls, dict(values), key)
         try:
             with unchecked():
@@ -131,7 +131,7 @@ class Builder:
         return value != "???" if known else not self.hints.ignores(join(section, name), value)
 
     def _note(self, kind: str, place: Sequence[int | str], tree: Any, key: str) -> None:
-        """Record an error that pydantic reported for a place in the tree."""
+        """Record an error that pydantic reported for a location in the tree."""
         hint, value = self.cls, tree
         for step in place:
             options = options_of(hint)
@@ -176,7 +176,7 @@ class Builder:
         self.defects.append(Defect(key, text if instead is None else f"is {show(value)}: {instead}"))
 
     def _valid_part(self, hint: Any, value: Any, key: str) -> Any:
-        """The value with its mappings converted to sections; _OMITTED if it is invalid."""
+        """The value with its mappings converted to sections; _OMITTED if the value is invalid."""
         if key in self.invalid:
             return _OMITTED
         options = options_of(hint)

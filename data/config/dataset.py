@@ -29,7 +29,8 @@ def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
 
 
 def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
-    """Report data files given by a URL: only files of a hub dataset (hf_name) are read over the network."""
+    """Yields a defect for each data file that is specified by a URL. Only the files of a hub dataset (hf_name) are read
+    over the network."""
     for path in [value] if isinstance(value, str) else value or []:
         if is_address(path):
             yield Defect(
@@ -60,9 +61,10 @@ class HFKwargs(Section):
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
 """The valid sets of keys for a `preprocessing_fn` that is a mapping of columns."""
 SOURCES = ("hf_name", "local", "text")
-"""The keys that set the source. Exactly one is set, except that `remote` can be set with or without `local`."""
+"""The keys that set the source. Exactly one of these keys is set, except that `remote` and `local` can be set
+together."""
 AMOUNTS = ("proportion", "repeat", "choose")
-"""The keys that set how many rows are drawn from a stream. At most one is set."""
+"""The keys that set how many rows are drawn from a stream. At most one of these keys is set."""
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
@@ -149,8 +151,8 @@ class StreamConfig(Section):
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of one such
-    file or of a folder that contains them."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of one csv,
+    json or parquet file, or of a folder with such files."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
@@ -173,11 +175,12 @@ class StreamConfig(Section):
     rows are already examples."""
 
     proportion: NotNegative | None = None
-    """Share of the run's tokens that this stream contributes, relative to the other streams."""
+    """This stream's share of the tokens in the run, relative to the proportions of the other streams."""
     repeat: Positive | None = None
-    """Alternative to proportion: how often each row of this stream occurs in an epoch of the mixture (default: 1)."""
+    """Alternative to proportion: how many times each row of this stream occurs in one epoch over all streams (default:
+    1)."""
     choose: Count | None = None
-    """Alternative to proportion: the number of rows of this stream in an epoch of the mixture."""
+    """Alternative to proportion: the number of rows of this stream in one epoch over all streams."""
     max_repeats: Positive = 1.0
     """Maximum number of times that a row of this stream may be drawn during the run. This key is not needed with
     `repeat`, or if the duration is given in `ep`."""
@@ -245,7 +248,7 @@ class DatasetConfig(StreamConfig):
     RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
-    """Several sources with names that you choose, instead of a single source."""
+    """Several sources instead of a single source: a mapping from names that you choose to streams."""
     max_seq_len: Annotated[int, Range(ge=2)]
     """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
@@ -254,7 +257,7 @@ class DatasetConfig(StreamConfig):
     """The prompts that are trained on: none, all, or length>=N. The last value selects prompts of at least N tokens."""
     target_responses: Literal["last", "all"] = "last"
     """The responses of a conversation that are trained on. In conversations whose messages have a key `weight` or
-    `train`, that key decides instead."""
+    `train`, that key is used instead."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
     """What to do with an example that is longer than max_seq_len. Plain texts are always split, and continue in the
     next row."""
@@ -262,7 +265,7 @@ class DatasetConfig(StreamConfig):
     """What to do with invalid rows. error reports all invalid rows together, and the run ends. drop skips invalid rows
     and reports their number."""
     shuffle: bool = True
-    """If true, rows are drawn in a random order, which depends only on the seed. If false, they are drawn in the order
+    """If true, rows are drawn in a random order, which depends only on the seed. If false, rows are drawn in the order
     of the source."""
     shuffle_seed: int | None = None
     """Seed of the random order. null uses the seed of the run."""
@@ -270,16 +273,18 @@ class DatasetConfig(StreamConfig):
     """Folder for prepared rows. Each dataset has a subfolder that is named after a fingerprint (hash) of everything
     that affects its rows."""
     prepare_workers: Count | None = None
-    """Number of processes that prepare rows. null uses one process per core. The number does not affect the rows."""
+    """Number of processes that prepare rows. null uses one process per CPU core. This setting does not affect the
+    rows."""
     cache_limit: Size | None = None
-    """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as 100gb. When
-    this size is reached, shards that are no longer needed are evicted. They are downloaded again in the next epoch.
-    null keeps all shards."""
+    """Maximum total size of the downloaded shards of all remote streams on a node's disk: a number of bytes, or a size
+    such as 100gb. When this size is reached, shards that are no longer needed are evicted. They are downloaded again in
+    the next epoch. null keeps all shards."""
     max_prepare_bytes: Count = 10 << 30
     """Maximum size, in bytes, of a remote MDS folder with text that must be tokenized and packed."""
 
     def each_stream(self) -> dict[str, "DatasetConfig"]:
-        """Name -> the dataset with only this stream as its source; `""` for a dataset without streams."""
+        """Name of each stream -> the dataset with only this stream as its source. For a dataset without streams, the
+        name is `""`."""
         if self.streams is None:
             return {"": self}
         of_source = [f.name for f in fields(StreamConfig)]

@@ -13,7 +13,7 @@ from data.config.values import Count, CountOrZero, Positive, PositiveDuration
 
 @dataclass(frozen=True, kw_only=True)
 class EpochsOf(Section):
-    """A duration in epochs of one stream."""
+    """A duration, measured in epochs of one stream."""
 
     ep: Positive
     """Number of epochs."""
@@ -140,12 +140,13 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
 
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
-    """A Defect if a run ends before its last stage does. Stages whose unit differs from that of max_duration are not
-    counted here."""
+    """Yields a Defect if the run ends before its last stage ends. Stages whose unit differs from the unit of
+    max_duration are not counted here."""
     lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
     known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
     is_open = bool(loader.stages) and loader.stages[-1].duration is None
-    # Rounded in the same way as durations in batches, so that 0.1dur + 0.2dur + 0.7dur is exactly the whole run.
+    # The durations are rounded in the same way as durations in batches, so that 0.1dur + 0.2dur + 0.7dur is exactly the
+    # whole run.
     if (excess := round(known - total, 6)) > 0 or (is_open and excess == 0):
         yield Defect(
             "stages",
@@ -168,10 +169,10 @@ class DataLoaderConfig(Section):
     """The stages of the curriculum, in order. If the list is empty, the proportions of the streams are the same in the
     whole run."""
     num_workers: CountOrZero = 2
-    """Number of worker processes that read rows in advance. With 0, the training process reads the rows."""
+    """Number of worker processes that prefetch rows. With 0, the training process reads the rows."""
     prefetch_factor: Count = 2
     """Number of batches that each worker prefetches."""
     pin_memory: bool = True
-    """Read batches into page-locked memory, from which copies to a GPU are faster."""
+    """Copy batches into page-locked memory, which makes copies to a GPU faster."""
     persistent_workers: bool = True
     """Keep worker processes between epochs."""

@@ -1,7 +1,7 @@
 """Sections of a config: frozen dataclasses whose values are checked.
 
-Each single value is checked by the type of its field (values.py). Relations between fields are checked by the section's
-RULES.
+Single values are checked by the types of their fields (values.py). Relations between fields are checked by the
+section's RULES.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Check(Protocol):
         ...
 
     def described(self) -> str:
-        """A description of the valid values; empty if the Python type is enough."""
+        """A description of the valid values; empty if the Python type describes them completely."""
         ...
 
 
@@ -62,7 +62,8 @@ class Unavailable(Exception):
 
 
 class Section:
-    """Base class of a config's dataclasses. Creating one with invalid values raises ConfigError with all problems.
+    """Base class of a config's dataclasses. Creating a section with invalid values raises ConfigError with all
+    problems.
 
     The docstring below each field is the field's documentation. Defaults are defined only here.
     """
@@ -135,7 +136,7 @@ def check(section: Section, key: str = "") -> list[Defect]:
 
 
 def _valid_part(value: Any, key: str, found: list[Defect]) -> Any:
-    """The value unchanged, or, if something in it is invalid, the value with partial sections."""
+    """The value. If something in the value is invalid, the sections in it are replaced with partial sections."""
     if isinstance(value, Section):
         return _valid_section(value, key, found)
     if isinstance(value, dict):
@@ -210,5 +211,5 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_within(key: str, sections: Iterable[str]) -> bool:
-    """Whether a key is one of these sections or is inside one of them."""
+    """Whether the key is that of one of these sections, or of a value inside one of them."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

@@ -1,4 +1,4 @@
-"""Parse `split`, which selects splits and slices of them in the syntax of the `datasets` library:
+"""Parse `split`, which selects splits, and slices of splits, in the syntax of the `datasets` library:
 `train[:90%]+test[10:20]`."""
 
 import re

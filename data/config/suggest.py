@@ -53,7 +53,7 @@ def describe(hint: Any) -> str:
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:
-    """A suggested value, or how to write it; empty if there is no suggestion."""
+    """A suggested value, or how to write the value; empty if there is no suggestion."""
     options = options_of(hint)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     if choices and not isinstance(value, dict | list):
@@ -84,8 +84,8 @@ def _nearest(name: str, options: Iterable[str], *, cutoff: float) -> str | None:
 def intended_key(root: type[Section], name: str, key: str, names: Sequence[str]) -> tuple[str | None, str]:
     """The key that was probably meant by an unknown `name` in the section `key`, and the text that suggests it.
 
-    The key is one with the same name in another section, or with a similar name in any section. If there is no such
-    key, the text lists the section's `names`.
+    The suggested key has the same name in another section, or a similar name in any section. If no key is similar, the
+    text lists the section's `names`.
     """
     everywhere = list(known_paths(root))
     same = [known for known in everywhere if known.rpartition(".")[2] == name]

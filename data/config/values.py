@@ -170,7 +170,7 @@ class _Bytes:
         return None
 
     def described(self) -> str:
-        return "bytes, or a size such as 100gb"
+        return "a number of bytes, or a size such as 100gb"
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         form = r"^\s*\d+(\.\d+)?\s*([kmgtKMGT]?[iI]?[bB])?\s*$"
@@ -179,7 +179,7 @@ class _Bytes:
 
 @dataclass(frozen=True)
 class _CountOrAll:
-    """A positive count, or -1 for all."""
+    """A positive count, or -1, which means all."""
 
     def defect(self, value: object) -> str | None:
         valid = not isinstance(value, int) or value == -1 or value >= 1

@@ -8,8 +8,8 @@ assistant's `tools`; TRL's form `{prompt: messages, completion: messages}` is co
 - `{text: text}`, a document for pretraining,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
-A column that is null counts as missing. Additional columns are ignored and counted, but they are errors if they would
-affect what is trained on. All examples of a source must have the same form.
+A column that is null counts as missing. Additional columns that would affect what is trained on are errors. Other
+additional columns are ignored and counted. All examples of a source must have the same form.
 """
 
 from collections import Counter
@@ -70,7 +70,8 @@ _WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 def read_examples(
     rows: Iterable[tuple[str, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
 ) -> Iterator[Example]:
-    """Yield the valid examples of `(place, row)` pairs. All other rows are recorded in `reading` with their places.
+    """Yield the valid examples of `(place, row)` pairs; `place` is the location of the row in its source. All other
+    rows are recorded in `reading` with their locations.
 
     A row may already be a Problem (such as a line that is not JSON). If `preprocess` raises an exception for a row,
     this is recorded as a problem of the row; if it returns None, the row is dropped.
@@ -104,7 +105,8 @@ def read_examples(
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
-    """The example, or all its problems. `origin` describes in messages where the value comes from."""
+    """The example, or all its problems. `origin` is the text that messages use to refer to the value, such as `the
+    row`."""
     if not isinstance(value, Mapping):
         what = "it must be an object with prompt and response, messages, text or turns"
         hint = ': write {"messages": [...]}' if _is_messages(value) else ""
@@ -118,7 +120,7 @@ def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
 
 
 def _form_of(row: Mapping[str, Any]) -> str | list[str]:
-    """The form of the row, or a list of forms if it has more than one."""
+    """The form of the row, or a list of forms if the row has the columns of several forms."""
     given = [form for form, names in FORMS.items() if any(row.get(name) is not None for name in names)]
     if not given:  # a column that is null counts as missing
         given = [form for form, names in FORMS.items() if any(name in row for name in names)][:1]
@@ -226,7 +228,8 @@ def _check_messages(row: Mapping[str, Any], origin: str) -> Example | list[Probl
     problems = [message for message in messages if isinstance(message, Problem)]
     problems += [tools] if isinstance(tools, Problem) else []
     if problems or isinstance(tools, Problem):
-        # Some datasets use other names for messages and roles, so a preprocessing function for them is suggested.
+        # Some datasets use other names for messages and roles, so a preprocessing function for these datasets is
+        # suggested.
         first, *more = problems
         return [Problem(first.kind, f"{first.text}{_advice(row, origin)}"), *more]
     return Conversation([message for message in messages if isinstance(message, dict)], tools)
@@ -300,7 +303,7 @@ def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Proble
 
 
 def _apply(preprocess: Callable[[Any], Any], row: Any) -> Any:
-    """The result of the function, or a Problem if it raises an exception."""
+    """The result of the preprocessing function, or a Problem if the function raises an exception."""
     try:
         return preprocess(row)
     except DataError as error:
@@ -327,7 +330,7 @@ def _count_ignored(value: Mapping[str, Any], example: Example, ignored: Counter[
 
 
 def _unused(row: Mapping[str, Any], used: Iterable[str]) -> Iterator[str]:
-    """The names of the row's unused columns, as they are counted."""
+    """The names under which the row's unused columns are counted."""
     names = set(used)
     return (printable(name) for name in row if name not in names and row[name] is not None)
 
@@ -346,7 +349,7 @@ def _reader_of(
         if all(column in row for column in columns) and _makes_an_example(PREPROCESSORS[name], row):
             return columns, name
     if not pairs or any(has_value(row.get(name)) for name in _UNSUPPORTED[PromptResponse.form]):
-        return None  # a mapping of two columns would leave out these columns
+        return None  # a mapping of columns would ignore these columns
     for prompt, response in pairs:
         take = TakeColumns({"prompt": prompt, "response": response})
         if prompt in row and response in row and _makes_an_example(take, row):

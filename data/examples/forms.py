@@ -18,7 +18,7 @@ class PromptResponse:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages as returned by `read_messages`. The last one is from the assistant."""
+    """Messages as returned by `read_messages`. The last message is from the assistant."""
 
     form: ClassVar[str] = "messages"
     messages: list[dict[str, Any]]
@@ -51,4 +51,5 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 """The columns of each form."""
 TEXT_FORMS = (*(("prompt", name) for name in RESPONSE_NAMES), *(FORMS[form] for form in list(FORMS)[1:]))
-"""The sets of columns that identify the samples of an MDS folder as examples, from which rows must be prepared."""
+"""If the samples of an MDS folder have one of these sets of columns, they are examples, which must be tokenized and
+packed into rows."""

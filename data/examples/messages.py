@@ -1,12 +1,11 @@
-"""Read and check the messages of a conversation: `{role, content, ...}`. The formats that datasets commonly use are
-accepted.
+"""Read and check the messages of a conversation: `{role, content, ...}`. The common formats are accepted.
 
 A message may also have these keys, which are kept:
 
 - `train`: whether it is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI, Mistral);
 - `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older format) is converted to it;
 - `reasoning_content`, `thinking`: the assistant's reasoning, which a chat template may write before the answer;
-- `loss_weight`: kept in order to detect chat templates that do not support it;
+- `loss_weight`: kept so that chat templates without support for it are detected;
 - `name`, `tool_call_id`: for the results of tools.
 """
 
@@ -28,7 +27,7 @@ _MESSAGE_KEYS = (
 
 
 def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
-    """The messages in one format, or all problems with them. The last message is from the assistant.
+    """The messages in a uniform format, or all problems with the messages. The last message is from the assistant.
 
     `value` is a list, or its JSON text. Parts `[{type: text, text}]` are concatenated. A system message without text is
     left out. The order of the turns must follow LLM Foundry's rules.
@@ -98,7 +97,7 @@ def _read_message(message: Any, name: str) -> dict[str, Any] | list[Problem]:
 
 
 def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool) -> dict[str, Any]:
-    """The additional keys of a message that are used. An invalid value is replaced by a Problem."""
+    """The supported additional keys of a message, with their values. An invalid value is replaced with a Problem."""
     read = {
         "train": _read_train(message, name),
         "tool_calls": _read_calls(message, name) if calls else None,
@@ -110,7 +109,7 @@ def _read_more(message: Mapping[str, Any], role: str, name: str, *, calls: bool)
 
 
 def _read_content(message: Mapping[str, Any], name: str, *, calls: bool) -> str | Problem:
-    """The text of the content; "" if there is no content, which is only allowed with tool calls."""
+    """The text of the content; "" if there is no content. A message without content must have tool calls."""
     content, key = message.get("content"), f"{name}.content"
     parts = as_list(content) if not isinstance(content, str) else None
     if parts is not None and any(isinstance(part, Mapping) for part in parts):
@@ -181,7 +180,7 @@ def _read_call(call: Any) -> dict[str, Any] | None:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not has_text(function.get("name")):
         return None
-    # Arguments in OpenAI's JSON text are parsed, because most chat templates expect an object.
+    # Arguments given as a JSON string, as in OpenAI's format, are parsed, because most chat templates expect an object.
     given = function.get("arguments")
     arguments = without_nulls(given) if isinstance(given, Mapping) else from_json(given) if has_value(given) else {}
     more = {key: value for key, value in call.items() if key in ("id", "type") and has_value(value)}
@@ -189,7 +188,8 @@ def _read_call(call: Any) -> dict[str, Any] | None:
 
 
 def read_tools(row: Mapping[str, Any]) -> list[Any] | Problem | None:
-    """The row's `tools`, given as a list or its JSON text, or as `functions`, which is OpenAI's older name for them."""
+    """The row's `tools`, given as a list or its JSON text, or as `functions`, which is OpenAI's older name for
+    `tools`."""
     key = next((key for key in ("tools", "functions") if has_value(row.get(key))), None)
     if key is None:
         return None
@@ -226,7 +226,7 @@ def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
 
 
 def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
-    """The kind and text of the problem if the turn must not follow the turn `before`; otherwise None."""
+    """The kind and text of the problem if the turn is not allowed after the turn `before`; otherwise None."""
     if role == "system":
         if before is None:
             return None
@@ -244,7 +244,8 @@ def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
 
 
 def has_value(value: Any) -> bool:
-    """Whether the value is not empty. In tables, rows without the key have a null or empty value."""
+    """Whether the value is not empty. In table formats such as Parquet, rows without the key have a null or empty
+    value."""
     return value is not None and not (isinstance(value, str | list | tuple | dict | np.ndarray) and len(value) == 0)
 
 
@@ -270,7 +271,7 @@ def from_json(value: Any) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """Remove keys that are null, because in tables every object has the keys of all other objects."""
+    """Remove keys that are null. In table formats such as Parquet, every object has the keys of all other objects."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple | np.ndarray):

@@ -28,9 +28,10 @@ _MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
-    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" or missing in rows that do not need it.
+    """tatsu-lab/alpaca: `{instruction, input, output, text}`; input is "" or missing in rows whose instruction needs no
+    input.
 
-    The prompt is the one in Alpaca's column `text`. Card: huggingface.co/datasets/tatsu-lab/alpaca
+    The prompt is the same as in Alpaca's column `text`. Card: huggingface.co/datasets/tatsu-lab/alpaca
     """
     for column in ("system", "system_prompt", "history"):
         if row.get(column):
@@ -63,7 +64,7 @@ def p3(row: Mapping[str, Any]) -> dict[str, str] | None:
     `{answer_choices, idx, weight, is_correct}`. `inputs` and `targets` are T5's token ids.
 
     Rows whose is_correct is false contain a wrong answer (for ranking) and are dropped. A space is inserted between the
-    two texts if neither has one there. Card: huggingface.co/datasets/bigscience/P3
+    two texts if there is no space yet. Card: huggingface.co/datasets/bigscience/P3
     """
     if row.get("is_correct") is False:
         return None
@@ -76,7 +77,7 @@ def flan(row: Mapping[str, Any]) -> dict[str, str]:
     """Muennighoff/flan and Muennighoff/P3: `{inputs, targets, task}`; conceptofmind's FLAN: `{inputs, targets,
     task_source, task_name, template_type}`.
 
-    A space is inserted between the two texts if neither has one there. Card: huggingface.co/datasets/Muennighoff/flan
+    A space is inserted between the two texts if there is no space yet. Card: huggingface.co/datasets/Muennighoff/flan
     """
     prompt, response = row["inputs"], row["targets"]
     apart = prompt[-1:].isspace() or response[:1].isspace()
@@ -89,8 +90,9 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     The column may also be `conversation` or `messages`. A turn may also be `{role, content}`, `{input, output}` (user
     and assistant), or a string (the user's and the assistant's turns alternate). These roles are accepted, in upper or
     lower case: system; human, user, prompter; gpt, chatgpt, bing, bard, chatbot, bot, model, assistant; function_call,
-    whose text is JSON of `{name, arguments}`; observation, tool, function, function_response, tool_response. `weight`
-    and `train` of a turn are kept, and `tools` may be JSON text. Card: huggingface.co/datasets/teknium/OpenHermes-2.5
+    whose text is JSON of `{name, arguments}`; observation, tool, function, function_response, tool_response. The keys
+    `weight` and `train` of a turn are kept, and `tools` may be JSON text. Card:
+    huggingface.co/datasets/teknium/OpenHermes-2.5
     """
     of_assistant = ("gpt", "chatgpt", "bing", "bard", "chatbot", "bot", "model", "assistant", "function_call")
     of_tool = ("observation", "tool", "function", "function_response", "tool_response")
@@ -151,10 +153,10 @@ def numinamath(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def multiple_choice(row: Mapping[str, Any]) -> dict[str, str]:
-    """`{question, choices: [text, ...], answer}`, where answer is an index into choices from 0, or a letter from A.
+    """`{question, choices: [text, ...], answer}`, where answer is the zero-based index of a choice, or its letter.
 
-    The prompt lists the choices with letters from A and ends with `Answer:`. The response is the letter of the answer.
-    MMLU has these columns; its answer is an index. Card: huggingface.co/datasets/cais/mmlu
+    The prompt lists the choices with the letters A, B, C, ... and ends with `Answer:`. The response is the letter of
+    the answer. MMLU has these columns; its answer is an index. Card: huggingface.co/datasets/cais/mmlu
     """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(row["choices"])]
     answer = row["answer"]
@@ -216,8 +218,8 @@ def is_own(value: str | Mapping[str, str] | None) -> bool:
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
-    """A text that changes if the behavior of the function may have changed, and does not change with docstrings or
-    comments.
+    """A text for fingerprints. It changes if the behavior of the function may have changed, but not if only docstrings
+    or comments change.
 
     For a registered function, which is self-contained, this is the source of the function. For `module:function`, it is
     the source of the whole module, because the function may call others.
@@ -239,15 +241,16 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
         return "\n".join([value, canonical(named), canonical(written)])
     except (OSError, TypeError, SyntaxError):
         raise ConfigError(
-            f"is {value!r}, but {module} has no Python source, so a change in it would not be detected: call it from a "
-            "function in your own module",
+            f"is {value!r}, but {module} has no Python source, so changes in the function would not be detected: call "
+            "the function from your own module",
             key="preprocessing_fn",
         ) from None
 
 
 @dataclass(frozen=True)
 class TakeColumns:
-    """Makes an example from the named columns. Raises DataError for a row in which one of them is missing."""
+    """Makes an example from the specified columns. Raises DataError for a row in which one of these columns is
+    missing."""
 
     columns: Mapping[str, str]
     """Key of the example -> column."""

@@ -9,13 +9,14 @@ from typing import Any
 
 
 def canonical(source: str) -> str:
-    """The syntax tree of the source as text, without comments, docstrings and other statements that are only a string.
+    """The syntax tree of the source as text, without comments, docstrings and other statements that are only strings.
 
-    Docstrings are kept if the source itself reads docstrings.
+    Docstrings are kept if the source reads docstrings (contains `__doc__` or `getdoc`).
     """
     reads_docstrings = "__doc__" in source or "getdoc" in source
     parts: list[str] = []
-    # This is not recursive, because a sum of a thousand terms is a tree with a thousand levels.
+    # An explicit stack is used instead of recursion, because a sum of a thousand terms is a tree with a thousand
+    # levels.
     stack: list[Any] = [ast.parse(source)]
     while stack:
         value = stack.pop()
@@ -39,7 +40,7 @@ def canonical(source: str) -> str:
 
 
 class _Text(str):
-    """Text that is ready for output. All other items on the stack must still be converted."""
+    """Text that is ready for output. All other items on the stack must be converted first."""
 
 
 def _fields(node: ast.AST) -> Iterator[tuple[str, Any]]:

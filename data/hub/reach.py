@@ -1,5 +1,5 @@
-"""Check whether the Hugging Face hub can be reached. huggingface_hub would retry for up to a minute before it reports
-this."""
+"""Check whether the Hugging Face hub can be reached. If the hub cannot be reached, huggingface_hub would retry for up
+to a minute before it raises an error."""
 
 import functools
 import threading
@@ -27,7 +27,7 @@ def why_offline() -> str | None:
 @functools.cache
 def _why_silent(endpoint: str) -> str | None:
     answers: list[str | None] = []
-    # This is a daemon thread, because it may still wait for DNS when the program ends.
+    # The thread is a daemon thread, because it may still wait for DNS when the program ends.
     asking = threading.Thread(target=lambda: answers.append(_ask(endpoint)), daemon=True)
     asking.start()
     asking.join(WAIT_SECONDS)
@@ -46,7 +46,7 @@ def _ask(endpoint: str) -> str | None:
 
 
 def _root_of(error: BaseException) -> str:
-    """The operating system's message about the error that caused the library's error."""
+    """The operating system's message for the error that caused the library's error."""
     while (below := error.__cause__ or error.__context__) is not None:
         error = below
     message = reason(error) if isinstance(error, OSError) else str(error)

@@ -30,15 +30,15 @@ Place = tuple[str | int, ...]
 
 class Rule(NamedTuple):
     does: str
-    """What the key makes transformers do."""
+    """What transformers does because of this key."""
     allowed: str = ""
     """A pattern that matches harmless strings. null, false and empty values are harmless for every key."""
     strings_only: bool = False
-    """Whether mappings and lists are harmless, so that only strings are checked."""
+    """If true, mappings and lists are harmless, so that only strings are checked."""
 
 
-_CODE = "names code of a repository to run"
-_KERNEL = "can name a kernel, which is code downloaded from the hub"
+_CODE = "specifies code of a repository to run"
+_KERNEL = "can specify a kernel, which is code downloaded from the hub"
 _ATTENTION, _EXPERTS = "eager|sdpa|flex_attention", "eager|grouped_mm|batched_mm"
 _PATH = "is a path that is opened, and may be copied when the tokenizer is saved"
 
@@ -51,17 +51,17 @@ KEYS: dict[str, Rule] = {
     "experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation_internal": Rule(_KERNEL),
-    "configuration_files": Rule("names another file to read instead of config.json, perhaps outside the folder"),
-    "transformers_weights": Rule("names other weights than the folder's own, perhaps outside the folder"),
+    "configuration_files": Rule("specifies another file to read instead of config.json, perhaps outside the folder"),
+    "transformers_weights": Rule("specifies weights other than the folder's own, perhaps outside the folder"),
     "tokenizer_class": Rule(
-        "names a class that is not a tokenizer", r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)"
+        "specifies a class that is not a tokenizer", r"(?!Auto|Rag)\w+(Tokenizer|TokenizerFast|Backend)"
     ),
     "model_type": Rule("has its tokenizers in subfolders, which are not checked", "(?!rag$).*"),
 }
 
 TOKENIZER_KEYS: dict[str, Rule] = {
     "init_inputs": Rule("passes arguments to the tokenizer's class, the first of which is a path"),
-    "fast_tokenizer_files": Rule("names files that may be outside the folder", r"tokenizer\.[\w.-]*json"),
+    "fast_tokenizer_files": Rule("specifies files that may be outside the folder", r"tokenizer\.[\w.-]*json"),
     # often present: the path of the tokenizer when it was saved, which is not read
     "special_tokens_map_file": Rule(_PATH, ".*"),
     "vocab": Rule(_PATH, strings_only=True),
@@ -112,16 +112,16 @@ def check_contents(contents: Mapping[str, Any], file: Path, hub_name: str | None
 
 
 def check_saved_tokenizer(folder: Path) -> None:
-    """Apply check_json_files to the tokenizer folder of a run, and check all its other files too, because an export
-    copies them."""
+    """Apply check_json_files to the tokenizer folder of a run, and check all other files in this folder too, because an
+    export copies them."""
     check_json_files(folder)
     refuse_code_beside(folder)
     for path in sorted(folder.rglob("*")):
         _refuse_link(path, folder)
         if not _may_be_saved(path, folder):
             raise ConfigError(
-                f"{_printable(str(path))} is not a file of a tokenizer, but an export would copy it: remove it (a run "
-                f"saves files in this folder, none of them *.py, and {TEMPLATES}/*.jinja)"
+                f"{_printable(str(path))} is not a file of a tokenizer, but an export would copy it: remove it (this "
+                f"folder may only contain {TEMPLATES}/*.jinja, and files whose names do not end in .py)"
             )
 
 
@@ -150,7 +150,8 @@ def refuse_code_beside(folder: Path) -> None:
 
 
 def _may_be_saved(path: Path, folder: Path) -> bool:
-    """Whether the file may belong to a saved tokenizer. Links to folders may not, because they can form a cycle."""
+    """Whether the file may belong to a saved tokenizer. False for links to folders, because such links can form a
+    cycle."""
     if path.parent == folder / TEMPLATES:
         return path.is_file() and path.suffix == ".jinja"
     if path == folder / TEMPLATES:
@@ -159,12 +160,12 @@ def _may_be_saved(path: Path, folder: Path) -> bool:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raises ConfigError for links to files outside the folder that transformers may read. Used for folders that the
-    user names.
+    """Raises ConfigError if a file that transformers may read is a link to a file outside the folder. Used for folders
+    that the user specifies.
 
-    Links for weights are allowed, and so are links to files of the same name, because many users link tokenizer files
-    from a shared store. A downloaded folder may also contain such links, and their targets would be copied when the
-    tokenizer is saved, but a file with the name of a tokenizer file does not contain secrets.
+    Links to weights are allowed. Links to files of the same name are allowed too, because many users keep tokenizer
+    files in a shared folder and link to them. A downloaded folder may also contain such links, and their targets would
+    be copied when the tokenizer is saved, but a file with the name of a tokenizer file does not contain secrets.
     """
     for path in sorted([*folder.glob("*"), *(folder / TEMPLATES).rglob("*")]):
         if path.suffix != ".safetensors":
@@ -172,15 +173,15 @@ def refuse_links(folder: Path) -> None:
 
 
 def refuse_links_in_hub_cache(folder: Path) -> None:
-    """Raises ConfigError if any file of a downloaded repository is a link to a file outside of it. Links made by the
-    hub's cache are allowed."""
+    """Raises ConfigError if any file of a downloaded repository is a link to a file outside of the repository. Links
+    made by the hub's cache are allowed."""
     for path in sorted(folder.rglob("*")):
         _refuse_link(path, folder)
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """The blobs folder if the folder is in the hub's cache, in which snapshots/COMMIT/config.json links to
-    ../../blobs/HASH."""
+    """If the folder is in the hub's cache, the cache's folder `blobs` for this repository. There,
+    snapshots/COMMIT/config.json is a link to ../../blobs/HASH."""
     root = folder.resolve()
     is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
     return [root.parents[1] / "blobs"] if is_cached else []
@@ -205,7 +206,8 @@ def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
 
 
 def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:
-    """The error for a file whose values are nested too deeply to be checked. Other parsers may be able to read it."""
+    """The error for a file whose values are nested too deeply to be checked. Other parsers may be able to read such a
+    file."""
     return ConfigError(
         f"{_of(file, hub_name)} cannot be checked, because its values are nested too deeply (hundreds of levels, while "
         "a model's files have fewer than ten): remove these values, or use another copy of the file"
@@ -219,7 +221,7 @@ _NAMES = (
 
 
 def _walk(contents: Any) -> Iterator[tuple[Place, Any]]:
-    """(keys, value) pairs of all keys at any depth."""
+    """A pair (keys, value) for each key at any depth: `keys` is the path to the value."""
     left: list[tuple[Place, Any]] = [((), contents)]
     while left:
         place, value = left.pop()

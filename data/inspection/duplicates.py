@@ -15,16 +15,17 @@ SHOWN_PAIRS = 5
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Documents of one survey that also occur in another survey, or earlier in the same survey, as pairs of indices."""
+    """Duplicates as pairs of indices: documents of one survey (see survey.py) that also occur in another survey, or
+    earlier in the same survey."""
 
     exact: np.ndarray
-    """int64, [n, 2]: the index of the document, and the index of the first document that is equal to it."""
+    """int64, [n, 2]: the index of the document, and the index of the first document with equal tokens."""
     near: np.ndarray
-    """int64, [n, 2]: the same for near-duplicates that are not exact copies."""
+    """int64, [n, 2]: the index of the document, and the index of a near-duplicate that is not an exact copy."""
 
 
 def duplicates(own: Survey) -> Matches:
-    """Find documents that are copies or near-duplicates of an earlier document."""
+    """Find the documents that are copies or near-duplicates of an earlier document."""
     numbers = np.arange(len(own.hashes))
     first = first_with(own.hashes, own.hashes)
     copies = first < numbers
@@ -34,7 +35,7 @@ def duplicates(own: Survey) -> Matches:
 
 
 def overlap(known: Survey, asked: Survey) -> Matches:
-    """Find documents of `asked` of which `known` contains a copy or a near-duplicate."""
+    """Find the documents in `asked` that have a copy or a near-duplicate in `known`."""
     first = first_with(known.hashes, asked.hashes)
     others = np.flatnonzero(first < 0)
     near = near_matches(known.signatures, asked.signatures[others], earlier=False)

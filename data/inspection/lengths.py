@@ -1,4 +1,4 @@
-"""Describe the lengths of documents: as a summary, as a histogram in text, and as a picture."""
+"""Describe the lengths of documents with a summary, a histogram in text, and a histogram in a PNG file."""
 
 from pathlib import Path
 from typing import Any

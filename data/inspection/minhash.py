@@ -14,8 +14,8 @@ ALIKE = 0.8
 NGRAM = 5
 HASHES, BANDS = 64, 16
 """Number of hashes and bands of a signature. Two documents with a similarity of 0.8 are compared with probability
-0.9998. For a similarity of 0.4 the probability is 0.34, and the comparison of the complete signatures then shows that
-they are not near-duplicates."""
+0.9998. For a similarity of 0.4, the probability is 0.34; the comparison of the complete signatures then shows that the
+documents are not near-duplicates."""
 
 _MULTIPLIERS = splitmix64(np.arange(2 * HASHES, dtype=np.uint64)).reshape(2, HASHES, 1) | np.uint64(1)
 
@@ -33,7 +33,7 @@ def signature(ids: np.ndarray) -> np.ndarray:
 
 
 def match_pairs(found: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """[n, 2]: the indices where `found` is true, and the values of `first` there."""
+    """[n, 2]: the indices where `found` is true, and the values of `first` at these indices."""
     return np.stack([np.flatnonzero(found), first[found]], axis=1)
 
 

@@ -27,12 +27,12 @@ class Survey:
     """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into several rows
     counts as one document."""
     places: np.ndarray
-    """int64, [n, 2]: for each compared document (the first MOST_COMPARED), the row in which it begins, and its number
-    in the row."""
+    """int64, [n, 2]: for each compared document, the row in which the document begins, and its number in the row. The
+    first MOST_COMPARED documents are compared."""
     hashes: np.ndarray
-    """uint64, [n]."""
+    """uint64, [n]: a hash of each compared document's tokens."""
     signatures: np.ndarray
-    """uint32, [n, HASHES]."""
+    """uint32, [n, HASHES]: the MinHash signature of each compared document."""
 
     @property
     def n_documents(self) -> int:
@@ -72,7 +72,7 @@ class _Counts:
 
     tokens: int = 0
     trained_tokens: int = 0
-    """The first token of each document in a row is never a label, so it does not count."""
+    """The first token of each document in a row is never a label, so this token does not count."""
 
     def add(self, row: Row) -> None:
         starts = np.cumsum(row.lengths) - row.lengths
@@ -83,8 +83,8 @@ class _Counts:
 def _documents(
     rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]], counts: _Counts
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """The place of each document, as (row, number in the row), and its tokens. The parts of split documents are
-    joined."""
+    """The location of each document, as (row, number in the row), and the document's tokens. The parts of split
+    documents are joined."""
     begun, parts = (0, 0), list[np.ndarray]()
     for number in progress(range(rows.n_rows)):
         row = rows.read(number)

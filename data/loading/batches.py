@@ -17,7 +17,7 @@ LOOK_AHEAD = 32
 
 
 class TrainBatches(Dataset[Batch]):
-    """Item n: this rank's rows of global batch n."""
+    """A dataset whose item n contains this rank's rows of global batch n."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TrainBatches(Dataset[Batch]):
         self.rank, self.device_batch_size = rank, size // world_size
         self.pad_token_id, self.max_seq_len = pad_token_id, max_seq_len
         self.first = 0
-        """The first batch to read: 0, unless load_state_dict has set the position of a checkpoint."""
+        """The number of the first batch to read: 0, unless load_state_dict has set a checkpoint's position."""
         self._streams = dict(streams)
         self._requested = 0
         """Number of batches whose shards this process has requested."""
@@ -55,7 +55,7 @@ class TrainBatches(Dataset[Batch]):
         return collate(rows, self.max_seq_len, self.pad_token_id) | {"streams": torch.from_numpy(s_N)}
 
     def _look_ahead(self, n: int) -> None:
-        """Start to fetch the shards of the next batches, except those that earlier calls have requested."""
+        """Start to fetch the shards of the next batches, except for shards that earlier calls have requested."""
         remote = [number for number, name in enumerate(self.plan.names) if self._streams[name].is_remote]
         if not remote:
             return
@@ -75,16 +75,16 @@ class TrainBatches(Dataset[Batch]):
         return dict(self.plan.state(num_samples))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from the state's position, with any number of ranks.
+        """Continue from the position in `state`, with any number of ranks.
 
-        Raises ConfigError if the rows read before the checkpoint, or their order, differ from those of this run.
+        Raises ConfigError if the rows that were read before the checkpoint, or their order, are different in this run.
         """
         self.first = self.plan.resume(state)
 
 
 class EvalBatches(Dataset[Batch]):
-    """Item n: this rank's rows of eval batch n. The streams are read one after another, and the last batches are filled
-    with padding."""
+    """A dataset whose item n contains this rank's rows of eval batch n. The streams are read one after another, and the
+    last batches are filled with padding."""
 
     def __init__(
         self,

@@ -14,10 +14,11 @@ Batch = dict[str, torch.Tensor]
 
 
 def collate(rows: Sequence[Row | None], max_seq_len: int, pad_token_id: int) -> Batch:
-    """Returns int64 tensors of shape [rows, max_seq_len]. For None, the row consists of padding only.
+    """Returns int64 tensors of shape [rows, max_seq_len]. A row that is None becomes a row of padding.
 
-    `input_ids` are padded on the right. `labels` are shifted: the next position's token if it is trained on and belongs
-    to the same document, else -100. `document_ids` are 0, 1, 2, ... in each row, and -1 for padding.
+    `input_ids` are padded on the right. `labels` are shifted: the label at a position is the next token if that token
+    is trained on and belongs to the same document, else -100. `document_ids` are 0, 1, 2, ... in each row, and -1 for
+    padding.
     """
     shape = (len(rows), max_seq_len)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)

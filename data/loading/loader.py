@@ -1,7 +1,7 @@
 """The loaders for training and evaluation. Workers prefetch batches; if a worker fails, a DataError is raised.
 
-Only the training process stores the position. A loader's dataset is indexed by batch number, and its sampler starts at
-the next batch, so resuming at batch n costs the same as starting at batch 0.
+Only the training process stores the position in the data. A loader's dataset is indexed by batch number, and its
+sampler starts at the next batch, so resuming at batch n costs the same as starting at batch 0.
 """
 
 import time
@@ -22,13 +22,13 @@ from data.loading.workers import Workers
 from data.mixing.row_plan import RowPlan
 
 Waiting = Callable[[], AbstractContextManager[Callable[[], float]]]
-"""A context manager that is active while the loader waits for a batch. It yields a function that returns the seconds
-left."""
+"""The type of a context manager that is active while the loader waits for a batch. The context manager yields a
+function that returns how many seconds are left to wait."""
 
 
 class BatchNumbers(DistributedSampler[Batch]):
-    """Yields batch numbers, starting at the dataset's first batch. They are the same on each rank, and the dataset
-    selects the rank's rows.
+    """Yields batch numbers, starting at the dataset's first batch. The batch numbers are the same on all ranks, and the
+    dataset selects the rank's rows.
 
     This is a DistributedSampler because Composer accepts no other sampler. Composer's evaluation drops `total_size -
     len(dataset)` samples as duplicates, so total_size is set.
@@ -45,22 +45,22 @@ class BatchNumbers(DistributedSampler[Batch]):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """In evaluation any number is allowed. A training run has only one epoch, because a second epoch would repeat
-        the order of the rows."""
+        """In evaluation, any epoch is allowed. In training, only epoch 0 is allowed, because a second epoch would
+        repeat the order of the rows."""
         if epoch and isinstance(self.dataset, TrainBatches):
             raise ValueError(f"epoch {epoch} was requested, but a run has a single epoch: set durations in batches")
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader that yields exactly as many batches as its dataset has left, or raises a DataError if a worker
-    fails, ends or is late. Only a signal can end it earlier. `waiting` (see Waiting) can be replaced before the first
+    """A DataLoader that yields all remaining batches of its dataset, or raises a DataError if a worker fails, ends or
+    is late. Only a signal can end the iteration earlier. `waiting` (see Waiting) can be replaced before the first
     batch."""
 
     def __init__(
         self, batches: TrainBatches | EvalBatches, *, name: str, limit: float | None = None, **kwargs: Any
     ) -> None:
-        """name: see Workers. limit: maximum seconds to wait for a batch of the workers, used unless `waiting` is
-        replaced."""
+        """name: the name of the loader in messages, such as `rank 1's train_loader`. limit: maximum number of seconds
+        to wait for a batch from the workers, used unless `waiting` is replaced."""
         super().__init__(batches, batch_size=None, sampler=BatchNumbers(batches), **kwargs)
         self.batches, self.waiting, self.limit = batches, self._until_limit, limit
         self._name, self._workers, self._given = name, Workers(name, []), 0
@@ -74,7 +74,7 @@ class BatchLoader(DataLoader[Batch]):
         with self._watched(), self.worker_errors():
             with self.waiting() as seconds_left, self._workers.waited_for(None, first, seconds_left):
                 batches = super().__iter__()
-        # The list belongs to torch. It is only used to name the workers.
+        # The list is a private attribute of torch's iterator. It is only used to identify the workers in messages.
         self._workers = Workers(self._name, [worker.pid for worker in getattr(batches, "_workers", ())])
         with self._watched():
             for given in range(due):
@@ -90,7 +90,8 @@ class BatchLoader(DataLoader[Batch]):
 
     @contextmanager
     def worker_errors(self) -> Iterator[None]:
-        """Convert the error that torch raises when a worker has ended, at any time during the run, into a DataError."""
+        """Convert the error that torch raises after a worker has ended into a DataError. torch may raise this error at
+        any time during the run."""
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
@@ -137,8 +138,8 @@ def train_loader(
 ) -> BatchLoader:
     """A loader that yields this rank's part of each global batch. The run has n_batches global batches.
 
-    `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum seconds to wait for
-    a batch of the workers; None: no limit.
+    `dataset.state_dict` and `dataset.load_state_dict` save and restore the position. limit: maximum number of seconds
+    to wait for a batch from the workers; None: no limit.
     """
     batches = TrainBatches(
         streams,
@@ -188,6 +189,7 @@ def _loader(
         persistent_workers=config.persistent_workers and with_workers,
         pin_memory=config.pin_memory and torch.cuda.is_available(),
         worker_init_fn=BeginWorker(),
-        # A separate generator, so that drawing a seed for the workers does not change the model's random numbers.
+        # A separate generator is used, so that drawing a seed for the workers does not change the model's random
+        # numbers.
         generator=torch.Generator(),
     )

@@ -1,5 +1,5 @@
-"""Open the rows of a dataset. If the dataset is an MDS folder of prepared rows, they are read in place; otherwise they
-are prepared first."""
+"""Open the rows of a dataset. If the dataset is an MDS folder of prepared rows, the rows are read in place; otherwise,
+the rows are prepared first."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -22,10 +22,10 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsFolder:
-    """The dataset's single source, or its MDS folder if the samples are prepared rows. This is fast, and needs no
+    """The dataset's single source, or its MDS folder if the samples are prepared rows. The call is fast, and needs no
     tokenizer.
 
-    Raises the errors of open_source and open_mds.
+    Raises the same errors as `open_source` and `open_mds`.
     """
     if config.local is None and config.remote is None:
         return open_source(config, rehash=rehash)
@@ -34,15 +34,19 @@ def find_source(config: DatasetConfig, *, rehash: bool = False) -> Source | MdsF
 
 
 def open_rows(config: DatasetConfig, tokenizer: Tokenizer, source: Source | MdsFolder | None = None) -> Rows:
-    """The rows of the dataset's single source. They are prepared first if necessary. Uses no collective operations.
+    """The rows of the dataset's single source, which are prepared first if necessary. Uses no collective operations.
 
-    `source` is the result of find_source; if it is None, find_source is called here.
+    `source` is the result of find_source; if `source` is None, find_source is called here.
 
-    An MDS folder is read in place if its samples are rows: our format; `input_ids` and `labels` of the same length,
-    -100 for tokens that are not trained on; or only `tokens`, all of which are trained on, with the tokenizer's eos at
-    the end of each document. Ids are an ndarray, or the bytes of int64 values. Raises the errors of prepare and
-    MdsFolder, ConfigError if the tokenizer or max_seq_len differs from the one in the folder's manifest, and DataError
-    if its first row is invalid.
+    An MDS folder is read in place if its samples are rows in one of these formats:
+
+    - the format of data/mds/row.py,
+    - `input_ids` and `labels` of the same length; labels are -100 for tokens that are not trained on,
+    - only `tokens`, all of which are trained on; each document ends with the tokenizer's eos token.
+
+    Ids are an ndarray, or the bytes of int64 values. Raises the same errors as `prepare` and `MdsFolder`, ConfigError
+    if the tokenizer or max_seq_len differs from that in the folder's manifest, and DataError if the folder's first row
+    is invalid.
     """
     source = find_source(config) if source is None else source
     if isinstance(source, MdsFolder):
@@ -91,7 +95,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
     form = next(form for form in ROW_FORMS if set(form) <= set(mds.columns))
     rows = Rows(
         folder=mds.folder,
-        # For rows that only have tokens, the eos token determines where documents end.
+        # For rows that contain only tokens, the eos token determines where documents end.
         fingerprint=mds.fingerprint + (f"-eos{tokenizer.eos_token_id}" if form == ("tokens",) else ""),
         max_seq_len=config.max_seq_len,
         n_rows=mds.n_samples,
@@ -137,7 +141,7 @@ def _check_count(mds: MdsFolder, manifest: Mapping[str, Any]) -> None:
 def open_streams(
     config: DatasetConfig, tokenizer: Tokenizer, sources: Mapping[str, Source | MdsFolder] | None = None
 ) -> dict[str, Rows]:
-    """The rows of each stream, by its name (`""` for a dataset without streams). Raises the errors of open_rows.
+    """The rows of each stream, by its name (`""` for a dataset without streams). Raises the same errors as `open_rows`.
 
     `sources` maps the names to results of find_source.
     """

@@ -1,4 +1,4 @@
-"""The state of a process that does not respond, as reported by the system."""
+"""The state of a process that does not respond, as reported by the operating system."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ _STATES = {
 
 
 def start_time(pid: int) -> float:
-    """Start time of a process. Raises psutil.NoSuchProcess if it has ended.
+    """Start time of a process. Raises psutil.NoSuchProcess if the process has ended.
 
-    On Linux it is given in ticks since boot. psutil's start time is not used there, because it includes the boot time,
-    which changes when the clock is set.
+    On Linux, the start time is in clock ticks since boot. psutil's start time is not used on Linux, because psutil adds
+    the boot time, which changes when the clock is set.
     """
     process = psutil.Process(pid)
     if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
@@ -41,8 +41,8 @@ def is_alive(pid: int, started: float) -> bool:
 
 
 def machine() -> tuple[str, str, str]:
-    """Identifies the machine or container in which pids are valid. Containers may share a hostname, but have separate
-    pid namespaces."""
+    """A text that identifies the machine or container in which pids are valid. Containers may share a hostname, but
+    have separate pid namespaces."""
     boot_id = namespace = ""
     with suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

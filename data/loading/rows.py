@@ -10,7 +10,7 @@ import numpy as np
 from data.mds.folder import MdsFolder
 from data.mds.row import Row
 
-_HINT = "write the rows again, or set the tokenizer and the max_seq_len that they were written with"
+_HINT = "write the rows again, or set the tokenizer and max_seq_len with which they were written"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,7 +53,7 @@ class Rows:
         return row
 
     def prefetch(self, row_ids: np.ndarray) -> None:
-        """Start threads that fetch those shards of these rows that are not local."""
+        """Start threads that fetch the shards that contain these rows, except for shards that are already local."""
         shards = np.searchsorted(self.mds.ends, row_ids, side="right")
         self.mds.prefetch(dict.fromkeys(shards.tolist()))
 

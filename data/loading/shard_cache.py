@@ -16,20 +16,20 @@ from data.loading.rows import Rows
 from data.mixing.row_plan import RowPlan
 
 _BEHIND = 1
-"""Maximum number of batches by which another rank can be behind: only 1, because all ranks have completed the last
-step."""
+"""Maximum number of batches by which another rank can be behind this rank. It is only 1, because all ranks have
+completed the previous step."""
 
 
 class ShardCache:
     """The local copies of the shards of a run's remote streams. One process per node uses this class."""
 
     def __init__(self, streams: Mapping[str, Rows], plan: RowPlan, config: DataLoaderConfig) -> None:
-        """Raises ConfigError if cache_limit is smaller than the total size of the shards that are needed at the same
+        """Raises ConfigError if cache_limit is less than the total size of the shards that are needed at the same
         time."""
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
-        # Number of batches whose shards workers may request before the next make_room: the batches that they prefetch,
-        # and those after them.
+        # Number of batches whose shards workers may request before the next call of make_room: the batches that the
+        # workers prefetch, and the batches after these whose shards are prefetched.
         self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)
@@ -62,8 +62,8 @@ class ShardCache:
             too_much -= self._here.pop((name, shard))
 
     def downloads(self, batch: int) -> dict[str, tuple[int, int]]:
-        """For each stream: the number of shards downloaded to this node since the first make_room, and the number of
-        shards that the rows drawn up to the batch are in, each counted once per epoch."""
+        """For each stream: the number of shards downloaded to this node since the first call of make_room, and the
+        number of shards that contain the rows read before the batch, each counted once per epoch."""
         assert self._first is not None
         begun = self._plan.n_shards(self._first, batch)
         return {

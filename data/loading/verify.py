@@ -13,7 +13,7 @@ class BrokenShard:
     file: str
     first: int
     last: int
-    """Indices of its first and last sample, counted from 0 over the whole folder."""
+    """Indices of the shard's first and last sample, counted from 0 over the whole folder."""
     why: str
 
 
@@ -28,7 +28,7 @@ class Verification:
 
 
 def verify(source: Rows | MdsFolder | Path) -> Verification:
-    """Read every shard, even if it was checked before. Shards that are not local are fetched from the remote.
+    """Read every shard, even shards that were checked before. Shards that are not local are fetched from the remote.
 
     Raises ConfigError or DataError if the index is missing or invalid.
     """

@@ -1,4 +1,4 @@
-"""Initialization of a loader's worker process: which signals it handles, and when it ends."""
+"""Initialization of a loader's worker process: signal handlers, and when the process ends."""
 
 import os
 import signal
@@ -23,14 +23,15 @@ class BeginWorker:
         if self._show is not None:
             self._show(number)
         trainer, parent = parent_process(), os.getppid()
-        # Children of a fork server are only ended by torch's watchdog.
+        # Worker processes that a fork server started are ended only by torch's watchdog.
         if trainer is not None and trainer.pid == parent:
             signalled_at_end_of(parent, signal.SIGKILL)
             _ignore_signals_of_others(parent)
 
 
 def _ignore_signals_of_others(parent: int) -> None:
-    """Only a SIGTERM from the parent ends the worker. The parent sends it if the worker does not exit when asked to."""
+    """Only a SIGTERM from the parent ends the worker. The parent sends SIGTERM if the worker does not exit when
+    requested."""
     for number in _OF_THE_RUN:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not available on macOS

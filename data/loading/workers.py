@@ -18,16 +18,16 @@ the program."""
 _CHECK_SECONDS = 0.5
 """Seconds between two checks for late workers."""
 _REPORT_SECONDS = 1.0
-"""Seconds to wait until the system reports that a process with broken connections has ended."""
-_HINT = "with num_workers: 0 the training process reads the data, and an error shows where"
+"""After a worker's connection breaks: seconds to wait for the operating system to report that the worker has ended."""
+_HINT = "set num_workers: 0 to read the data in the training process, so that a traceback shows where the error occurs"
 
 
 class Workers:
     """The worker processes of one rank's loader during one iteration. Batch n comes from worker n % len(pids).
 
-    torch's timeout has no effect if a worker is stopped after it has announced a batch, because torch then fetches the
-    tensors from the worker without a time limit. A worker that is late is killed, which makes torch raise an error in
-    the main thread.
+    torch's own timeout has no effect if a worker is stopped after it has put a batch into the result queue: torch then
+    fetches the batch's tensors from the worker without a time limit. Therefore, a worker that is late is killed, which
+    makes torch raise an error in the main thread.
     """
 
     def __init__(self, name: str, pids: Sequence[int]) -> None:
@@ -50,8 +50,8 @@ class Workers:
 
     @contextmanager
     def waited_for(self, given: int | None, due: int, seconds_left: Callable[[], float]) -> Iterator[None]:
-        """given: number of batches that this iteration has returned; None if the iteration has not begun. due: the
-        number of the next batch."""
+        """given: number of batches that this iteration has returned; None if the iteration has not begun. due: number
+        of the batch that is returned next."""
         self._wait = _Wait(given=given, due=due, seconds_left=seconds_left, since=time.monotonic())
         yield
         self._wait = None
@@ -74,9 +74,9 @@ class Workers:
         )
 
     def _error_of_an_end(self, error: BaseException) -> BaseException:
-        """torch's error about a worker that has ended. torch raises it only once. The worker's connections break
-        shortly before, so the first error is a connection error, and torch's error would be raised while the connection
-        error is handled."""
+        """torch's error about a worker that has ended. torch raises this error only once. The worker's connections
+        break shortly before, so the first error is a connection error, and torch's error would be raised while the
+        connection error is handled."""
         if not isinstance(error, (OSError, EOFError)):
             return error
         deadline = time.monotonic() + _REPORT_SECONDS

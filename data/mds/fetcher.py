@@ -1,7 +1,7 @@
 """Fetch a folder's shards on demand: download or decompress them, and verify them.
 
 Streaming's downloaders are used, with our own locks, time limits and checks. Any number of ranks and workers on a node
-may request the same shard. One of these processes fetches it, and the others wait with a time limit.
+may request the same shard. One of these processes fetches the shard, and the others wait with a time limit.
 """
 
 import os
@@ -33,7 +33,7 @@ class ShardFetcher:
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
         self._checked = CheckedShards(files)
-        # Each machine has its own folder, because machines must not delete each other's downloads on a shared disk
+        # Each machine has its own subfolder. Otherwise, machines could delete each other's downloads on a shared disk
         # whose locks are local to each machine.
         self._downloads = files.work / ".downloads" / platform.node()
         self._log = DownloadLog(self._downloads / "downloaded.jsonl")
@@ -41,8 +41,8 @@ class ShardFetcher:
         self._ahead: _Prefetcher | None = None
 
     def check(self) -> None:
-        """Check the size, header and hash of each local shard once, and check that the remote has the other shards with
-        the right sizes.
+        """Check the size, header and hash of each local shard once, and check that the remote contains the other shards
+        with the right sizes.
 
         Raises DataError for the first defect.
         """
@@ -64,7 +64,7 @@ class ShardFetcher:
             return
         if not self._files.file(number).exists():
             self._fetch_unless_another_does(number)
-        # Its hash was already verified, because a fetched shard only gets its final name after that.
+        # The hash was already verified, because a fetched shard is renamed to its final name only after this check.
         self._files.check(number, hashes=False)
         self._ready.add(number)
 
@@ -79,7 +79,7 @@ class ShardFetcher:
         self._ahead.request(wanted)
 
     def evict(self, number: int) -> None:
-        """Delete the shard's local file. The remote must have it."""
+        """Delete the shard's local file. The remote must contain the shard."""
         assert self._files.remote is not None
         self._ready.discard(number)
         self._files.file(number).unlink(missing_ok=True)
@@ -116,7 +116,7 @@ class ShardFetcher:
                     self._fetch(number, downloads, silence)
 
     def _fetch(self, number: int, downloads: Path, silence: Silence) -> None:
-        """Fetch the shard while its lock is held. Any files in `downloads` were left there by a killed process."""
+        """Fetch the shard while its lock is held. Files that are already in `downloads` are from a killed process."""
         file = self._files.file(number)
         shutil.rmtree(downloads, ignore_errors=True)
         try:
@@ -144,7 +144,8 @@ class ShardFetcher:
         return whole
 
     def _packed(self, number: int, downloads: Path, silence: Silence) -> Path:
-        """The shard's file in the form in which the remote stores it, verified. It is downloaded if it is not local."""
+        """The shard's file in the form in which the remote stores it, verified. The file is downloaded if it is not
+        local."""
         packed, sent = self._files.packed(number), self._files.sent(number)
         if packed.exists():
             defect = file_defect(packed, sent)
@@ -166,7 +167,7 @@ class ShardFetcher:
 
 
 class _Prefetcher:
-    """Threads that fetch shards in the requested order. They exist only in the process that started them."""
+    """Threads that fetch shards in the requested order. The threads exist only in the process that started them."""
 
     def __init__(self, ensure: Callable[[int], None]) -> None:
         self.pid = os.getpid()
@@ -184,7 +185,7 @@ class _Prefetcher:
     def _run(self, ensure: Callable[[int], None]) -> None:
         while True:
             number = self._queue.get()
-            # The error is raised again when the shard is read.
+            # The error is ignored here, because it is raised again when the shard is read.
             with suppress(Exception):
                 ensure(number)
-                self._requested.discard(number)  # it may be requested again after an eviction
+                self._requested.discard(number)  # the shard may be requested again after an eviction

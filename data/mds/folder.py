@@ -1,4 +1,4 @@
-"""An MDS folder, local or remote. When it is opened, its index is validated.
+"""An MDS folder, local or remote. When the folder is opened, its index is validated.
 
 Shards are checked once, and fetched on demand. Streaming's code is used for the format, decoding, hashes, compression
 and downloads.
@@ -60,15 +60,16 @@ class MdsFolder:
         downloaded.
 
         If `local` is not given, the remote is downloaded into a folder below cache_dir. Raises ConfigError if the index
-        does not exist or cannot be read, and DataError if it is invalid or differs from the index of the shards in
-        `local`.
+        does not exist or cannot be read, and DataError if the index is invalid or differs from the index of the shards
+        in `local`.
         """
         part = PurePosixPath(split or "")
         if part.is_absolute() or ".." in part.parts:
             raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
         if local is None:
             assert remote is not None
-            # The saved config of a run contains no login, but must result in the same folder.
+            # The name of the folder does not depend on a login in the URL, because a run's saved config contains no
+            # login, but must result in the same folder.
             named = without_login(remote.rstrip("/"))
             local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(named)}")
         folder = Path(local) / part
@@ -92,7 +93,7 @@ class MdsFolder:
 
     @property
     def is_rows(self) -> bool:
-        """Whether the samples are prepared rows. Otherwise, they must be tokenized first."""
+        """Whether the samples are prepared rows. Other samples must be tokenized first."""
         return any(set(form) <= set(self.columns) for form in ROW_FORMS)
 
     @cached_property
@@ -115,7 +116,7 @@ class MdsFolder:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Index after the last sample of each shard, int64."""
+        """For each shard, the index of its last sample plus one; int64."""
         return np.cumsum(self.shard_sizes)
 
     def place(self, sample: int) -> tuple[int, int]:
@@ -136,7 +137,7 @@ class MdsFolder:
             raise self.damaged(sample, f"{type(error).__name__}: {error}") from None
 
     def sample_bytes(self, sample: int) -> int:
-        """Size of the encoded sample in bytes. Raises the errors of `read`."""
+        """Size of the encoded sample in bytes. Raises the same errors as `read`."""
         shard, place = self.place(sample)
         self.ensure(shard)
         try:
@@ -173,8 +174,8 @@ class MdsFolder:
         return self._files.defect(shard)
 
     def check(self) -> None:
-        """Verify each local shard once, and check that the remote has the others. Raises DataError for the first
-        defect."""
+        """Verify each local shard once, and check that the remote contains the other shards. Raises DataError for the
+        first defect."""
         self._fetcher.check()
 
     def ensure(self, shard: int) -> None:
@@ -188,7 +189,7 @@ class MdsFolder:
         self._fetcher.prefetch(shards)
 
     def evict(self, shard: int) -> None:
-        """Delete the shard's local file. The remote must have it."""
+        """Delete the shard's local file. The remote must contain the shard."""
         self._fetcher.evict(shard)
 
     def n_downloaded(self) -> int:

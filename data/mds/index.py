@@ -1,8 +1,8 @@
 """Find or download the index.json of an MDS folder, and validate it before Streaming's readers use it. Streaming does
-not validate it.
+not validate the index.
 
-A basename could point outside the folder, and that file would be read or evicted; the encoding `pkl` runs code; and a
-wrong sample count would only show as invalid data in the middle of a run.
+Without validation, a basename could point to a file outside the folder, which would be read or evicted; the encoding
+`pkl` could run code; and a wrong sample count would only be noticed as invalid data in the middle of a run.
 """
 
 import functools
@@ -44,7 +44,7 @@ _MAX_BYTES = 2**32 - 1
 
 
 def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
-    """Raises ConfigError if the folder has no index. The message lists the splits that have an index."""
+    """Raises ConfigError if the folder has no index. The message lists the subfolders (splits) that have an index."""
     if (folder / INDEX).exists():
         return
     base = folder.parent if split else folder
@@ -250,7 +250,8 @@ def _check_counts(shard: Mapping[str, Any], place: str) -> None:
 
 
 def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
-    """Size of an empty shard written by MDSWriter, which contains the count, one offset, and a header in JSON."""
+    """Size of an empty shard written by MDSWriter. Such a shard contains the sample count, one offset, and a header in
+    JSON."""
     header = {key: value for key, value in shard.items() if key not in ("raw_data", "samples", "zip_data")}
     return 8 + len(json.dumps(header, sort_keys=True))
 

@@ -1,4 +1,4 @@
-"""Record files of a folder with one line per shard: which shards were verified, and which were downloaded."""
+"""Two record files of an MDS folder: the verified shards and the downloaded shards, with one shard per line."""
 
 import json
 import os
@@ -19,7 +19,7 @@ CHECKED = "checked.jsonl"
 
 
 class CheckedShards:
-    """The record of verified shards. Each shard is hashed once, and again after it has changed."""
+    """The record of verified shards. Each shard is hashed once, and hashed again only after its file has changed."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
@@ -51,7 +51,7 @@ class CheckedShards:
         _append(self._files.work / CHECKED, self._state(number))
 
     def _unchecked(self, numbers: list[int]) -> list[int]:
-        """The shards that must still be hashed. Raises DataError for a shard of the wrong size."""
+        """The shards that are not hashed yet. Raises DataError for a shard of the wrong size."""
         files = self._files
         recorded = {line for folder in {files.folder, files.work} for line in _lines(folder / CHECKED)}
         unchecked = []
@@ -78,7 +78,7 @@ class DownloadLog:
         """Size of the file in bytes when it was last read, and its number of lines."""
 
     def add(self, info: Any) -> None:
-        """Add a downloaded file, given as the index's FileInfo."""
+        """Add a downloaded file, specified by its FileInfo in the index."""
         _append(self._file, json.dumps([info.basename, info.bytes]))
 
     def count(self) -> int:
@@ -89,8 +89,9 @@ class DownloadLog:
 
 
 def _append(file: Path, line: str) -> None:
-    # Each line is appended with a single short write, so that processes need no lock. If it cannot be written because
-    # the disk is full, the shard is checked again next time, or is not counted.
+    # Each line is appended with a single short write, so that processes need no lock. If the line cannot be written
+    # because the disk is full, a verified shard is checked again in the next run, and a downloaded shard is not
+    # counted.
     with suppress(OSError), file.open("a") as opened:
         opened.write(line + "\n")
 

@@ -36,9 +36,9 @@ class Row:
     def encode(self) -> bytes:
         """The row as an encoded MDS sample.
 
-        The bytes are the same as those from MDSWriter, but the values are copied once instead of six times. The format
-        is the sizes of all columns, in the order of the column names; then, for each column, the width of its length
-        field, the length, and the values.
+        The bytes are the same as those that MDSWriter writes, but the values are copied once instead of six times. The
+        format is the sizes of all columns, in the order of the column names; then, for each column, the width of its
+        length field, the length, and the values.
         """
         arrays = [getattr(self, name).astype(DTYPES[name], copy=False) for name in sorted(DTYPES)]
         heads = [_head(len(array)) for array in arrays]
@@ -91,8 +91,8 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
 
 @dataclass(frozen=True)
 class _DecodeTokens:
-    """Decodes samples that contain only tokens. Each document ends with eos; the last document may continue in another
-    row."""
+    """Decodes samples that contain only tokens. Each document ends with the eos token; the last document of a row may
+    continue in the next row."""
 
     eos_token_id: int
 
@@ -105,7 +105,8 @@ class _DecodeTokens:
 
 
 def _row(tokens: np.ndarray, loss_mask: np.ndarray, lengths: ArrayLike) -> Row:
-    """Tokens keep their dtype. loading/rows.py checks their range, because it knows the size of the vocabulary."""
+    """Tokens keep their dtype. The range of the tokens is checked in loading/rows.py, where the size of the vocabulary
+    is known."""
     return Row(tokens, loss_mask.astype(DTYPES["loss_mask"]), np.asarray(lengths, dtype=DTYPES["lengths"]))
 
 

@@ -14,8 +14,8 @@ _BLOCK = 1 << 20
 
 
 def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
-    """How the file's size or hash differs from the index's FileInfo, written to follow the file's name; None if they
-    match."""
+    """A text, written to follow the file's name, that describes how the file's size or hash differs from its FileInfo
+    in the index; None if they match."""
     try:
         size = file.stat().st_size
         if size != info.bytes:

@@ -50,7 +50,8 @@ class ShardFiles:
         return self.shards[number].zip_data or self.shards[number].raw_data
 
     def packed(self, number: int) -> Path:
-        """Path of the file that the remote has, in the local folder. It may not exist."""
+        """Local path of the file that the remote contains: the compressed file if there is one, else the uncompressed
+        file. The local file may not exist."""
         return self.folder / self.sent(number).basename
 
     def check(self, number: int, *, hashes: bool = True) -> None:
@@ -72,7 +73,7 @@ class ShardFiles:
         return None
 
     def hint_of(self, number: int) -> str:
-        """A hint on how to replace the shard's file."""
+        """A hint for error messages that describes how to replace the shard's file."""
         if self.shards[number].dirname == str(self.folder):
             return self.hint
         return "delete it to decompress it again"

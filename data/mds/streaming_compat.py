@@ -1,5 +1,5 @@
-"""Patches of Streaming's objects. Each patch states its reason, and has a probe that finds out whether it is needed; if
-it is not, Streaming is unchanged.
+"""Patches of Streaming's objects. Each patch states its reason, and has a probe that finds out whether the patch is
+needed. If the patch is not needed, Streaming is unchanged.
 
 All patches are for mosaicml-streaming 0.13.
 """
@@ -25,12 +25,13 @@ def take_encoded_samples(writer: Any) -> None:
 def _takes_encoded_samples(writer: Any) -> bool:
     try:
         return writer.encode_sample(b"probe") == b"probe"
-    except Exception:  # any error shows that bytes are not accepted
+    except Exception:  # if an error of any type is raised, bytes are not accepted
         return False
 
 
 def open_uploader(folder: Path, remote: str) -> Any:
-    """A CloudUploader that sends files from the folder, which may not exist yet. Raises Streaming's errors.
+    """A CloudUploader that sends files from the folder, which may not exist yet. Raises the errors that Streaming
+    raises.
 
     Streaming 0.13 creates the folder, and the preparation would then assume that another program owns it. Streaming
     also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming pull

@@ -19,8 +19,8 @@ UPLOADS = 8
 
 
 class Remote:
-    """A remote folder, such as s3://bucket/prefix. It is checked before the preparation starts, and written after it is
-    complete."""
+    """A remote folder, such as s3://bucket/prefix. It is checked before the preparation of the rows starts, and written
+    after the preparation is complete."""
 
     def __init__(self, remote: str, folder: Path, made_from: MadeFrom) -> None:
         """Raises ConfigError if the remote is not writable or contains another dataset."""

@@ -1,8 +1,8 @@
 """Write an MDS folder in windows, so that a killed run can be resumed after its last complete window.
 
-Until the last window is written, all files are in the subfolder `unfinished/`, with a journal of the completed windows.
-Then the shards are moved up to the folder, `manifest.json` is written, and `index.json` is written last, because a
-folder with an index is complete.
+A window is a group of samples that are written together. Until the last window is written, all files are in the
+subfolder `unfinished/`, with a journal of the completed windows. Then the shards are moved up to the folder,
+`manifest.json` is written, and `index.json` is written last, because a folder with an index is complete.
 """
 
 import json
@@ -26,7 +26,7 @@ MadeFrom = Mapping[str, Any]
 
 
 class Shards:
-    """The folder and its journal. Only one process at a time may use it: see data/base/locks.py."""
+    """The folder and its journal. Only one process at a time may use the folder: see data/base/locks.py."""
 
     def __init__(self, folder: Path, made_from: MadeFrom, compression: str | None) -> None:
         """Start a new folder, or resume one that a killed process has begun. Raises ConfigError if the folder contains
@@ -36,7 +36,7 @@ class Shards:
         self.entries: list[dict[str, Any]] = []
         """The index entries, one per shard."""
         self.state: dict[str, Any] = {}
-        """The state that was saved with the last window."""
+        """The value of state() that was saved with the last window."""
         journal = read_journal(folder)
         if journal is None:
             refuse_names_in_the_way(folder)
@@ -85,7 +85,7 @@ class Shards:
             self.folder.rmdir()
 
     def _write_shards(self, columns: dict[str, str], samples: Iterable[Sample]) -> list[dict[str, Any]]:
-        from streaming import MDSWriter  # the import takes seconds, and is not needed for rows that exist
+        from streaming import MDSWriter  # the import takes seconds, and is not needed if the rows already exist
 
         shutil.rmtree(self.unfinished / "window", ignore_errors=True)
         writer = MDSWriter(
@@ -139,8 +139,8 @@ def file_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_whole(folder: Path, made_from: MadeFrom) -> bool:
-    """Whether the folder is complete. Raises ConfigError if it is complete, but was prepared from other data or
-    settings."""
+    """Whether the folder is complete. Raises ConfigError if the folder is complete, but was prepared from other data or
+    with other settings."""
     if not (folder / INDEX).exists():
         return False
     if not (folder / MANIFEST).exists():
@@ -163,7 +163,7 @@ def check_compression(compression: str | None) -> None:
 
 
 def read_journal(folder: Path) -> dict[str, Any] | None:
-    """The journal of a preparation that is running or was killed; None if there is none."""
+    """The journal of a preparation that is running or was killed; None if there is no journal."""
     file = folder / UNFINISHED / "journal.json"
     return read_json(file) if file.exists() else None
 
@@ -181,7 +181,7 @@ def refuse_names_in_the_way(folder: Path) -> None:
     """Raises ConfigError if the folder contains files of another program that have the names of our files."""
     there = [name for name in (INDEX, MANIFEST) if (folder / name).exists()]
     unfinished = folder / UNFINISHED
-    # A run that was killed early may not have written a journal yet.
+    # A run that was killed soon after its start may not have written a journal.
     if unfinished.exists() and (
         not unfinished.is_dir() or {path.name for path in unfinished.iterdir()} - {"journal.tmp"}
     ):

@@ -1,4 +1,4 @@
-"""Which rows are in each batch: the row order in closed form, the conversion of stages to batches, and resuming.
+"""Computes which rows are in each batch: the order of rows, the conversion of stages to batches, and resuming.
 
 This package reads no rows.
 """

@@ -1,4 +1,4 @@
-"""Errors and notes about a config and the segment to which its stages were converted."""
+"""Errors and notes about a config and the segment (see segments.py) to which its stages were converted."""
 
 import math
 
@@ -11,7 +11,7 @@ from data.mixing.streams import Streams
 
 
 def check_size(streams: Streams, global_batch_size: int) -> None:
-    """Raises DataError if all streams together have fewer rows than a global batch needs."""
+    """Raises DataError if all streams together have fewer rows than one global batch."""
     n_rows = sum(shape.n_rows for shape in streams.shapes.values())
     if n_rows < global_batch_size:
         raise DataError(
@@ -34,7 +34,7 @@ def normalized_proportions(config: DataLoaderConfig) -> list[str]:
 
 
 def check_length(stages: list[StageConfig], segment: Segment, max_batches: int | None) -> list[str]:
-    """Notes about stages that end before the run does. Raises ConfigError for stages that the run would not
+    """Notes about stages that end before the run ends. Raises ConfigError for stages that the run would not
     complete."""
     run, ends = max_batches, segment.ends
     if not stages or run is None:

@@ -1,4 +1,4 @@
-"""From which stream each row of a run is drawn, computed in closed form from the position."""
+"""Computes the stream of each row of a run from the row's position in the run, with closed-form formulas."""
 
 import math
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ import numpy as np
 class Stage:
     """A part of the run in which each stream's share of the tokens changes linearly from one mix to another.
 
-    The mixes are given as shares of the rows. If the rows of a stream have m tokens on average, its share of the tokens
-    is proportional to m times its share of the rows. If the rows of both mixes have the same mean number of tokens, a
-    ramp is linear in rows too.
+    The mixes are given as shares of the rows. If the rows of a stream have m tokens on average, the stream's share of
+    the tokens is proportional to m times its share of the rows. If both mixes have the same mean number of tokens per
+    row, the shares of the rows change linearly with the number of rows too.
     """
 
     n_rows: float
-    """math.inf for a last stage without a fixed length, whose shares are constant."""
+    """math.inf for a last stage without a fixed length. The shares in such a stage are constant."""
     start: np.ndarray
     end: np.ndarray
     """[S] shares of the rows at the start and at the end of the stage. Each sums to 1."""
     tokens_per_row: np.ndarray | None = None
-    """[S] mean tokens per row of each stream; None: the same for all streams."""
+    """[S] mean tokens per row of each stream. None means that all streams have the same mean."""
 
     def rates(self) -> tuple[float, float]:
-        """Rows per token at the start and at the end of the stage, each divided by the mean of the two, so that their
-        sum is 2."""
+        """The numbers of rows per token at the start and at the end of the stage, each divided by the mean of these two
+        numbers, so that their sum is 2."""
         if self.tokens_per_row is None:
             return 1.0, 1.0
         # fsum rounds only once, so the result is the same in every version of Python and on every machine.
@@ -36,7 +36,7 @@ class Stage:
         return 2 * last / (first + last), 2 * first / (first + last)
 
     def shares(self, part: float) -> np.ndarray:
-        """[S] shares of the rows at the point where the fraction `part` (0 to 1) of the stage's rows has been drawn."""
+        """[S] shares of the rows after the fraction `part` (0 to 1) of the stage's rows has been drawn."""
         first, last = self.rates()
         of_tokens = 2 * part / (first + math.sqrt(first * first + 2 * (last - first) * part))
         return self.start + last * of_tokens / (first + (last - first) * of_tokens) * (self.end - self.start)
@@ -54,9 +54,9 @@ class Interleaving:
     which T_s is k + 1/2, and the run's order is the order of the due times of all rows. After every row, the number of
     rows drawn from s therefore differs from T_s by at most 1/2 + S/2 times its largest share.
 
-    In a stage of D rows, shares are linear in tokens. Let v in [0, D] be the number of tokens drawn so far in the
-    stage, divided by the stage's mean tokens per row. Then stream s has contributed a_s v + c_s v^2 rows, and all
-    streams together R(v) = A v + C v^2 rows. A and B are the numbers of rows per token at the start and at the end,
+    In a stage of D rows, shares are linear in tokens. Let v in [0, D] be the number of tokens in the rows drawn so far
+    in the stage, divided by the stage's mean tokens per row. Then stream s has contributed a_s v + c_s v^2 rows, and
+    all streams together R(v) = A v + C v^2 rows. A and B are the numbers of rows per token at the start and at the end,
     divided by their mean over the stage; a_s = A start_s, c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. A row is
     due at R(v) for the v at which its stream has contributed it, and T_s(x) is computed with the v for which R(v) = x.
     If A = B = 1, then v = x.
@@ -74,7 +74,8 @@ class Interleaving:
         # The number of rows due by x differs from x by at most S/2.
         self._slack = n_streams / 2 + 2
         self.first = int(taken.sum())
-        # After the last stage, shares are constant, so that there are rows after its end to compare with.
+        # After the last stage, the shares stay constant. The computation needs the due times of some rows after the end
+        # of the stage.
         tail = Stage(math.inf, stages[-1].end, stages[-1].end)
         every = [*stages, tail] if math.isfinite(stages[-1].n_rows) else list(stages)
         rates_J2 = np.array([stage.rates() for stage in every])
@@ -113,7 +114,8 @@ class Interleaving:
         return low_S + np.bincount(s_N[: x - before], minlength=self.n_streams)
 
     def _around(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """A range of rows in the run's order that includes start..stop-1, and the position of its first row."""
+        """A range of rows in the run's order that includes rows start..stop-1, and the position of the range's first
+        row."""
         if not self.first <= start <= stop:
             raise ValueError(f"rows {start} to {stop} of a plan that begins at row {self.first}")
         low_S = self._due_by(max(start - self._slack, self.first))
@@ -128,7 +130,8 @@ class Interleaving:
         """Number of rows of each stream that are due at x or before; int64 [S]."""
         k_S = np.floor(self.planned(x) + 0.5).astype(np.int64)
         streams = np.arange(self.n_streams)
-        # Because of rounding, the results of planned() and _due() may differ by one row. The result of _due() is used.
+        # Because of rounding, the numbers of rows from planned() and _due() may differ by one. The number from _due()
+        # is used.
         k_S -= (self._due(streams, k_S - 1) > x) & (k_S > self._taken_JS[0])
         k_S += self._due(streams, k_S) <= x
         return k_S

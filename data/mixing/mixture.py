@@ -46,11 +46,11 @@ class BatchRows:
         if size > BLOCK_ROWS:
             first = self.segment.row(batch)
             return self._mixture.rows(first + start, first + stop)
-        # Many small batches are planned in one call, because the cost of a call hardly depends on the number of rows.
+        # Many small batches are planned in one call, because the time for a call hardly depends on the number of rows.
         n_batches = BLOCK_ROWS // size
         block, place = divmod(batch - first_batch, n_batches)
         if block not in self._blocks:
-            if len(self._blocks) == 2:  # the block that is being read, and the next one, for prefetching
+            if len(self._blocks) == 2:  # the block that is being read, and the next block, for prefetching
                 del self._blocks[next(iter(self._blocks))]
             first = self.segment.row(first_batch + block * n_batches)
             self._blocks[block] = self._mixture.rows(first, first + n_batches * size)

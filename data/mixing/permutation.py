@@ -22,8 +22,8 @@ def make_key(seed: int, *parts: int) -> np.uint64:
 
 
 def permute(i: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """The position of i in the keyed permutation of range(n), where i < n. All arrays have one shape; i and n are
-    int64, key is uint64.
+    """The position of i in the permutation of range(n) that the key selects, where i < n. All arrays have the same
+    shape; i and n are int64, key is uint64.
 
     This is a Feistel network on the smallest domain with an even number of bits that contains range(n), applied
     repeatedly until the result is below n (cycle walking).

@@ -27,12 +27,12 @@ class DataState:
     """Seed of the shuffle; None without shuffle."""
     shuffle: bool
     streams: dict[str, str]
-    """Name of each stream -> fingerprint of its rows, in the order of the plan."""
+    """Name of each stream -> fingerprint of its rows. The streams are in the order of the plan."""
     segments: tuple[Segment, ...]
 
     @property
     def batch(self) -> int:
-        """The next batch."""
+        """The number of the next batch."""
         return self.segments[-1].batch(self.rows)
 
     @property
@@ -69,7 +69,7 @@ class DataState:
 
 
 def read_state(state: Mapping[str, Any]) -> DataState:
-    """Parse a checkpoint's state. Raises ConfigError for a state of another version."""
+    """Parse a checkpoint's state. Raises ConfigError if the state's version is not supported."""
     try:
         saved: dict[str, Any] = json.loads(state["position"])
     except (KeyError, TypeError, ValueError):
@@ -91,7 +91,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
 
 
 def _segment(saved: Mapping[str, Any]) -> Segment:
-    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # version 2 has no tokens per row, so they are equal
+    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # version 2 does not store these values
     per_stream = ("start", "end", "tokens_per_row")
     every = [alike | piece for piece in saved["pieces"]]
     pieces = [Piece(**piece | {key: tuple(piece[key]) for key in per_stream}) for piece in every]
@@ -100,15 +100,15 @@ def _segment(saved: Mapping[str, Any]) -> Segment:
 
 
 def position(state: Mapping[str, Any]) -> tuple[int, int]:
-    """The numbers of batches and rows that all ranks together had drawn when a checkpoint was saved. Raises the errors
-    of read_state."""
+    """The numbers of batches and rows that all ranks together had drawn when a checkpoint was saved. Raises the same
+    errors as `read_state`."""
     saved = read_state(state)
     return saved.batch, saved.rows
 
 
 def check_past(saved: DataState, now: DataState) -> None:
     """Check that this run can resume from `saved`. `now` is the state at the beginning of a run with the current config
-    and data. Raises ConfigError if the two states differ in rows that were already drawn; the message names the
+    and data. Raises ConfigError if the two states differ in rows that were already drawn; the message lists the
     differences."""
     _check_data(saved, now)
     _check_stages(saved, now)
@@ -147,7 +147,8 @@ def _check_stages(saved: DataState, now: DataState) -> None:
         if end is not None and end <= batch and found != stage:
             changed.append(f"stage {stage['name']} is completed; it was {_describe(stage)}, now {_describe(found)}")
         in_it = begin is not None and begin < batch and (end is None or batch < end)
-        # If the checkpoint has no stages, its run so far counts as part of the first stage in the current config.
+        # If the checkpoint has no stages, all batches before the checkpoint count as part of the first stage in the
+        # current config.
         if in_it and (found is None or stage["name"] not in ("", found["name"])):
             where = f"stage {stage['name']}" if stage["name"] else "one mix without stages"
             changed.append(f"the run is in {where}, now {_describe(found)}")
@@ -160,16 +161,16 @@ def _check_stages(saved: DataState, now: DataState) -> None:
 
 def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | None]:
     """The saved segments, followed by a new segment if the current config plans different rows after the checkpoint. In
-    that case, the second value describes the change. The resolver's list of streams must begin with the streams of the
-    checkpoint, in the same order."""
+    that case, the second returned value describes the change. The resolver's list of streams must begin with the
+    streams of the checkpoint, in the same order."""
     added = resolver.streams.tokens_per_row[len(saved.streams) :]
     past = Timeline(tuple(segment.widened(added) for segment in saved.segments))
     before, batch = past.last, saved.batch
     counts = past.segment(batch).counts_before(batch).tolist()
     fresh = resolver.next_segment(saved.rows, counts, before)
     if _same_future(fresh, before, batch):
-        # The stages may be written in another way, but with the same meaning. The new ones are stored for comparison
-        # when the run is resumed again.
+        # The current config may describe the same stages in a different way. The new description is stored, so that the
+        # next resume compares with it.
         return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), _other_start(saved, fresh)
     current = saved.n_stages_done if saved.in_a_stage else None
     made = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -178,7 +179,8 @@ def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | 
 
 
 def _other_start(saved: DataState, fresh: Segment) -> str | None:
-    """A note if the only change in the config is the start of the current ramp, which no longer has an effect."""
+    """A note if the only change in the config is the start of the current ramp. The change has no effect, because the
+    ramp has already begun."""
     number, stages = saved.n_stages_done, saved.segments[-1].stages
     if not saved.in_a_stage or _start(stages[number]) == _start(fresh.stages[number]):
         return None
@@ -214,7 +216,7 @@ def _same_piece(a: Piece, b: Piece) -> bool:
 
 
 def _difference(new: Segment, old: Segment, current: int | None) -> str:
-    """Describe how the plans differ. current: the number of the stage that the run is in."""
+    """Describe how the plans differ. current: the number of the run's current stage."""
     changes = []
     if new.global_batch_size != old.global_batch_size:
         changes.append(f"global_train_batch_size {old.global_batch_size} -> {new.global_batch_size}")

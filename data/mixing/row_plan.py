@@ -24,11 +24,11 @@ from data.mixing.streams import Streams, StreamShape
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mix:
-    """The mix at one point of a run."""
+    """The mix, that is, the share of each stream, at one point of a run."""
 
     rows: np.ndarray
     tokens: np.ndarray
-    """[S] shares of the rows, and shares of their tokens without padding."""
+    """[S] each stream's share of the rows, and its share of the tokens, without padding."""
     lr_scale: float
 
 
@@ -44,11 +44,11 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """With `resuming`, lengths and repeats are not checked here, because `resume` will be called next and checks
-        them.
+        """With `resuming`, the lengths of stages and the repetition of rows are not checked here, because `resume`,
+        which must be called next, checks them.
 
-        Raises ConfigError for stages that cannot be converted to batches or would repeat rows, and DataError if all
-        streams together have fewer rows than a global batch needs.
+        Raises ConfigError for stages that cannot be converted to batches or would repeat rows too often, and DataError
+        if all streams together have fewer rows than one global batch.
         """
         dataset = config.dataset
         self._resolver = StageResolver(config, Streams(dict(streams), dataset.max_seq_len), clock)
@@ -57,8 +57,8 @@ class RowPlan:
         self.notes = normalized_proportions(config)
         """Notes about the plan for the user."""
         self._set(Timeline((self._resolver.first_segment(),)))
-        # When a run resumes, its plan after the checkpoint may differ from the plan made here, so this one is not
-        # checked.
+        # When a run resumes, its plan after the checkpoint may differ from the plan made here, so the plan made here is
+        # not checked.
         if not resuming:
             self.notes += self._check()
 
@@ -86,7 +86,8 @@ class RowPlan:
         return self._timeline.segment(batch).counts_before(batch)
 
     def planned(self, batch: int) -> np.ndarray:
-        """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
+        """The planned number of rows of each stream before the batch, which is the integral of the stream's share;
+        float64 [S]."""
         return self._timeline.segment(batch).planned_before(batch)
 
     def shares(self, batch: int) -> np.ndarray:
@@ -94,8 +95,8 @@ class RowPlan:
         return self._timeline.segment(batch).shares(batch)
 
     def token_shares(self, batch: int) -> np.ndarray:
-        """[S] planned share of each stream in the batch's tokens, without padding. These are the shares that
-        `proportions` sets."""
+        """[S] planned share of each stream in the batch's tokens, without padding. `proportions` in a config sets these
+        shares."""
         return self.of_tokens(self.shares(batch))
 
     def of_tokens(self, rows: np.ndarray) -> np.ndarray:
@@ -110,7 +111,8 @@ class RowPlan:
     # Queries about stages
 
     def stage(self, batch: int) -> str:
-        """Name of the batch's stage. After the last stage, its name is returned; without stages, ""."""
+        """Name of the batch's stage. For batches after the last stage, the name of the last stage; "" if there are no
+        stages."""
         return self._timeline.stage(batch)
 
     def stages(self) -> list[tuple[str, int, int | None]]:
@@ -140,7 +142,7 @@ class RowPlan:
         return {name: order.n_shards(start, end) for name, order, start, end in self._drawn(first, stop)}
 
     def _drawn(self, first: int, stop: int) -> Iterator[tuple[str, StreamOrder, int, int]]:
-        """For each stream, the range of its rows that batches first..stop-1 draw, counted over all epochs."""
+        """For each stream, the range of its rows that are in batches first..stop-1, counted over all epochs."""
         starts, ends = (self.counts(max(batch, 0)).tolist() for batch in (first, stop))
         return zip(self.names, self._batches.orders, starts, ends, strict=True)
 
@@ -160,10 +162,10 @@ class RowPlan:
         return self._state(rows).write()
 
     def resume(self, state: Mapping[str, Any]) -> int:
-        """Use the checkpoint's plan up to its position, and the config's plan after it. Returns the number of the next
-        batch.
+        """Use the checkpoint's plan up to the checkpoint's position, and the config's plan after this position. Returns
+        the number of the next batch.
 
-        Raises ConfigError that names the differences if the rows before the checkpoint would differ.
+        Raises ConfigError if the rows before the checkpoint would differ; the message lists the differences.
         """
         saved = read_state(state)
         check_past(saved, self._state(0))
@@ -192,7 +194,8 @@ class RowPlan:
         self._timeline, self._batches = timeline, BatchRows(timeline.last, orders)
 
     def _check(self) -> list[str]:
-        """Notes about the last segment. Raises ConfigError for stages that are too long or would repeat rows."""
+        """Notes about the last segment. Raises ConfigError for stages that are too long or would repeat rows too
+        often."""
         config, clock = self._resolver.config, self._resolver.clock
         last = self._timeline.last
         notes = check_length(config.stages, last, clock.max_batches)

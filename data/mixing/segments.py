@@ -1,8 +1,9 @@
-"""A run's plan, as segments that consist of pieces: how many rows each batch draws from each stream.
+"""A run's plan, which defines how many rows of each stream are in each batch. The plan consists of segments, and a
+segment consists of pieces.
 
 A run whose config never changes has one segment. If a run is resumed with different later stages, a new segment begins
-at the checkpoint's batch. It starts with the number of rows that each stream has contributed so far, so that earlier
-batches do not change and no row is drawn twice.
+at the checkpoint's batch. The new segment starts after the rows that each stream has contributed so far, so that
+earlier batches do not change and no row is drawn twice.
 """
 
 import math
@@ -26,8 +27,8 @@ class Piece:
     end: tuple[float, ...]
     """[S] shares of the rows at the start and at the end of the piece."""
     tokens_per_row: tuple[float, ...]
-    """[S] mean tokens per row of each stream when the plan was made. For checkpoints of version 2 all values are 1, so
-    that shares are linear in rows."""
+    """[S] mean tokens per row of each stream when the plan was made. For checkpoints of version 2, all values are 1, so
+    that shares change linearly with the number of rows."""
     lr_start: float
     lr_end: float
 
@@ -37,7 +38,7 @@ class Piece:
         return Stage(n_rows, np.array(self.start), np.array(self.end), np.array(self.tokens_per_row))
 
     def is_of_version_2(self) -> bool:
-        """Whether all its streams have one token per row, as in checkpoints of version 2."""
+        """Whether all streams of the piece have 1 token per row, as in checkpoints of version 2."""
         drawn = zip(self.start, self.end, self.tokens_per_row, strict=True)
         return all(mean == 1 for start, end, mean in drawn if start or end)
 
@@ -58,11 +59,11 @@ class Segment:
     first_row: int
     global_batch_size: int
     counts: tuple[int, ...]
-    """[S] rows drawn from each stream before this segment."""
+    """[S] number of rows drawn from each stream before this segment."""
     stages: tuple[dict[str, Any], ...]
     """The stages as they are written in the config."""
     ends: tuple[int | None, ...]
-    """The batch after each stage's last batch."""
+    """For each stage, the number of the batch after its last batch."""
     pieces: tuple[Piece, ...]
     made: str = ""
     """The time at which a run was resumed with this plan; empty for the first segment."""
@@ -79,7 +80,7 @@ class Segment:
         return self.first_batch + (row - self.first_row) // self.global_batch_size
 
     def at(self, batch: int) -> tuple[Piece, float]:
-        """The piece that contains the batch, and the fraction (0 to 1) of it that precedes the batch."""
+        """The piece that contains the batch, and the fraction (0 to 1) of the piece that precedes the batch."""
         first = self.first_batch
         for piece in self.pieces:
             if piece.n_batches is None or batch < first + piece.n_batches:
@@ -88,11 +89,12 @@ class Segment:
         return self.pieces[-1], 1.0
 
     def counts_before(self, batch: int) -> np.ndarray:
-        """Rows drawn from each stream before the batch; int64 [S]."""
+        """Number of rows drawn from each stream before the batch; int64 [S]."""
         return self.interleaving.counts(self.row(batch))
 
     def planned_before(self, batch: int) -> np.ndarray:
-        """The integral of each stream's planned share up to the batch, in rows; float64 [S]."""
+        """The planned number of rows of each stream before the batch, which is the integral of the stream's share;
+        float64 [S]."""
         return self.interleaving.planned(self.row(batch))
 
     def shares(self, batch: int) -> np.ndarray:
@@ -106,8 +108,8 @@ class Segment:
         return np.max([(piece.start, piece.end) for piece in self.pieces], axis=(0, 1)).tolist()
 
     def rest(self, batch: int) -> list[Piece]:
-        """The pieces from the batch on, of which the first one may begin inside a piece. After the last piece, its
-        final shares continue."""
+        """The pieces from the batch on. The first of them may be the rest of a piece. After the last piece, its final
+        shares continue."""
         rest: list[Piece] = []
         first = self.first_batch
         for piece in self.pieces:
@@ -122,7 +124,7 @@ class Segment:
         return rest or [replace(last, n_batches=None, start=last.end, lr_start=last.lr_end)]
 
     def widened(self, tokens_per_row: tuple[float, ...]) -> "Segment":
-        """The segment with additional streams, from which it draws no rows. `tokens_per_row` are the mean tokens per
+        """This segment with additional streams, from which it draws no rows. `tokens_per_row` are the mean tokens per
         row of the additional streams."""
         none = (0.0,) * len(tokens_per_row)
         pieces = tuple(
@@ -164,7 +166,8 @@ class Timeline:
         ]
 
     def stage(self, batch: int) -> str:
-        """Name of the batch's stage. After the last stage, its name is returned; without stages, ""."""
+        """Name of the batch's stage. For batches after the last stage, the name of the last stage; "" if there are no
+        stages."""
         segment = self.segment(batch)
         return segment.stages[segment.at(batch)[0].stage]["name"]
 
@@ -173,7 +176,7 @@ class Timeline:
         return self.at(self.stages()[number][1])
 
     def end_of(self, number: int) -> tuple[Piece, float]:
-        """The end of the stage with this number, in the same form."""
+        """The end of the stage with this number, as a piece and the fraction of the piece that precedes the end."""
         _, first, end = self.stages()[number]
         if end is None:
             return self.last.pieces[-1], 1.0

@@ -28,7 +28,7 @@ class StageResolver:
 
     def next_segment(self, first_row: int, counts: Sequence[int], before: Segment) -> Segment:
         """The plan from row first_row on, which follows the segment `before`. `counts` are the numbers of rows drawn
-        from each stream so far. Raises the errors of first_segment."""
+        from each stream so far. Raises the same errors as `first_segment`."""
         return self._segment(before.batch(first_row), first_row, counts, before)
 
     def _segment(self, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:
@@ -49,7 +49,8 @@ class StageResolver:
         for number, stage in enumerate(self.config.stages):
             frozen = before.ends[number] if before is not None and number < len(before.ends) else None
             if frozen is not None and frozen <= now:
-                # The mix of the stage that was last has continued until now, and the added stages begin here.
+                # The mix of the stage that was last in `before` has continued until this batch, and the added stages
+                # begin at this batch.
                 added = before is not None and number + 1 == len(before.ends) < len(self.config.stages)
                 ends.append(now if added else frozen)
             elif stage.duration is None:
@@ -123,8 +124,8 @@ class StageResolver:
         )
 
     def _default_shares(self) -> tuple[float, ...]:
-        """[S] shares of the rows if there are no stages, from each stream's `proportion`, or from its `choose`,
-        `repeat` or number of rows."""
+        """[S] shares of the rows if there are no stages, computed from each stream's `proportion`, or from its
+        `choose`, `repeat` or number of rows."""
         configs = self.config.dataset.streams or {}
         proportions = {name: c.proportion for name, c in configs.items() if c.proportion is not None}
         if proportions:

@@ -8,9 +8,10 @@ import numpy as np
 from data.mixing.permutation import make_key, permute, splitmix64
 
 WINDOW_SHARDS = 8
-"""Number of shards in a window, whose rows are shuffled together. All of them must be local at the same time."""
+"""Number of shards in a window. The rows of a window are shuffled together, and all shards of a window must be local at
+the same time."""
 
-_SHARD_ORDER, _ROW_ORDER = 1, 2  # what a key is used for
+_SHARD_ORDER, _ROW_ORDER = 1, 2  # constants that make the keys for shards and for rows differ
 
 
 class StreamOrder:
@@ -32,11 +33,13 @@ class StreamOrder:
             raise ValueError(f"a stream of {self.n_rows} rows has no order")
 
     def rows(self, k: np.ndarray) -> np.ndarray:
-        """Ids (indices in the files) of the stream's k-th rows, counted from 0 over all epochs; int64 of k's shape."""
+        """Ids (indices in the files) of the stream's rows with the numbers k, counted from 0 over all epochs; int64,
+        with the shape of k."""
         return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
 
     def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each row: where its window starts in its epoch, the number of rows in it, and the window's key."""
+        """For each row: the position in the epoch at which the row's window starts, the number of rows in the window,
+        and the window's key."""
         start_N, size_N, key_N = np.empty_like(k_N), np.empty_like(k_N), np.empty(k_N.shape, dtype=np.uint64)
         for number, chosen, places in self._epochs(k_N):
             starts = self._table(number)[0]
@@ -48,7 +51,7 @@ class StreamOrder:
         return start_N, size_N, key_N
 
     def ids(self, k_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:
-        """The ids of the rows at these places, counted in the order of the shards in the rows' epochs."""
+        """The ids of the rows at these positions, counted in the order of the shards in the rows' epochs."""
         out = np.empty_like(k_N)
         for number, chosen, _ in self._epochs(k_N):
             starts, first_rows, _ = self._table(number)
@@ -69,7 +72,7 @@ class StreamOrder:
         return sum(last - first for _, first, last in self._begun(start, stop))
 
     def most_shards(self, n_rows: int) -> int:
-        """The largest number of shards whose windows n_rows consecutive rows can be in."""
+        """The largest possible number of shards in the windows of n_rows consecutive rows."""
         if not n_rows:
             return 0
         least = int(np.sort(self.shard_sizes)[: self._window].sum())
@@ -95,14 +98,14 @@ class StreamOrder:
                 yield number, low // window * window, min((high // window + 1) * window, n_shards)
 
     def _epochs(self, k_N: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each epoch: its number, a mask that selects its rows, and the places of these rows in the epoch."""
+        """For each epoch: its number, a mask that selects its rows, and the positions of these rows in the epoch."""
         epochs, places = np.divmod(k_N, self.n_rows)
         for number in np.unique(epochs).tolist():
             chosen = epochs == number
             yield number, chosen, places[chosen]
 
     def _table(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For the shards in the epoch's order: the place at which each shard starts (and, at the end, the number of
+        """For the shards in the epoch's order: the position at which each shard starts (the last entry is the number of
         rows), the id of its first row, and its number."""
         if number not in self._tables:
             if len(self._tables) == 2:  # a batch needs at most two epochs, unless the stream is tiny
@@ -116,8 +119,8 @@ class StreamOrder:
 
 
 def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
-    """For each stream, the ids of its k-th rows. All streams are permuted in one call, because a call has many small
-    steps."""
+    """For each stream, the ids of its rows with the numbers k. All streams are permuted in one call, because each call
+    has a fixed cost."""
     if not wanted or not wanted[0][0].shuffle:
         return [k_N % order.n_rows for order, k_N in wanted]
     start_N, size_N, key_N = (

@@ -12,7 +12,7 @@ from data.mixing.stream_order import StreamOrder
 
 
 class StreamShape(Protocol):
-    """The properties of a stream that a plan needs."""
+    """The properties of a stream that are needed to make a plan."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -68,8 +68,8 @@ class Streams:
 
 
 def epoch_rows(dataset: DatasetConfig, streams: Mapping[str, StreamShape]) -> dict[str, float]:
-    """Number of rows of each stream in an epoch of all streams: `choose`, or `repeat` times its rows, or each row
-    once."""
+    """Number of rows of each stream in one epoch over all streams: `choose`, or `repeat` times its number of rows, or
+    its number of rows."""
     configs: Mapping[str, StreamConfig] = dataset.streams or {}
     out = {}
     for name, stream in streams.items():

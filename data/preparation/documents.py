@@ -1,4 +1,4 @@
-"""Tokenized documents, and how workers send them to the parent process."""
+"""Tokenized documents, and their transfer from workers to the parent process."""
 
 import os
 import tempfile
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 SPOOLED_BYTES = 8 << 20
-"""Maximum size in bytes of a chunk's tokens that are sent through a pipe. Larger ones are sent in a file, because a
-pipe needs a complete copy."""
+"""Maximum size in bytes of a chunk's tokens that are sent through a pipe. Larger tokens are sent in a file, because a
+pipe needs a complete copy in memory."""
 
 
 class SpooledTokens:
-    """An array in a file, whose slices are read on demand. With a memory map, the whole array would end up in
+    """An array in a file. Slices are read on demand. A memory map is not used, because the whole array would end up in
     memory."""
 
     def __init__(self, file: Path, dtype: np.dtype) -> None:
@@ -40,7 +40,8 @@ class Documents:
     tokens: np.ndarray | SpooledTokens
     """Token ids, unsigned."""
     loss_mask: np.ndarray
-    """Has the same length as tokens, or is empty for texts, whose tokens are all trained on."""
+    """The loss mask, with the same length as tokens. It is empty for texts, because all tokens of texts are trained
+    on."""
     lengths: np.ndarray
     """Number of tokens of each document."""
     are_texts: bool
@@ -67,8 +68,8 @@ class Spooled:
 
 
 def to_parent(documents: Documents, folder: Path) -> Documents | Spooled:
-    """The documents in the form in which they are sent to the parent process. Tokens that are too large for a pipe are
-    written to a file in `folder`."""
+    """The documents in the form in which they are sent to the parent process. If the tokens are too large for a pipe,
+    they are written to a file in `folder`."""
     tokens = documents.tokens
     if not isinstance(tokens, np.ndarray) or tokens.nbytes <= SPOOLED_BYTES:
         return documents

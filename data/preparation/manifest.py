@@ -14,12 +14,12 @@ from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 
 FORMAT_VERSION = 3
-"""Part of the fingerprint. It must be increased when a change of the code makes different rows from the same input."""
+"""Part of the fingerprint. Increase it when a code change leads to different rows for the same input."""
 
 
 def fingerprint_inputs(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that determines the rows, as a mapping from names to values. The location of the input is not part of
-    it. Input files that are not in the record are read."""
+    """Everything that determines the rows, as a mapping from names to values. The location of the input is not
+    included. Input files that are not in the record of input files (see data/sources/input_files.py) are read."""
     preprocessing = preprocessing_source(config.preprocessing_fn)
     of_tokens = (
         {}
@@ -55,7 +55,7 @@ def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 def manifest_of(
     config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """The manifest of the finished folder. `details` are added to it unchanged."""
+    """The manifest of the finished folder. `details` are added to the manifest unchanged."""
     reading, tally = progress.reading, progress.tally
     counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
     return {

@@ -8,8 +8,8 @@ import numpy as np
 
 
 def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
-    """Best-fit decreasing: documents are placed in the order of their length, the longest first, each into the fullest
-    row that still has room for it.
+    """Best-fit decreasing: documents are assigned to rows in the order of their length, longest first; each is assigned
+    to the fullest row that still has enough space for it.
 
     All `lengths` must be at most row_length. Returns the indices of the documents in each row. To keep the order of the
     source as far as possible, documents have their original order within a row, and rows are ordered by their first
@@ -64,7 +64,7 @@ PACKERS: dict[str, Callable[[np.ndarray, int], list[np.ndarray]]] = {
 
 def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
     """Concatenate texts and split them every row_length tokens. Yields, for each row, the lengths of the pieces of
-    documents in it.
+    documents in the row.
 
     All rows except the last are full.
     """
@@ -83,8 +83,8 @@ def concatenate_and_cut(lengths: np.ndarray, row_length: int) -> Iterator[list[i
 
 
 def cut(lengths: np.ndarray, row_length: int) -> Iterator[list[int]]:
-    """Start each text in a new row, and split it into as many rows as it needs. Yields, for each row, the length of its
-    piece."""
+    """Start each text in a new row, and split the text into as many rows as necessary. Yields, for each row, the length
+    of the piece in the row."""
     for length in lengths.tolist():
         for start in range(0, length, row_length):
             yield [min(row_length, length - start)]
@@ -94,4 +94,4 @@ CUTTERS: dict[str, Callable[[np.ndarray, int], Iterator[list[int]]]] = {
     "best_fit": concatenate_and_cut,
     "none": cut,
 }
-"""The value of `packing` -> its implementation for texts."""
+"""The value of `packing` -> the function that implements it for texts."""

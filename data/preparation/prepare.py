@@ -40,12 +40,13 @@ from data.tokenization.tokenizer import Tokenizer
 
 
 def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None = None) -> Path:
-    """The folder of the source's rows in the cache, `cache_dir/FINGERPRINT`. If it does not exist, it is prepared.
+    """The folder of the source's rows in the cache, `cache_dir/FINGERPRINT`. If the folder does not exist, it is
+    prepared.
 
-    `source` is the config's source, already open; if it is None, it is opened here.
+    `source` is the config's source, already open; if `source` is None, the source is opened here.
 
-    If several processes need the same rows, one prepares them and the others wait, without a time limit. Raises
-    ConfigError for a configuration error, and DataError for a data error. All invalid rows are reported together.
+    If several processes need the same rows, one process prepares the rows and the others wait, without a time limit.
+    Raises ConfigError for a configuration error, and DataError for a data error. The DataError lists all invalid rows.
     """
     source = open_source(config) if source is None else source
     made_from = fingerprint_inputs(config, source, tokenizer)
@@ -66,13 +67,13 @@ def prepare_into(
 ) -> Path:
     """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
-    `compression` is Streaming's, such as zstd or zstd:7. A complete folder is not changed, and an incomplete folder is
-    resumed. Raises ConfigError if the folder or the remote contains conflicting files.
+    `compression` is a compression that Streaming supports, such as zstd or zstd:7. A complete folder is not changed,
+    and an incomplete folder is resumed. Raises ConfigError if the folder or the remote contains conflicting files.
     """
     check_compression(compression)
     source = open_source(config) if source is None else source
     made_from = {**fingerprint_inputs(config, source, tokenizer), "compression": compression}
-    with plain_os_errors(str(folder), "name another folder"):
+    with plain_os_errors(str(folder), "choose another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)
         details = describe(config, tokenizer)
         return write_once(folder, recipe, config, made_from, details, compression=compression, remote=remote)
@@ -98,7 +99,7 @@ def write_once(
     compression: str | None = None,
     remote: str | None = None,
 ) -> Path:
-    """Complete the folder if it is not complete. `details` are added to the manifest unchanged."""
+    """Prepare the folder if it is not complete. `details` are added to the manifest unchanged."""
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
         journal = read_journal(folder)
@@ -129,7 +130,7 @@ def _write(
         progress = write_windows(shards, recipe, config)
         _refuse_if_nothing_is_kept(progress, config)
     except (ConfigError, DataError):
-        shards.discard()  # a resumed preparation would fail again
+        shards.discard()  # a resumed preparation would raise the same error again
         raise
     except WorkerEnded as error:
         if error.status >= 0:

@@ -1,5 +1,5 @@
-"""The progress of a preparation. It is saved in the journal. The process that prepares the rows, and those that wait
-for it, show it as a progress bar."""
+"""The progress of a preparation. The progress is saved in the journal. The process that prepares the rows, and the
+processes that wait for it, show a progress bar."""
 
 import sys
 from contextlib import suppress
@@ -39,7 +39,7 @@ class Progress:
         for target, values in ((reading, state["reading"]), (tally, state["tally"])):
             for name, value in values.items():
                 setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
-        for kind in reading.kinds:  # journals written by earlier versions have no places
+        for kind in reading.kinds:  # journals written by earlier versions do not contain locations
             reading.first.setdefault(kind, kind)
             reading.places.setdefault(kind, ["an earlier row"])
         return cls(state["chunks"], state["done"], total, reading, tally)
@@ -55,7 +55,7 @@ class Progress:
         self.tally.merge(part.tally)
 
     def dropped(self) -> dict[str, int]:
-        """Reason -> number of rows that were dropped for it."""
+        """Reason -> number of rows that were dropped for this reason."""
         dropped = {"bad rows": self.reading.bad_rows, "preprocessing_fn returned None": self.reading.n_dropped}
         return {reason: count for reason, count in (self.tally.dropped | dropped).items() if count}
 
@@ -66,7 +66,7 @@ def source_bar(desc: str, total: int | None, unit: str, done: int = 0) -> Any:
 
 
 class Waiting:
-    """Called every second while another process prepares the folder. One rank per node shows the progress."""
+    """Called every second while another process prepares the folder. Only one rank per node shows the progress."""
 
     def __init__(self, folder: Path, unit: str) -> None:
         self.folder, self.unit = folder, unit

@@ -1,5 +1,5 @@
-"""A recipe defines how chunks of a source become samples. Workers receive tasks, and return parts with their
-statistics."""
+"""A recipe defines how chunks of a source are converted to samples of an MDS folder. A worker receives a Task, and
+returns a Part with statistics."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,11 +13,12 @@ from data.sources.source import Source
 
 @dataclass
 class Tally:
-    """Statistics of examples and tokens. Can be pickled; tallies can be merged in any order."""
+    """Statistics of examples and tokens. A Tally can be pickled; the result of merging tallies does not depend on their
+    order."""
 
     examples_kept: int = 0
     examples_truncated: int = 0
-    """Number of examples that were kept, but truncated at the end."""
+    """Number of examples that were truncated at the end instead of dropped."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of valid examples that were dropped because they do not fit into a row."""
     tokens_in: int = 0
@@ -25,8 +26,8 @@ class Tally:
     tokens_truncated: int = 0
     tokens_dropped: int = 0
     trained_tokens: int = 0
-    """Number of trained tokens. The first token of a document, or of a piece of it, is never a label, so it does not
-    count."""
+    """Number of trained tokens. The first token of a document, or of a piece of a split document, is never a label, so
+    this token does not count."""
     rows: int = 0
     padding: int = 0
     document_lengths: Counter[str] = field(default_factory=Counter)
@@ -48,9 +49,9 @@ class Task:
     chunk: Any
     form: str | None
     first_place: str
-    """Place of the source's first valid row, which defined the form."""
+    """Location of the source's first valid row, which defined the form."""
     check_only: bool = False
-    """True if bad rows were found before, so that this chunk is only checked for more bad rows."""
+    """True if invalid rows were found before. This chunk is then only checked for more invalid rows."""
 
 
 @dataclass(kw_only=True)
@@ -62,12 +63,13 @@ class Part:
     reading: Reading
     tally: Tally
     content: Any = None
-    """The chunk's content for a window; None if it has no content. The parent calls `received()`, whose result has a
-    `weight`."""
+    """The chunk's content for a window; None if the chunk has no content. The parent process calls `received()` on the
+    content; the result has a `weight`."""
 
 
 class Recipe(Protocol):
-    """How chunks become samples. `read` is called in workers, and `samples` in the parent, once per window."""
+    """Defines how chunks are converted to samples. `read` is called in workers. `samples` is called once per window, in
+    the parent process."""
 
     @property
     def source(self) -> Source: ...

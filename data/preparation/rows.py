@@ -40,7 +40,7 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
 
 
 def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of texts. They are made one after another, so that a large text is never copied as a whole."""
+    """Rows of texts. The rows are made one after another, so that a large text is never copied as a whole."""
     every_token = np.ones(config.max_seq_len, dtype=DTYPES["loss_mask"])
     rest = iter([documents.tokens for documents in window])
     tokens = next(rest)

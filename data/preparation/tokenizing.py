@@ -1,5 +1,5 @@
-"""The recipe for rows of tokens: workers convert chunks to documents, and the parent converts windows of documents to
-rows."""
+"""The recipe (see recipe.py) for rows of tokens: workers convert chunks to documents, and the parent process converts
+windows of documents to rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Tokenizing:
         return COLUMNS
 
     def read(self, task: Task) -> Part:
-        """Runs in a worker. Raises the errors of the source and the tokenizer."""
+        """Runs in a worker. Raises the same errors as the source and the tokenizer."""
         part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
         fitted: list[Document] = []
         for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):

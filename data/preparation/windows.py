@@ -1,5 +1,5 @@
-"""Read the chunks of a source in workers, and write their contents in windows. A resumed preparation continues where
-the journal ends."""
+"""Read the chunks of a source in workers, and write their contents in windows (groups that are packed together). A
+resumed preparation continues after the last window in the journal."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ WINDOW_TOKENS = 16 << 20
 """Number of tokens that are packed together, and kept in memory at the same time. A killed run repeats at most this
 much work."""
 MAX_IN_FLIGHT = 64 << 20
-"""Maximum number of units of the source in flight. A few rows of the maximum size are enough to reach it."""
+"""Maximum number of units of the source in flight. A few rows of the maximum size reach this limit."""
 
 
 def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Progress:
-    """Write all windows that are not written yet. Raises DataError about all bad rows, unless on_bad_example is
-    `drop`."""
+    """Write all windows that are not written yet. Raises a DataError that lists all invalid rows, unless on_bad_example
+    is `drop`."""
     progress = Progress.of_journal(shards.state, recipe.source.total)
     tasks, window = _Tasks(recipe, progress, config), _Window(shards, recipe, progress)
     parts = map_in_order(
@@ -47,7 +47,7 @@ def write_windows(shards: Shards, recipe: Recipe, config: DatasetConfig) -> Prog
 
 
 def _is_refused(progress: Progress, config: DatasetConfig) -> bool:
-    """Whether writing has stopped because bad rows were found and on_bad_example is `error`."""
+    """Whether writing has stopped because invalid rows were found and on_bad_example is `error`."""
     return config.on_bad_example == "error" and progress.reading.bad_rows > 0
 
 
@@ -80,7 +80,8 @@ class _Tasks:
 
     def limit(self) -> int:
         """Maximum number of tasks in flight."""
-        if self._progress.reading.form is None:  # the first valid row defines the form of all rows
+        # Only one task is in flight until a valid row is found, because it defines the form of all rows.
+        if self._progress.reading.form is None:
             return 1
         return 2 * self.n_workers if self._in_flight < MAX_IN_FLIGHT else 0
 

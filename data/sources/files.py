@@ -1,4 +1,4 @@
-"""The source for local files. Each file is hashed once. Then the files are read in order, and split into chunks that
+"""The source for local files. Each file is hashed once. Then, the files are read in order and split into chunks, which
 workers parse."""
 
 import functools
@@ -29,20 +29,20 @@ READERS: dict[str, Any] = {
     "text": text,
 }
 """The module that reads each kind of file. It has three functions: `check(path, name)` is called when a file is opened,
-and describes the part of every row that is skipped, or returns None; `split(content)` is called in the parent process
-and yields chunks; `rows(chunk)` is called in workers."""
+and returns a description of the part of every row that is skipped, or None; `split(content)` is called in the parent
+process and yields chunks; `rows(chunk)` is called in workers."""
 _WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
-"""Binary formats that store their number of rows."""
+"""Binary formats whose files store their number of rows."""
 LARGE = 16 << 20
-"""Bytes. A chunk with at least this much content counts with its decompressed size towards the memory limit."""
+"""In bytes. For a chunk with at least this much content, the decompressed size counts towards the memory limit."""
 
 
 class FileSource:
     """The rows of files of one format: `json`, `csv`, `parquet`, `arrow` or `text`.
 
-    JSON is one object per line, or an array if the file begins with `[`. A text file is one document; a file larger
-    than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped. `names` maps files
-    to the names used in messages, where these differ from the paths.
+    A `json` file contains one object per line, or an array if the file begins with `[`. A text file is one document; a
+    file larger than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped.
+    `names` maps files to the names used in messages, where these differ from the paths.
     """
 
     unit = "B"
@@ -50,10 +50,9 @@ class FileSource:
     def __init__(
         self, parts: Sequence[Part], format: str, record: InputFiles, names: Mapping[Path, str] | None = None
     ) -> None:
-        """Raises DataError for a file that cannot be read, is not UTF-8 or has an invalid header, and if all files are
-        empty.
+        """Raises DataError if a file cannot be read, is not UTF-8 or has an invalid header, or if all files are empty.
 
-        Files that are in the record are not opened.
+        Files that are in the record of input files are not opened.
         """
         self._parts, self._format, self._record = list(parts), format, record
         self._files = list(dict.fromkeys(path for part in parts for path in part.files))
@@ -79,8 +78,8 @@ class FileSource:
 
     @property
     def total(self) -> int:
-        """Size of the files in bytes. A slice counts in proportion to its number of rows; to compute this, the rows of
-        its file are counted."""
+        """Size of the files in bytes. The size of a slice is proportional to its number of rows; to compute this size,
+        the rows of the file are counted."""
         shares = [
             self._bytes[path] if rows is None else self._bytes[path] * (rows[1] - rows[0]) // max(self._count(path), 1)
             for path, rows in self._ranges()
@@ -93,8 +92,8 @@ class FileSource:
 
     @cached_property
     def _hashed(self) -> dict[Path, InputFile]:
-        """The files as they were when the fingerprint was computed. chunks() raises an error if they have changed since
-        then."""
+        """The files as they were when the fingerprint was computed. chunks() raises an error if the files have changed
+        since then."""
         return self._record.hashed(self._opened, self._format)
 
     @property
@@ -131,7 +130,7 @@ class FileSource:
         return read_rows(chunk)
 
     def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
-        """Each file, with the range of its rows to read, counted from 0; None: all rows."""
+        """Each file, with the range of rows to read from it, counted from 0; None: all rows."""
         for part in self._parts:
             if part.slice is None:
                 yield from ((path, None) for path in part.files)
@@ -143,7 +142,7 @@ class FileSource:
                 start, end = start - count, end - count
 
     def _count(self, path: Path) -> int:
-        """Number of rows in the file, including invalid ones."""
+        """Number of rows in the file, including invalid rows."""
         reader = self._readers[path]
         return _count_rows(reader, self._hashed[path], self._names[path]) if reader is not None else 0
 
@@ -176,8 +175,8 @@ def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
 def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]:
     """Set the size of each chunk of compressed content to its share of the file's bytes on disk.
 
-    A large chunk keeps its decompressed size, because the sizes of chunks limit memory. The chunks after it get smaller
-    sizes, until their total equals the bytes on disk again.
+    A large chunk keeps its decompressed size, because the sizes of chunks limit memory. The following chunks get
+    smaller sizes, until the total size of all chunks equals the number of bytes on disk again.
     """
     done = 0
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""Find the local files that a config refers to: the files of a split in a folder, or files that the config names."""
+"""Find the local files that a config refers to: the files of a split in a folder, or files that the config lists."""
 
 import glob
 from collections import Counter
@@ -42,7 +42,7 @@ class Part:
 
 
 def is_path(name: str) -> bool:
-    """Whether hf_name refers to local files and not to a hub dataset."""
+    """Whether hf_name refers to local files, as opposed to a hub dataset."""
     if name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
     with _access_errors("hf_name"):  # a local folder takes precedence over a hub dataset, as in `datasets`
@@ -50,7 +50,8 @@ def is_path(name: str) -> bool:
 
 
 def find(config: DatasetConfig) -> tuple[str, list[Part]]:
-    """The format of the files and the parts of `split`. Raises ConfigError for missing files and for mixed formats."""
+    """The format of the files, and the files and rows for each part of `split`. Raises ConfigError for missing files
+    and for mixed formats."""
     name = str(config.hf_name)
     _refuse_hub_keys(config, name)
     wanted = parse_split(config.split or "train")
@@ -61,7 +62,7 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
     if len(kinds) > 1:
         shown = " and ".join(repr(str(path)) for path in kinds.values())
         raise ConfigError(
-            f"is {name!r}, but it contains files of different formats ({shown}): name the files to read in "
+            f"is {name!r}, but it contains files of different formats ({shown}): specify the files to read in "
             f"{setting('hf_kwargs.data_files')}",
             key="hf_name",
         )
@@ -69,10 +70,10 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
 
 
 def find_text(config: DatasetConfig) -> list[Part]:
-    """The text files in a fixed order. Raises ConfigError if there are none."""
+    """The text files in a fixed order. Raises ConfigError if there are no text files."""
     if config.split is not None:
         raise ConfigError(
-            f"is {config.split!r}, but text files have no splits: name the files of that split in {setting('text')}",
+            f"is {config.split!r}, but text files have no splits: specify the files of that split in {setting('text')}",
             key="split",
         )
     patterns = config.text or []
@@ -159,7 +160,7 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
         files += found
     if not files:
         or_folder = ", or a folder" if key == "text" else f", or a folder in {setting('hf_kwargs.data_dir')}"
-        raise ConfigError(f"is empty: name at least one file{or_folder}", key=key)
+        raise ConfigError(f"is empty: specify at least one file{or_folder}", key=key)
     return without_duplicates(files)
 
 
@@ -182,7 +183,7 @@ def _why_nothing(key: str, path: Path) -> str:
     if path.is_dir():
         if key == "text":
             return f"there is no .txt file in this folder{_others_below(path)}"
-        return f"it is a folder: name it in {setting('hf_kwargs.data_dir')}"
+        return f"it is a folder: specify it in {setting('hf_kwargs.data_dir')}"
     if path.is_symlink():
         return f"it is a link to {str(path.readlink())!r}, which does not exist"
     bracket = (
@@ -194,7 +195,8 @@ def _why_nothing(key: str, path: Path) -> str:
 
 
 def _others_below(folder: Path) -> str:
-    """For a folder without text files: which other files it contains, and how to name them in the config."""
+    """The hint for a folder without text files: which other files the folder contains, and how to specify them in the
+    config."""
     found = Counter(path.suffix for path in files_below(folder) if path.suffix)
     if not found:
         return ""
@@ -205,7 +207,7 @@ def _others_below(folder: Path) -> str:
         name = next(name for name, suffixes in FORMATS.items() if most in suffixes)
         kwargs = setting("hf_kwargs", {"data_files": str(pattern)})
         return f" (it contains {there}): for records write {setting('hf_name', name)} and {kwargs}"
-    return f" (it contains {there}): name other files by a pattern, such as {setting('text', str(pattern))}"
+    return f" (it contains {there}): specify other files with a pattern, such as {setting('text', str(pattern))}"
 
 
 def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], split: str) -> list[Path]:
@@ -213,7 +215,7 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
     folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
     if kwargs.data_dir is not None and not folder.is_dir():
-        in_files = f"is a file: name it in {setting('hf_kwargs.data_files')}"
+        in_files = f"is a file: specify it in {setting('hf_kwargs.data_files')}"
         defect = in_files if folder.exists() else f"does not exist{from_here(folder)}"
         raise ConfigError(f"is {str(folder)!r}, which {defect}", key="hf_kwargs.data_dir")
     if kwargs.data_files is not None:
@@ -221,7 +223,7 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     if kwargs.data_dir is None and config.hf_name in FORMATS:
         raise ConfigError(
             f"is {config.hf_name!r}, but neither {setting('hf_kwargs.data_dir')} nor "
-            f"{setting('hf_kwargs.data_files')} names any files",
+            f"{setting('hf_kwargs.data_files')} specifies any files",
             key="hf_name",
         )
     return _split_files(key, folder, split, suffixes)
@@ -241,14 +243,14 @@ def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
 
 
 def _check_split(key: str, split: str) -> None:
-    """Raises ConfigError if `split` is not `train`. Files that are named without a split belong to `train`, as in the
-    `datasets` library."""
+    """Raises ConfigError if `split` is not `train`. Files that are specified without a split belong to `train`, as in
+    the `datasets` library."""
     if split != "train":
-        instead = f"remove {setting('split')} and name the files of that split"
+        instead = f"remove {setting('split')} and specify the files of that split"
         if key == "hf_kwargs.data_files":
             instead += f", or write {{train: files, {split}: files}}"
         raise ConfigError(
-            f"is {split!r}, but {setting(key)} names files, all of which are read as train: {instead}", key="split"
+            f"is {split!r}, but {setting(key)} specifies files, all of which are read as train: {instead}", key="split"
         )
 
 
@@ -262,7 +264,7 @@ def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) 
         others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
         there = f" (it contains {listed(others)})" if others else ""
         if any(suffix_of(other) in TEXT_SUFFIXES for other in others):
-            there += f": name text files in {setting('text', str(folder))}"
+            there += f": specify text files in {setting('text', str(folder))}"
         raise ConfigError(f"is {str(folder)!r}, but it contains no {either(suffixes)} file{there}", key=key)
     taken = _of_this_split(folder, split, every)
     notice_unread_in(key, folder, files, split, taken)
@@ -279,7 +281,7 @@ def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
     hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"put the word {split} into a file name"
     names = listed([path.name for path in every], 5)
     raise ConfigError(
-        f"is {split!r}, but no file in {str(folder)!r} has this name (found {names}): {hint}, or name the files "
+        f"is {split!r}, but no file in {str(folder)!r} has this name (found {names}): {hint}, or specify the files "
         f"in {setting('hf_kwargs.data_files')}",
         key="split",
     )

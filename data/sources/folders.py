@@ -1,4 +1,4 @@
-"""Find the files in a folder and its subfolders, following links, and the files of each split."""
+"""Find the files in a folder and its subfolders, and the files of each split. Links are followed."""
 
 import os
 import re
@@ -15,12 +15,12 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Split -> words in the names of its files and folders, as in the `datasets` library."""
+"""Split -> words in the names of the split's files and folders, as in the `datasets` library."""
 
 
 def files_below(folder: Path) -> list[Path]:
     """The files below a folder, sorted, without hidden files and metadata. Links are followed, unless a link leads to a
-    folder that contains it.
+    folder that contains the link.
 
     Broken links are included. Raises OSError for a folder that cannot be read.
     """
@@ -45,7 +45,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 def is_file_or_broken_link(path: Path) -> bool:
     """Whether a path that is not a folder is a file or a broken link. False for pipes and devices. Broken links are
-    kept so that `without_duplicates` can report them."""
+    included so that `without_duplicates` can report them."""
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
@@ -57,8 +57,8 @@ def files_of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
 
 
 def without_duplicates(files: list[Path]) -> list[Path]:
-    """The files without those that are the same file as an earlier one in the list. One message names the paths that
-    were removed.
+    """The files without paths that lead to the same file as an earlier path in the list. One message lists the removed
+    paths.
 
     Raises ConfigError for a link to a missing file.
     """
@@ -80,8 +80,7 @@ def without_duplicates(files: list[Path]) -> list[Path]:
 
 
 def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
-    """Log one message with the files that look like data, belong to this split or to no split, and are not among
-    `taken`."""
+    """Log one message with the files that look like data, do not belong to another split, and are not among `taken`."""
     left = set(files) - set(taken)
     if split is not None:
         own = set(files_of_split(files, folder, split))

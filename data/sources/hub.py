@@ -1,5 +1,5 @@
-"""A dataset on the Hugging Face hub. One commit is downloaded into the hub's cache, so that it can also be used
-offline."""
+"""A dataset on the Hugging Face hub. One commit is downloaded into the hub's cache, so that the dataset can also be
+used offline."""
 
 import glob
 import json
@@ -31,7 +31,7 @@ _DOWNLOADS = 8
 
 
 def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource":
-    """Request the commit, the list of its files and the dataset card. No data is downloaded yet.
+    """Request the commit, its list of files and the dataset card. No data is downloaded yet.
 
     Raises ConfigError if the dataset, revision, subset or split does not exist, if access is denied, if the dataset is
     loaded by code, or if there is no network and the dataset is not in the hub's cache.
@@ -42,7 +42,7 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
     if config.safe_load and others:
         raise ConfigError(
             f"is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
-            f"name the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
+            f"specify the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
     return HubSource(config, commit, chosen, record)
@@ -128,8 +128,8 @@ def _record(config: DatasetConfig, commit: Commit) -> None:
 
 
 def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) -> Iterator[FileChunk]:
-    """Chunks of files that only the `datasets` library can read. The library converts them to Arrow tables in its own
-    cache."""
+    """Chunks of files that only the `datasets` library can read. The library converts these files to Arrow tables in
+    its own cache."""
     import datasets
     from datasets.exceptions import DatasetsError
 

@@ -1,5 +1,4 @@
-"""Choose the files to read from a commit of a hub dataset. They are the same files that the `datasets` library
-chooses."""
+"""Choose the files to read from a commit of a hub dataset. The choice is the same as that of the `datasets` library."""
 
 import contextlib
 from dataclasses import dataclass
@@ -37,8 +36,8 @@ class Chosen:
 
 
 def choose(config: DatasetConfig, commit: Commit) -> Chosen:
-    """Choose the files of the splits with the `datasets` library. It needs only the dataset card and the file names, so
-    it is given a folder with the card and empty files."""
+    """Choose the files of the splits with the `datasets` library. The library needs only the dataset card and the file
+    names for this, so a folder with the card and empty files is passed to it."""
     kwargs = config.hf_kwargs
     with TemporaryDirectory() as folder:
         root = Path(folder) / commit.dataset.rpartition("/")[2]
@@ -63,8 +62,8 @@ def choose(config: DatasetConfig, commit: Commit) -> Chosen:
 
 
 def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
-    """The library's builder for a folder with the dataset card and, for each other file, an empty file. The folder is
-    created at `root`."""
+    """The library's builder for a folder that contains the dataset card and an empty file in place of each other file.
+    The folder is created at `root`."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -86,15 +85,16 @@ def _builder(config: DatasetConfig, commit: Commit, root: Path) -> Any:
 
 
 def _notice_unread(commit: Commit, read: set[str]) -> None:
-    """Report files that belong to no split, such as files with an upper-case suffix. Only used for datasets without
-    subsets."""
+    """Log the files that do not belong to any split, such as files with an upper-case suffix. Only used for datasets
+    without subsets."""
     unread = [file for file in sorted(commit.files) if file not in read and looks_like_data(PurePath(file))]
     hidden = {file for file in unread if any(part.startswith(".") for part in PurePath(file).parts)}
     notice_unread(f"{setting('hf_name')} is {commit.dataset!r}", [file for file in unread if file not in hidden])
 
 
 def _format(files: list[str], builder_config: Any) -> str | None:
-    """The format for our readers; None if they would not read the files in the same way as the library."""
+    """The format for the readers in data/sources/formats; None if these readers would not read the files in the same
+    way as the library."""
     kinds = {named_format(file) for file in files}
     if len(kinds) != 1:
         return None
@@ -132,7 +132,7 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
             key="hf_name",
         )
     return ConfigError(
-        f"is {name!r}, but it contains no data ({first_line(error)}; its files: {_files_of(commit)}): name "
+        f"is {name!r}, but it contains no data ({first_line(error)}; its files: {_files_of(commit)}): specify "
         f"the files in {setting('hf_kwargs.data_files')}",
         key="hf_name",
     )

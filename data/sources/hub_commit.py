@@ -25,12 +25,12 @@ class Commit:
     card: Path
     """The snapshot folder in the hub's cache. It contains the dataset card if the dataset has one."""
     offline: str | None
-    """Why the hub was not contacted; None if it was."""
+    """Why the hub was not contacted; None if the hub was contacted."""
 
 
 def find_commit(config: DatasetConfig, name: str) -> Commit:
-    """The commit of the revision, or of the main branch if no revision is set. Raises ConfigError if it does not exist
-    or access is denied."""
+    """The commit of the revision, or of the main branch if no revision is set. Raises ConfigError if the revision does
+    not exist or access is denied."""
     from huggingface_hub.errors import HFValidationError
 
     offline = why_offline()
@@ -119,6 +119,6 @@ def _cached_commit(config: DatasetConfig, name: str, offline: str) -> Commit:
 
 
 def record_of(config: DatasetConfig, name: str, sha: str) -> Path:
-    """Path of the saved list of a commit's files. The list is needed because the hub's cache does not show whether a
-    download is complete."""
+    """Path of the file in which a commit's list of files is saved. The list is needed because the hub's cache does not
+    show whether a download is complete."""
     return Path(config.cache_dir) / "hub" / f"{name.replace('/', '--')}@{sha}.json"

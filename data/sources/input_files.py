@@ -1,7 +1,7 @@
 """The record of input files in cache_dir: their hashes and formats. An unchanged file is not read again.
 
 A file counts as changed if its size, modification time or inode has changed. One process per node reads new files. The
-others wait for a file lock (not in a collective operation), and then read the hashes from the record.
+other processes wait for a file lock (not in a collective operation), and then read the hashes from the record.
 """
 
 import functools
@@ -30,16 +30,16 @@ same folder."""
 VERSION = 1
 """Version of the record's format. A record of another version is not used."""
 SETTLED = 3.0
-"""Seconds. File systems store times in steps of up to 2 s (FAT). If a file is read sooner than this after a change, it
-may change again without a new modification time."""
+"""In seconds. File systems store times in steps of up to 2 s (FAT). If less than this time has passed since a file was
+changed, the file may change again without a new modification time."""
 LARGE = 1 << 30
-"""Bytes. If there is more new data than this, the other ranks let local rank 0 read it, because launchers show only the
-progress bar of local rank 0."""
+"""In bytes. If there is more new data than this, local rank 0 reads the data and the other ranks wait, because
+launchers show only the progress bar of local rank 0."""
 DELAY = 2.0
 """Seconds before a progress bar or a message about waiting appears."""
 SAVE_EVERY = 30.0
-"""Seconds between two saves of the record. A killed run loses at most the hashes computed since the last save, and that
-of the file being read."""
+"""Seconds between two saves of the record. A killed run loses at most the hashes computed since the last save, and the
+hash of the file that is being read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class InputFiles:
         self._file, self._rehash, self._since = Path(cache_dir) / RECORD, rehash, time.time()
         self._entries = self._load()
         self._seen: dict[Path, tuple[int, ...]] = {}
-        """State of each file when it was opened. The file must not change before it is hashed."""
+        """State of each file when it was opened. An error is raised if the file changes before it is hashed."""
 
     def opened(self, path: Path, format: str) -> Opened | None:
         """The recorded result of opening the file; None if the file must be read."""
@@ -110,7 +110,7 @@ class InputFiles:
         return InputFile(path, entry.state[0], entry.xxh3, state) if entry is not None else None
 
     def _entry(self, format: str, path: Path, state: tuple[int, ...]) -> _Entry | None:
-        """The file's entry; None if the file has changed, or may have changed, since it was read."""
+        """The file's entry; None if the file has changed, or may have changed, since the entry was written."""
         entry = self._entries.get(_key(format, path))
         if entry is None or entry.state != _compared(state):
             return None
@@ -132,8 +132,8 @@ class InputFiles:
         return InputFile(path, size, digest.hexdigest(), state)
 
     def _state_as_opened(self, path: Path) -> tuple[int, ...]:
-        """The file's state. Raises DataError if the file has changed since it was opened, because its reader may no
-        longer be the right one."""
+        """The file's state. Raises DataError if the file has changed since it was opened, because the reader that was
+        chosen for it may no longer be the right one."""
         state = _state(path)
         if self._seen.get(path, state) != state:
             raise DataError(changed(str(path)))
@@ -164,7 +164,7 @@ class InputFiles:
 
 @functools.lru_cache(maxsize=1)
 def _parse(record: Path, state: tuple[int, ...]) -> dict[str, _Entry]:
-    """The valid entries of the record. It is parsed only once for all streams, unless it changes."""
+    """The valid entries of the record. The record is parsed only once for all streams, unless it changes."""
     match json.loads(record.read_bytes()):
         case {"version": version, "files": dict(files)} if version == VERSION:
             return {key: _Entry(**entry) for key, entry in files.items() if _is_valid(entry)}
@@ -186,8 +186,8 @@ def _is_valid(entry: Any) -> bool:
 
 
 def _is_deleted(key: str) -> bool:
-    """Whether the file was deleted. False if its folder is missing too, because the folder may be unmounted, or exist
-    only on another node."""
+    """Whether the file was deleted. False if the file's folder is missing too, because the folder may not be mounted,
+    or may exist only on another node."""
     path = Path(key.partition(":")[2])
     return path.parent.is_dir() and not os.path.lexists(path)
 

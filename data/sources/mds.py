@@ -35,18 +35,19 @@ class MdsChunk:
 
 
 def open_mds(config: DatasetConfig) -> MdsFolder:
-    """Open the folder that is given by `local`, `remote` and `split`. Raises the errors of MdsFolder.open."""
+    """Open the folder that `local`, `remote` and `split` specify. Raises the same errors as `MdsFolder.open`."""
     return MdsFolder.open(local=config.local, remote=config.remote, split=config.split, cache_dir=config.cache_dir)
 
 
 class MdsSource:
-    """The samples in order. The place of a row is `folder sample N`, counted from 0 over the whole folder."""
+    """The samples in order. The location of a row in messages is `folder sample N`, counted from 0 over the whole
+    folder."""
 
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` is the result of open_mds. Raises ConfigError if the remote is too large, or if its columns are not
-        those of examples."""
+        """`mds` is the result of open_mds. Raises ConfigError if the remote is too large, or if the columns of its
+        samples are not the columns of examples."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
@@ -107,8 +108,8 @@ class MdsSource:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value as it would be in a JSONL row. A value of an unsupported type is returned unchanged, and
-    data/examples/examples.py reports it."""
+    """The value in the form in which a row of a JSONL file would contain it. A value of an unsupported type is returned
+    unchanged, and data/examples/examples.py reports it."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -17,14 +17,14 @@ def is_saved(folder: Path) -> bool:
 
 
 def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
-    """Raises ConfigError if a file belongs to a folder written by save_to_disk, because the config must name that
+    """Raises ConfigError if a file belongs to a folder written by save_to_disk, because the config must specify that
     folder itself."""
     for path in files:
         if path.name == _STATE and _is_dataset(path.parent):
             where = path.parent.parent if (path.parent.parent / _DICT).is_file() else path.parent
             raise ConfigError(
                 f"is {str(folder)!r}, but {str(where)!r} was written by save_to_disk of the `datasets` library: "
-                f"name that folder instead ({setting('hf_name', str(where))})",
+                f"specify that folder instead ({setting('hf_name', str(where))})",
                 key=key,
             )
 
@@ -32,8 +32,9 @@ def refuse_saved_below(key: str, folder: Path, files: list[Path]) -> None:
 def saved_files(key: str, folder: Path, split: str) -> list[Path]:
     """The Arrow files of the split, in order.
 
-    The list may be empty. The split of a single dataset is `train`, or the name in its state file. Raises ConfigError
-    for a split that does not exist, and DataError if the folder is incomplete or an index file selects its rows.
+    The list may be empty. If the folder contains a single dataset, its split is `train`, or the name in its state file.
+    Raises ConfigError for a split that does not exist, and DataError if the folder is incomplete or an index file
+    selects its rows.
     """
     if not _is_dataset(folder):
         splits = _read(folder / _DICT).get("splits")

@@ -1,4 +1,5 @@
-"""Open the source that a config names. A source yields chunks, and a chunk yields `(place, record)` pairs.
+"""Open the source that a config specifies. A source yields chunks, and a chunk yields `(place, record)` pairs; the
+place is the location of the record, for messages.
 
 The content of records is checked in data/examples/examples.py.
 """
@@ -12,8 +13,8 @@ from data.sources.input_files import InputFiles
 
 
 class Chunk(Protocol):
-    """A part of a source, about a megabyte in size. It is made in the parent process and sent to a worker, so it can be
-    pickled."""
+    """A part of a source, about a megabyte in size. Chunks are made in the parent process and sent to workers, so they
+    can be pickled."""
 
     @property
     def size(self) -> int:
@@ -22,7 +23,7 @@ class Chunk(Protocol):
 
 
 class Source(Protocol):
-    """One open source. Opening it only checks that the data exists. New files are read when the fingerprint is
+    """One open source. Opening a source only checks that the data exists. New files are read when the fingerprint is
     computed."""
 
     unit: str
@@ -35,12 +36,12 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the content and its order, which does not depend on the location of the data."""
+        """Hash of the content and its order. The hash does not depend on the location of the data."""
         ...
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """The manifest's entries about the files, as plain JSON values: path or name, bytes or rows, hash or
+        """The manifest's entries about the input files, as plain JSON values: path or name, bytes or rows, hash or
         revision."""
         ...
 

@@ -11,7 +11,8 @@ SCHEMES = ("s3", "gs")
 """The schemes of the stores to which checkpoints and exports can be written."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _KEPT = 700
-"""Maximum size of a prefix in bytes. Keys may be longer, so that names can be appended."""
+"""Maximum size of a prefix in bytes. It is less than the maximum size of a key, so that names can be appended to the
+prefix."""
 
 
 def url_defect(text: str) -> str | None:
@@ -41,7 +42,8 @@ def split_url(url: str) -> tuple[str, str, str]:
 
 
 def folder_for(url: str, root: str | Path) -> Path:
-    """The local folder for a URL. It is below `root`, and has a readable name with a hash that makes it unique."""
+    """The local folder for a URL. The folder is below `root`. Its name is readable, and contains a hash that makes it
+    unique."""
     url = url.rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])[-60:].strip("-")
     return Path(root, f"{readable}-{hashlib.blake2b(url.encode(), digest_size=6).hexdigest()}")

@@ -1,4 +1,5 @@
-"""Find the reason of an error about a file in a remote, raised by any library, and whether a retry is useful."""
+"""Find the reason for an error about a remote file that any library has raised, and decide whether a retry is
+useful."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from data.base.errors import is_full
 
 
 class FetchError(Exception):
-    """A file could not be fetched. The text is the cause."""
+    """A file could not be fetched. The text describes the cause."""
 
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
@@ -31,7 +32,7 @@ def is_worth_a_retry(error: Exception) -> bool:
 
 
 def raise_if_full(error: BaseException) -> None:
-    """Raises the OSError about a full disk, if the error is such an OSError or was raised from one."""
+    """If the error is an OSError about a full disk, or was raised from one, raises that OSError."""
     if isinstance(error, OSError) and is_full(error):
         raise error
     if error.__cause__ is not None:
@@ -40,7 +41,7 @@ def raise_if_full(error: BaseException) -> None:
 
 def status_of(error: Exception) -> int | None:
     """The HTTP status code of the response. Each library stores it in a different attribute."""
-    # Subclasses are excluded, because huggingface_hub raises one if there is no network.
+    # Subclasses are excluded, because huggingface_hub raises a subclass if there is no network.
     if type(error) in (FileNotFoundError, NotADirectoryError):
         return 404
     if isinstance(error, PermissionError):

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 class GCSBucket:
-    """See store.Bucket. Google's library retries each call for up to two minutes."""
+    """A Bucket (see store.py) in Google Cloud Storage. Google's library retries each call for up to two minutes."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
         """Raises ConfigError if there are no credentials and the bucket must be writable. Public buckets can be read

@@ -20,8 +20,8 @@ _PARALLEL_PARTS = 4
 
 
 class S3Bucket:
-    """See store.Bucket. Calls are retried according to AWS_MAX_ATTEMPTS. For a large file, each part is retried
-    separately."""
+    """A Bucket (see store.py) in S3. Calls are retried according to AWS_MAX_ATTEMPTS. For a large file, each part is
+    retried separately."""
 
     def __init__(self, name: str, *, writable: bool) -> None:
         """Raises ConfigError if there are no credentials and the bucket must be writable. Public buckets can be read

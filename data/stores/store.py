@@ -31,7 +31,7 @@ class Bucket(Protocol):
         ...
 
     def send(self, path: Path, key: str) -> None:
-        """Upload the file. The store verifies a checksum."""
+        """Upload the file. The store verifies a checksum of the content."""
         ...
 
     def fetch(self, key: str, path: Path) -> None: ...
@@ -63,7 +63,8 @@ class StoreError(Exception):
 
 
 class Store:
-    """A folder in a store. Names are relative to its URL. Methods may raise StoreError, and OSError for local files."""
+    """A folder in a store. Names are relative to the folder's URL. Methods may raise StoreError, and OSError for local
+    files."""
 
     def __init__(self, url: str, bucket: Bucket) -> None:
         self.url, self._bucket = url.rstrip("/"), bucket
@@ -81,7 +82,7 @@ class Store:
 
     def send_folder(self, folder: Path, below: str, last: str) -> None:
         """Upload all files of a folder. The file named `last` is deleted from the store first and sent last, so that a
-        reader who finds it also finds the other files."""
+        reader that finds this file also finds the other files."""
         self.delete([f"{below}/{last}".lstrip("/")])
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [(path, f"{below}/{path.relative_to(folder).as_posix()}".lstrip("/")) for path in paths]

@@ -1,5 +1,4 @@
-"""Tokenizers, chat templates and loss masks: convert an example to token ids, and determine which of them are trained
-on.
+"""Tokenizers, chat templates and loss masks: convert an example to token ids, and determine which ids are trained on.
 
 Documents are packed into rows in data/preparation.
 """

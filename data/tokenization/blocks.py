@@ -1,5 +1,5 @@
-"""Encode a text of any size with tiktoken in blocks. The ids are the same as for the whole text, but only the memory
-for one block is needed.
+"""Encode a text of any size with tiktoken in blocks. The ids are the same as when the whole text is encoded in one
+call, but only the memory for one block is needed.
 
 tiktoken splits a text into pieces by a pattern, and merges the bytes of each piece. This needs 35 bytes of memory per
 byte of the longest piece, and tiktoken's regex engine fails on a million characters of whitespace.
@@ -32,7 +32,7 @@ _LAST_CUT = re.compile(r".*\S(?= )", re.DOTALL)
 
 def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool) -> np.ndarray:
     """The ids as int32. Special tokens written in the text are encoded as special tokens if `special` is set, and as
-    text otherwise. Raises RowError, see check_known."""
+    text otherwise. Raises the same errors as `check_known`."""
     ids = bytearray()  # a bytearray grows in place, so no second copy is needed
     for part in _between_special(encoding, text) if special else _blocks(encoding, text, 0, len(text)):
         ids += np.asarray(part, dtype=np.int32).data
@@ -65,8 +65,8 @@ def _encode(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
 
 
 def _pieces(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[list[int]]:
-    """The ids of a part of the text in which no safe place to split was found. Its pieces are found with the
-    pattern."""
+    """The ids of a part of the text in which no safe position for a split was found. The pieces of this part are found
+    with the pattern."""
     check_known(text[start:end])
     ids: list[int] = []
     for found in _compile(encoding._pat_str).finditer(text, start, end):
@@ -91,8 +91,8 @@ def _compile(pattern: str) -> "regex.Pattern[str]":
 
 
 def check_known(stretch: str) -> None:
-    """Raises RowError for a character that is newer than Python's Unicode version, because the two regex engines may
-    classify it differently."""
+    """Raises RowError for a character that is newer than Python's Unicode version, because Python's regex engine and
+    tiktoken's may classify such a character differently."""
     if stretch.isascii():
         return
     unknown = sorted(c for c in set(stretch) if unicodedata.category(c) == "Cn")
@@ -112,7 +112,7 @@ def merge_long(
     A sequence of tokens is the merge of its bytes if and only if every pair of adjacent tokens is the merge of its own
     bytes, because the first merge across a border between two tokens would also happen if there were only these two
     tokens. Adjacent tokens in one block meet this condition. The next block may therefore begin at any border between
-    tokens, if its first token is the same as the token at this place in the current block.
+    tokens, if its first token is the same as the token at this position in the current block.
     """
     start, size = 0, BLOCK
     ids = merge(piece[:size])

@@ -1,4 +1,4 @@
-"""Convert an example to token ids, and determine which of them are trained on.
+"""Convert an example to token ids, and determine which ids are trained on.
 
 A trained response extends from the end of the generation prompt to the token that ends the turn, including this token.
 """
@@ -47,7 +47,8 @@ def tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> D
     Problem for defects that can only be found in the tokens, and for a text that is too large to be encoded.
 
     Raises TemplateError for a conversation if the tokenizer has no chat template, if its template does not end an
-    answer with a special token, or if it leaves out something that `tokenizer.chat_template_drops` does not list.
+    answer with a special token, or if the template leaves out something that `tokenizer.chat_template_drops` does not
+    list.
     """
     try:
         return _tokenize(example, tokenizer, config)
@@ -88,10 +89,10 @@ def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndar
 
 
 def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
-    """The document with at most max_seq_len tokens, the reason if it is dropped, or a Problem if its length is an
-    error.
+    """The document with at most max_seq_len tokens, the reason if it is dropped, or a Problem if the config treats its
+    length as an error.
 
-    A text is returned unchanged, because packing splits it and continues it in the next row.
+    A text is returned unchanged, because packing splits texts that are too long and continues them in the next row.
     """
     length, longest = len(document.tokens), config.max_seq_len
     if not document.is_text and not document.trained_tokens:
@@ -147,8 +148,8 @@ def _not_in_vocabulary(example: TokenTurns, tokenizer: Tokenizer) -> Problem | N
 
 
 def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray, None]]:
-    """The parts in the same form as LLM Foundry's collator makes them: eos follows the last response, unless this
-    response ends with a stop token."""
+    """The parts as LLM Foundry's collator makes them: the eos token follows the last response, unless this response
+    ends with a stop token."""
     for index, (prompt, response) in enumerate(example.turns):
         is_last = index == len(example.turns) - 1
         ends = not is_last or response[-1] in tokenizer.stop_token_ids
@@ -159,8 +160,8 @@ def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[st
 def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     if tokenizer.chat_template is None:
         raise TemplateError(
-            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: use one that has, or set "
-            "chat_template in its tokenizer_config.json"
+            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: use a tokenizer that has "
+            "one, or set chat_template in its tokenizer_config.json"
         )
     hidden = hide_special_tokens(example, tokenizer)
     try:
@@ -201,12 +202,12 @@ def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
 
 
 def _encode(text: str, tokenizer: Tokenizer, hidden: Hidden) -> np.ndarray:
-    """The ids of rendered text. Special tokens that the template wrote are encoded as special tokens, and hidden ones
-    as text.
+    """The ids of rendered text. Special tokens that the template wrote are encoded as special tokens. Hidden special
+    tokens (see special_tokens.py) are encoded as text.
 
-    If there are hidden ones, the text between special tokens is encoded piece by piece. With vocabularies that treat
-    the beginning of a text differently (SentencePiece's leading space), the ids at the beginning of a piece may then be
-    different.
+    If the text contains hidden special tokens, the text between special tokens is encoded piece by piece. Tokenizers
+    that treat the beginning of a text specially (SentencePiece adds a leading space) may then produce different ids at
+    the beginning of each piece.
     """
     if not hidden.tokens:
         return tokenizer.encode_rendered(text)

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import tokenizers
 
 TRANSFORMERS_VERSION = "4.53.0"
-"""The oldest version of transformers that can read these files. It is written into them as the version that saved them.
-If it were newer, transformers 4.57 would warn about the regex of the GPT-4 tokenizer without reason."""
+"""The oldest version of transformers that can read these files. The files state that they were saved with this version.
+With a newer version in the files, transformers 4.57 would print an unnecessary warning about the regex of the GPT-4
+tokenizer."""
 _CLASS = "PreTrainedTokenizerFast"
 """The class that transformers 4 uses for a tokenizer with only a tokenizer.json. transformers 5 accepts it too."""
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -47,7 +48,8 @@ def write_tokenizer(
         **named,
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
-        # DBRX accepts no token_type_ids. Because they are left out, model.generate(**tokenizer(text)) works.
+        # DBRX accepts no token_type_ids. Without token_type_ids in the tokenizer's output,
+        # model.generate(**tokenizer(text)) works.
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_seq_len,
         "tokenizer_class": _CLASS,

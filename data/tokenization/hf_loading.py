@@ -24,7 +24,7 @@ def load_hf(name: str) -> Any:
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
-            # The files that are read here may be saved with a checkpoint.
+            # A checkpoint may later contain copies of the files that are read here.
             refuse_links(path)
             check_json_files(path)
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -47,8 +47,8 @@ def load_hf(name: str) -> Any:
 
 
 def _check_on_hub(name: str, offline: str | None) -> str:
-    """Download and check a repository's JSON files. Returns their commit, from which all other files must be read
-    too."""
+    """Download and check a repository's JSON files. Returns the commit of these files. All other files must be read
+    from the same commit."""
     from huggingface_hub import snapshot_download
 
     from data.hub.client import quiet
@@ -60,7 +60,8 @@ def _check_on_hub(name: str, offline: str | None) -> str:
 
 
 def _why_not_loaded(folder: Path, error: Exception) -> str:
-    """The defect in the folder or repository that made transformers raise this error, and a fix."""
+    """A text that describes the defect in the folder or repository that made transformers raise this error, and a
+    fix."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):

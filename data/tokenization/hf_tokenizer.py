@@ -17,11 +17,11 @@ from data.tokenization.tokenizer import fingerprint_of
 
 MOST_BYTES = 2 << 20
 """Maximum size in bytes of a text for the tokenizers library. The library needs up to 270 bytes of memory per byte of
-text, and there is no place at which a text can be split safely for all vocabularies."""
+text, and there is no position at which a text can be split safely for all vocabularies."""
 
 
 class HFTokenizer:
-    """A tokenizer of the transformers library. It can be any one that needs no custom code."""
+    """A tokenizer of the transformers library. All tokenizers that need no custom code are supported."""
 
     def __init__(
         self, name: str, tokenizer: Any, *, chat_template_drops: Sequence[str] = (), chat_date: str | None = None
@@ -65,7 +65,7 @@ class HFTokenizer:
         if self.chat_template is None:
             raise ConfigError(
                 f"is {self.name!r}, but that tokenizer has no chat template, which messages need: use "
-                "one that has, or set chat_template in its tokenizer_config.json",
+                "a tokenizer that has one, or set chat_template in its tokenizer_config.json",
                 key="tokenizer.name",
             )
         try:
@@ -79,7 +79,7 @@ class HFTokenizer:
             )
         except TemplateError:
             raise
-        except Exception as error:  # an error in the template, or an error that the template itself raises
+        except Exception as error:  # any error in the template, or its own raise_exception()
             raise DataError(str(error) or type(error).__name__) from error
 
     def _strftime(self, format: str) -> str:
@@ -129,7 +129,8 @@ def _first_id(*ids: int | None) -> int:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the template writes after an assistant's message; None if it writes none.
+    """The special token that the template writes after an assistant's message; None if the template writes no special
+    token there.
 
     Raises TemplateError if the template exceeds a limit.
     """
@@ -141,7 +142,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
         text = render_chat(tokenizer, messages, subject="its chat template", strftime=datetime.now().strftime)
     except TemplateError:
         raise
-    except Exception:  # the template may not support two plain messages; then only eos ends generation
+    except Exception:  # if the template rejects the two messages, only eos ends generation
         return None
     rest = text.rpartition(words)[2].lstrip()
     found = [token for token in tokenizer.all_special_tokens if rest.startswith(token)]
@@ -163,6 +164,6 @@ def _contents(tokenizer: Any) -> object:
     with tempfile.TemporaryDirectory() as folder:
         files = sorted(Path(file) for file in tokenizer.save_vocabulary(folder) if file is not None)
         contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    # Settings that are paths or file names are left out. Others, such as do_lower_case, are included.
+    # Settings that are paths or file names are left out. Other settings, such as do_lower_case, are included.
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if not re.search("file|path", key)}
     return [type(tokenizer).__name__, contents, settings, sorted(tokenizer.get_added_vocab().items())]

@@ -78,7 +78,7 @@ def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int
     # Special tokens are also added to the model's vocabulary, so that there may be gaps between ids (100256 in cl100k).
     vocab = {written[token]: rank for token, rank in ranks.items()} | special_tokens
     merges = [(written[left], written[right]) for left, right in merges_of(ranks)]
-    # ignore_merges, because tiktoken does not merge a piece that is itself a token.
+    # ignore_merges is set, because tiktoken does not merge a piece that is already a token.
     fast = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True, byte_fallback=False))
     # In the regex syntax of the tokenizers library, {1,3}+ is a repetition and not a possessive quantifier. All other
     # syntax in the pattern is the same.

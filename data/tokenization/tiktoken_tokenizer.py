@@ -151,7 +151,7 @@ class TiktokenTokenizer:
     ) -> str:
         try:
             return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt)
-        except TypeError as error:  # a content is not a string, but the template concatenates strings
+        except TypeError as error:  # the content of a message is not a string, but the template concatenates strings
             raise DataError(str(error)) from error
 
     def encode_rendered(self, text: str) -> np.ndarray:

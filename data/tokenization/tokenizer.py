@@ -52,13 +52,13 @@ class Tokenizer(Protocol):
         ...
 
     def encode_rendered(self, text: str) -> np.ndarray:
-        """The ids of rendered text as int32. Special tokens in it are encoded as special tokens. Raises the errors of
-        encode."""
+        """The ids of rendered text as int32. Special tokens in the text are encoded as special tokens. Raises the same
+        errors as `encode`."""
         ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of the ids. Invalid UTF-8 is replaced with U+FFFD. Ids that the tokenizer does not use, which a
-        model's larger vocabulary may contain, are decoded to empty text."""
+        """The text of the ids. Invalid UTF-8 is replaced with U+FFFD. Ids that are not in the tokenizer's
+        vocabulary, which a model with a larger vocabulary may generate, are decoded to an empty text."""
         ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:
@@ -67,6 +67,6 @@ class Tokenizer(Protocol):
 
 
 def fingerprint_of(contents: list[Any], drops: frozenset[str], date: str | None = None) -> str:
-    """Hash of a tokenizer's contents, and of the settings of its chat template that are set."""
+    """Hash of a tokenizer's contents, and of those settings of its chat template that are not null."""
     settings = [sorted(drops), date] if drops or date is not None else []
     return hashlib.sha256(json.dumps([*contents, *settings]).encode()).hexdigest()[:32]

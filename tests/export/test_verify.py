@@ -140,7 +140,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "code that the config names": (
         lambda f: change_json(f / "config.json", lambda c: c.update(auto_map={"AutoConfig": "x.Y"})),
-        "config.json has auto_map {'AutoConfig': 'x.Y'}, which names code of a repository to run",
+        "config.json has auto_map {'AutoConfig': 'x.Y'}, which specifies code of a repository to run",
     ),
     "code in a folder, which transformers 4 would run": (
         lambda f: ((f / "custom_generate").mkdir(), (f / "custom_generate" / "generate.py").touch()),

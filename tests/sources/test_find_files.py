@@ -228,5 +228,5 @@ def test_a_folder_of_records_is_not_suggested_as_text(tmp_path):
 
 def test_a_folder_of_text_files_in_hf_name_suggests_text(tmp_path):
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ConfigError, match=f"name text files in text: {tmp_path}$"):
+    with pytest.raises(ConfigError, match=f"specify text files in text: {tmp_path}$"):
         find(of_folder(tmp_path))

@@ -69,7 +69,7 @@ def test_a_saved_folder_must_be_named_itself(tmp_path):
     by_kwargs = DatasetConfig(hf_name="json", hf_kwargs=HFKwargs(data_dir=str(folder)), max_seq_len=8)
     for config in (of_folder(tmp_path / "all"), by_kwargs):
         with pytest.raises(
-            ConfigError, match=rf"written by save_to_disk .*: name that folder instead \(hf_name: {folder}"
+            ConfigError, match=rf"written by save_to_disk .*: specify that folder instead \(hf_name: {folder}"
         ):
             open_source(config)
     with pytest.raises(ConfigError, match=r"hf_name is a folder written by save_to_disk, which lists its own files"):

@@ -442,7 +442,7 @@ def short_names(monkeypatch):
         ({"text": "no.txt"}, "text has 'no.txt', but no such file exists"),
         ({"text": "x" * 300}, "x', which cannot be accessed (File name too long): use another path"),
         ({"text": "."}, "text has '.', but there is no .txt file in this folder"),
-        ({"text": []}, "text is empty: name at least one file"),
+        ({"text": []}, "text is empty: specify at least one file"),
         ({"text": "a.txt", "split": "train"}, "split is 'train', but text files have no splits"),
     ],
 )
@@ -464,7 +464,7 @@ def test_a_split_of_files_that_are_named_can_only_be_train(tmp_path, named):
         settings = {"hf_name": "json", "hf_kwargs": HFKwargs(data_files=file)}
     for split in (None, "train"):
         open_source(DatasetConfig(split=split, max_seq_len=8, **settings))
-    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} names files, all of which"):
+    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} specifies files, all of which"):
         open_source(DatasetConfig(split="test", max_seq_len=8, **settings))
 
 
@@ -506,11 +506,11 @@ def test_test_files_are_never_taken_for_training(tmp_path):
     [
         ({"data_dir": "nowhere"}, "hf_kwargs.data_dir is 'nowhere', which does not exist"),
         ({"data_dir": "."}, "it contains no .jsonl, .json or .ndjson file (it contains a.csv, a.txt)"),
-        ({"data_dir": "a.txt"}, "is a file: name it in hf_kwargs.data_files"),
+        ({"data_dir": "a.txt"}, "is a file: specify it in hf_kwargs.data_files"),
         ({"data_files": "no.jsonl"}, "hf_kwargs.data_files has 'no.jsonl', but no such file exists"),
         ({"data_files": "x" * 300}, "x', which cannot be accessed (File name too long): use another path"),
         ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but no such file exists"),
-        ({"data_files": "."}, "it is a folder: name it in hf_kwargs.data_dir"),
+        ({"data_files": "."}, "it is a folder: specify it in hf_kwargs.data_dir"),
         ({"data_files": []}, "hf_kwargs.data_files is empty"),
         ({"data_files": "a.csv"}, "hf_kwargs.data_files has 'a.csv', but hf_name is 'json': write `hf_name: csv`"),
         ({}, "neither hf_kwargs.data_dir nor hf_kwargs.data_files"),

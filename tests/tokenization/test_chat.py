@@ -230,7 +230,9 @@ def test_a_template_runs_in_a_sandbox(template):
 def test_a_tokenizer_without_a_template_takes_no_messages(template):
     tokenizer = template(None)
     assert tokenizer.chat_template is None
-    with pytest.raises(DataError, match=r"the rows have messages, but tokenizer .* has no chat template: use one"):
+    with pytest.raises(
+        DataError, match=r"the rows have messages, but tokenizer .* has no chat template: use a tokenizer that has one"
+    ):
         tokenize(talk("a", "b"), tokenizer, config())
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar
 
 QUIET = 45
-"""A download fails if no byte is received for this many seconds. Together with the waits between retries, this takes
-less than a minute."""
+"""A download fails if no byte is received for this many seconds. Including the waits between retries, the download
+fails less than a minute after the last byte was received."""
 _POLL = 0.1
 
 T = TypeVar("T")
@@ -30,8 +30,8 @@ class Silence:
 
 
 def in_time(work: Callable[[], T], give_up: Callable[[], bool]) -> T:
-    """Run work() in a thread and return its result or raise its error. Raises TimeoutError as soon as give_up() returns
-    true; the thread then continues in the background."""
+    """Call work() in a thread, and return its result or raise its exception. Raises TimeoutError as soon as give_up()
+    returns true; the thread then continues in the background."""
     results: list[T] = []
     errors: list[Exception] = []
 

@@ -50,8 +50,8 @@ def fetch(
     silence: Silence | None = None,
     waits: Sequence[float] | None = None,
 ) -> Path:
-    """Download the url to a file below the folder. Callers can pass a `silence` that they also use themselves to check
-    whether bytes arrive.
+    """Download the URL to a file below the folder. `silence` measures for how long no bytes have arrived; callers can
+    pass their own object to read it too.
 
     `find_defect` returns the defect of the downloaded file, or None. A failed download is retried, unless the remote
     denied the request or the disk is full (OSError). Raises FetchError.
@@ -81,7 +81,8 @@ def fetch(
 def _download(url: str, target: Path) -> None:
     from streaming.base.storage import CloudDownloader
 
-    # Use a new client each time: a client created before a fork would share its connections with other workers.
+    # A new client is created for each file, because a client that was created before a fork would share its connections
+    # with other workers.
     downloader = CloudDownloader.get(url)
     try:
         downloader.download(url, str(target), deadlines.QUIET)

@@ -1,4 +1,4 @@
-"""List the files of a remote folder with their sizes, if the remote supports it."""
+"""List the files of a remote folder with their sizes, if the remote supports listing."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ _TIMEOUT = 20
 
 @cache
 def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
-    """Check once per process that the files exist with these sizes. Returns False if the remote cannot list sizes.
+    """Check once per process that the files exist and have these sizes. Returns False if the remote cannot list sizes.
 
     Raises DataError for the first missing file or wrong size.
     """
@@ -27,7 +27,7 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
         there = sizes(remote, [name for name, _ in files])
         why = "it does not list sizes"
     except FetchError as error:
-        if not error.denied:  # a user who can read files may not have the permission to list them
+        if not error.denied:  # a user who can read files may not have the permission to list files
             raise DataError(f"{remote} cannot be listed ({error}): start again when it responds") from None
         there, why = None, f"listing it failed: {error}"
     if there is None:
@@ -66,7 +66,7 @@ def _list_folder(remote: str, names: list[str]) -> dict[str, int]:
 def _list_bucket(remote: str, names: list[str]) -> dict[str, int]:
     url, client, found = urlsplit(remote), _client_of(remote), {}
     for prefix in _prefixes(url.path, names):
-        if hasattr(client, "list_blobs"):  # Google's client
+        if hasattr(client, "list_blobs"):  # the client is from Google's library
             blobs = client.list_blobs(url.netloc, prefix=prefix, delimiter="/", timeout=_TIMEOUT)
             found.update((blob.name, blob.size) for blob in blobs)
         else:

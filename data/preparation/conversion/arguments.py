@@ -33,7 +33,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             "one file"
         )
     if args.dataset in FORMATS and not args.data_files:
-        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: name them in --data_files")
+        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: specify them in --data_files")
     if len(set(args.splits)) != len(args.splits):
         raise ConfigError(f"--splits is {' '.join(args.splits)}, but it must not contain duplicates")
     for split in args.splits:
@@ -41,7 +41,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ConfigError(f"--splits has {split!r}, but each must be a valid name of a folder in --out_root")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
-        with unchecked():  # HFKwargs is checked later, as part of the dataset
+        with unchecked():  # the rules of HFKwargs are checked later, as part of the dataset
             kwargs = HFKwargs(name=args.data_subset, data_files=files)
         yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
@@ -54,7 +54,7 @@ def preprocessing_fn_of(args: argparse.Namespace) -> str | dict[str, str] | None
     if args.dataset in PREPROCESSORS:
         return args.dataset
     raise ConfigError(
-        f"--dataset is {args.dataset!r}, which has no registered preprocessing function: name one in "
+        f"--dataset is {args.dataset!r}, which has no registered preprocessing function: specify one in "
         "--preprocessor, or use --skip-preprocessing if rows are already examples"
     )
 

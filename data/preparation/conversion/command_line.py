@@ -1,4 +1,4 @@
-"""The command lines of the converters. A flag that LLM Foundry also has keeps its name and meaning."""
+"""The command lines of the converters. Flags that LLM Foundry's converters also have keep their names and meanings."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ _PATHS = (
 
 
 def main_of(parser: argparse.ArgumentParser, convert: Callable[[argparse.Namespace], None]) -> Callable[..., int]:
-    """The main function of a converter. Returns 0, or 2 after an error, which is printed on one line."""
-    parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")
+    """The main function of a converter. Returns 0 on success, or 2 after an error. The error is printed on one line."""
+    parser.add_argument("--debug", action="store_true", help="if an error occurs, also print its traceback")
 
     def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
@@ -72,8 +72,8 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
     what = (
-        "name of a hub dataset; json, csv or parquet for local --data_files; or the path of one such file or of a "
-        "folder that contains them"
+        "name of a hub dataset; json, csv or parquet for local --data_files; or the path of one csv, json or "
+        "parquet file, or of a folder with such files"
     )
     parser.add_argument("--dataset", required=required, help=what)
     parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
@@ -102,7 +102,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--remote", help="additional destination for the finished folders: a path, or an address such as s3://..."
     )
     parser.add_argument("--compression", help="compression of the shards, such as zstd or zstd:7 (default: none)")
-    parser.add_argument("--rehash", action="store_true", help="read input files again even if they seem unchanged")
+    parser.add_argument("--rehash", action="store_true", help="read the input files again, even if they seem unchanged")
     parser.add_argument(
         "--num_workers", "--processes", type=int, help="number of processes (default: one per CPU core)"
     )

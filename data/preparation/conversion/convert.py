@@ -1,5 +1,5 @@
-"""Convert the dataset that a command line names. The output for each split, or for all text files together, is written
-to a local folder, a remote folder, or both."""
+"""Convert the dataset that is specified on the command line. The output for each split, or for all text files together,
+is written to a local folder, a remote folder, or both."""
 
 import argparse
 import shutil
@@ -27,7 +27,7 @@ from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
-"""If only a remote destination is given, the output is in this folder until it has been uploaded."""
+"""If only a remote destination is given, the output is written to this folder, and uploaded from it."""
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""How the errors of a converter name settings: as flags of its command line, quoted for a shell."""
+"""The names of settings in a converter's error messages: flags of its command line, quoted for a shell."""
 
 import shlex
 from typing import Any
@@ -34,7 +34,8 @@ FLAGS = {
 
 
 def as_flag(key: str, value: Any = None) -> str:
-    """The flag for a YAML key, with the value if one is given. A key without a flag is written as in YAML."""
+    """The flag for a YAML key, followed by the value if a value is given. A key without a flag is written as in
+    YAML."""
     if key.startswith("tokenizer.kwargs."):
         return f"{FLAGS['tokenizer.kwargs']} {key.removeprefix('tokenizer.kwargs.')}"
     if key not in FLAGS or value is None:

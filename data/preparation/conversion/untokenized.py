@@ -1,4 +1,5 @@
-"""The recipe for untokenized samples: the valid examples, in LLM Foundry's columns."""
+"""The recipe (see recipe.py) that converts chunks to untokenized samples: the valid examples, in LLM Foundry's
+columns."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,13 +32,13 @@ def write_untokenized(
     check_compression(compression)
     made_from = {**fingerprint_inputs(config, source, None), "columns": "untokenized", "compression": compression}
     recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
-    with plain_os_errors(str(folder), "name another folder"):
+    with plain_os_errors(str(folder), "choose another folder"):
         write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """MDS samples. Their weight is their number of characters."""
+    """MDS samples. The weight of the samples is their number of characters."""
 
     samples: list[dict[str, Any]]
     weight: int
@@ -57,7 +58,8 @@ class Untokenized:
         return COLUMNS[form]
 
     def read(self, task: Task) -> Part:
-        """Runs in a worker. Raises the errors of the source, and ConfigError if rows are already tokens."""
+        """Runs in a worker. Raises the same errors as the source's `rows`, and ConfigError if the rows are already
+        tokenized."""
         part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
         samples = []
         for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):

@@ -1,7 +1,8 @@
-"""A JSON array of rows, with line breaks anywhere. The place of a row is `path row N`.
+"""A JSON array of rows, with line breaks anywhere. The location of a row in messages is `path row N`.
 
-The parent process only finds where elements end, so that no process ever needs the whole array in memory. ijson
-(3.6) is not used because it replaces lone surrogates (such as \\ud800) with `?`, and stops at the first invalid row.
+The parent process only searches for the ends of elements, so that no process ever needs the whole array in memory.
+ijson (3.6) is not used because it replaces lone surrogates (such as \\ud800) with `?`, and stops at the first invalid
+row.
 """
 
 import json
@@ -16,8 +17,8 @@ from data.base.problems import Problem, describe
 from data.sources.formats import content as c
 
 _COMMA = ord(",")
-# How much each byte outside of strings changes the nesting depth. A comma does not change the depth, but must be found
-# too.
+# How much each byte outside of strings changes the nesting depth. A comma does not change the depth, but its position
+# is needed too.
 _DEPTH = np.zeros(256, dtype=np.int8)
 _DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
 _MARKS = _DEPTH != 0
@@ -25,7 +26,7 @@ _MARKS[_COMMA] = True
 
 
 def check(path: Path, name: str) -> None:
-    """Accepts any array. Its rows are checked when they are parsed."""
+    """Accepts any array. The rows are checked when they are parsed."""
 
 
 class _Scanner:
@@ -78,7 +79,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 class _Cutter:
-    """Splits the file into chunks of complete elements, and keeps track of the position in the file."""
+    """Splits the file into chunks of complete elements, and tracks the position in the file."""
 
     def __init__(self, name: str) -> None:
         self.name, self.begun = name, False
@@ -126,7 +127,8 @@ class _Cutter:
             self._advance(block)
         else:
             whole = b"".join((*self._held, block))
-            # If the last element is empty, the array is empty, or there is a comma before its end, which is an error.
+            # If there is only white space here, either the array is empty, or a comma comes right before the closing
+            # bracket, which is an error.
             if whole.strip() or (closed and self._row > 1):
                 yield self._chunk(whole, (len(whole),))
             self._advance(whole)
@@ -198,7 +200,7 @@ def _parse(chunk: c.FileChunk, start: int, end: int) -> Any:
 
 
 def _after(content: bytes, line: int, column: int) -> tuple[int, int]:
-    """The line and column at which the content ends, given those at which it begins."""
+    """The line and column of the content's end, computed from the line and column of its beginning."""
     last = content.rfind(b"\n") + 1
     length = len(content[last:].decode(errors="replace"))
     return line + content.count(b"\n"), length + 1 if last else column + length

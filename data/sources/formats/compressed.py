@@ -8,14 +8,14 @@ from typing import Any
 from data.sources.formats.names import COMPRESSED
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-"""Magic bytes of compressed files. None of them is valid UTF-8."""
+"""Magic bytes of compressed files. They are not valid UTF-8, so no text file begins with them."""
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Bytes 1 to 3 of a skippable zstd frame (RFC 8878, 3.1.2), which contains no data. Files written by pzstd begin with
 such a frame."""
 
 
 class RawFile:
-    """A file on disk that passes each block it reads to a callback. Opening and reading raise OSError."""
+    """A file on disk that passes each block that is read to a callback. Opening and reading raise OSError."""
 
     closed = False
 

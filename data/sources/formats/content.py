@@ -35,7 +35,8 @@ _BEGINNINGS = {
     b"PK\x03\x04": "zip",
     b"PAR1": "Parquet",
 }
-"""Magic bytes of files that are not UTF-8. UTF-32 comes first because its byte order mark begins with UTF-16's."""
+"""Magic bytes of files that are not UTF-8. UTF-32 comes first, because its byte order mark begins with the byte order
+mark of UTF-16."""
 _NUL_BYTES = (
     "contains NUL bytes (\\0), perhaps because a copy was interrupted or the file is sparse: copy the file again, or "
     "create it again"
@@ -56,10 +57,10 @@ class InputFile:
 class FileChunk:
     reader: str
     name: str
-    """The name of the file, with which places begin."""
+    """The name of the file. Locations in error messages begin with it."""
     content: bytes
     size: int
-    """Number of bytes by which the progress in the file increases when this chunk is done."""
+    """Number of bytes of the file that this chunk covers, for the progress bar."""
     line: int = 1
     """Line of the content's first byte, from 1."""
     column: int = 1
@@ -69,7 +70,7 @@ class FileChunk:
     ends: tuple[int, ...] = ()
     """For a JSON array: the position of the end of each element."""
     n_rows: int | None = None
-    """Number of rows in the content; None if they were not counted when the file was split."""
+    """Number of rows in the content; None if the rows were not counted when the file was split."""
     skip: int = 0
     """Number of rows to skip at the start of the content."""
     take: int | None = None
@@ -77,7 +78,7 @@ class FileChunk:
     header: tuple[str, ...] = ()
     """For CSV: the names of the columns. A column without a name is left out of the rows."""
     place: str = ""
-    """The place of `problem`."""
+    """The location of `problem`."""
     problem: Problem | None = None
     """The problem of a row that could not be read. The chunk then represents only this row."""
 
@@ -108,8 +109,8 @@ class Blocks:
             raise DataError(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
-        # If a block contains only the byte order mark, it is empty without the mark, and would look like the end of the
-        # file.
+        # If a block contains only the byte order mark, nothing remains of it without the mark, and an empty block would
+        # look like the end of the file.
         return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
 
     def _why_broken(self, error: OSError) -> str:
@@ -133,7 +134,7 @@ class Content(Blocks):
     def read(self, size: int | None = None) -> bytes:
         block = super().read(size)
         if not block:
-            # Also read the bytes after the compressed content, if there are any, because they were hashed too.
+            # Also read any bytes after the compressed content, because they are part of the hash.
             while self.raw.read(BLOCK_BYTES):
                 pass
         if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
@@ -141,7 +142,7 @@ class Content(Blocks):
         return block
 
     def check_unchanged(self) -> None:
-        """Check that the file is unchanged. Called by readers that do not read the file to its end with read()."""
+        """Check that the file is unchanged. Readers that do not read the whole file with read() call this method."""
         with os_errors_named(self.name, as_error=DataError):
             same = state_of(self.file.path) == self.file.state
         if not same:
@@ -163,7 +164,7 @@ def state_of(path: Path) -> tuple[int, ...]:
 
 
 def check_head(path: Path, name: str) -> bytes:
-    """The beginning of a text file; b"" if the file is empty. Raises DataError if it is not UTF-8 text."""
+    """The beginning of a text file; b"" if the file is empty. Raises DataError if the file is not UTF-8 text."""
     with Blocks(path, name) as blocks:
         head = blocks.read(_HEAD_BYTES)
     kind = next((message for beginning, message in _BEGINNINGS.items() if head.startswith(beginning)), None)
@@ -176,10 +177,10 @@ def check_head(path: Path, name: str) -> bytes:
 
 
 def _kind_by_nul(head: bytes) -> str | None:
-    """The encoding that the positions of NUL bytes among the first four bytes indicate; NUL if all four are NUL."""
+    """The encoding, determined from the positions of NUL bytes among the first four bytes; NUL if all four are NUL."""
     n_others = len(head[:4].replace(b"\0", b""))
     text = head.rstrip(b"\0")
-    # The second condition is true for a short text that is followed by NUL bytes until the end.
+    # The second condition is true for a short text after which the file contains only NUL bytes.
     if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):
         return None
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"
@@ -208,7 +209,8 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
             held.append(block[:end])
             n_lines = sum(part.count(line_end) for part in held)
             whole, held = [b"".join(held)], []
-            yield number, whole.pop()  # so that this generator has no reference to the block while it is processed
+            # pop() removes this generator's reference to the block while the caller processes the lines.
+            yield number, whole.pop()
             number, n_held, block = number + n_lines, 0, block[end:]
         n_held += len(block)
         held = [] if n_held > MAX_ROW_BYTES else [*held, block]
@@ -224,7 +226,7 @@ def too_large(n_bytes: int, what: str = "the row") -> Problem:
 def parse_json(text: str) -> Any:
     """The parsed value, or a Problem if an object has a duplicate key, because it is unknown which value was intended.
 
-    Raises the errors of json.loads.
+    Raises the same errors as `json.loads`.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -251,7 +253,8 @@ def row_text(row: bytes) -> str | Problem:
 
 
 def decode(value: bytes) -> str | Problem:
-    """The text, or a Problem if it is not UTF-8, or contains a run of NUL bytes, which are valid UTF-8 but not text."""
+    """The text, or a Problem if the bytes are not UTF-8 or contain a run of NUL bytes. (NUL bytes are valid UTF-8, but
+    not text.)"""
     if b"\0\0\0\0" in value:
         return Problem("NUL bytes", _NUL_BYTES)
     try:

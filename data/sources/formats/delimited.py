@@ -1,8 +1,8 @@
 """CSV and TSV files (RFC 4180): a header, then rows whose cells are always text. TSV files are recognized by their
 suffix.
 
-Only a parser can find where a row ends, so rows are parsed when the file is split into chunks, and workers receive the
-cells. The place of a row is `path row N (line L)`, where N does not count the header.
+The end of a row can only be found by parsing, so rows are parsed when the file is split into chunks, and workers
+receive the cells. The location of a row in messages is `path row N (line L)`, where N does not count the header.
 """
 
 import csv
@@ -34,7 +34,7 @@ def check(path: Path, name: str) -> str | None:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Raises DataError for an unclosed quote and for a row that is too large."""
+    """Raises DataError if a quote is not closed or a row is too large."""
     lines = _Lines(content)
     reader = _reader(lines)
     header = _header(reader, content.name)
@@ -49,7 +49,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
             cells = str(error)
         if cells:
             # Serialized rows need far less memory than lists of cells, and the garbage collector does not have to scan
-            # them.
+            # serialized rows.
             held.append(marshal.dumps((lines.row_line, cells)))
         if lines.size >= c.BLOCK_BYTES or cells is None:
             if held:
@@ -73,9 +73,9 @@ class _Lines:
     def __init__(self, content: c.Blocks) -> None:
         self.content = content
         self.size = 0
-        """Number of bytes in the lines that were read since the current chunk began."""
+        """Number of bytes in the lines that were read since the beginning of the current chunk."""
         self.row_line = 1
-        """Number of the line at which the current row began."""
+        """Number of the line at which the current row begins."""
         self.ended = False
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Arrow streams, as written by save_to_disk of the `datasets` library. The place of a row is `path row N`."""
+"""Arrow streams, as written by save_to_disk of the `datasets` library. The location of a row in messages is `path row
+N`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,8 @@ from data.sources.formats import content as c
 from data.sources.formats.parquet import arrow_chunk
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
-"""The last bytes of a complete stream. If they were not checked, a stream that was truncated between two batches would
-look complete."""
+"""The last bytes of a complete stream. Without a check of these bytes, a stream that was truncated between two batches
+would look complete."""
 
 
 def check(path: Path, name: str) -> None:
@@ -30,7 +31,7 @@ def count(path: Path, name: str) -> int:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Batches are memory-mapped, so their content is only read when it is needed."""
+    """Batches are memory-mapped, so their content is read only when it is accessed."""
     content.check_unchanged()
     row = 1
     for batch in _batches(content.path, content.name):

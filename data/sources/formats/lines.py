@@ -1,4 +1,4 @@
-"""JSONL: one JSON object per line. Blank lines are skipped. The place of a row is `path:LINE`."""
+"""JSONL: one JSON object per line. Blank lines are skipped. The location of a row in messages is `path:LINE`."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 def count(chunk: c.FileChunk) -> int:
-    """Number of rows in the chunk, without parsing them."""
+    """Number of rows in the chunk. The rows are counted without parsing."""
     return sum(not line.isspace() for line in io.BytesIO(chunk.content))
 
 
@@ -43,7 +43,8 @@ def parse_line(line: bytes) -> Any:
     if isinstance(text, Problem):
         return text
     try:
-        # Without the end of the line, an error there has its column in the line, instead of column 1 of the next one.
+        # The line end is removed, so that the column of an error at the end of the line is in this line, and not column
+        # 1 of the next line.
         return c.parse_json(text.rstrip(" \t\r\n"))
     except (ValueError, RecursionError) as error:
         why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)

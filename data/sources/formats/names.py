@@ -7,9 +7,9 @@ from data.base.errors import ConfigError, setting
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 """The hf_name for local files -> the suffixes of these files, which may be in upper or lower case."""
 TEXT_SUFFIXES = (".txt",)
-"""Suffixes of the files in a folder that are read as text files."""
+"""Files in a folder are read as text files if they have one of these suffixes."""
 COMPRESSED = (".gz", ".zst")
-"""Suffixes that may follow the suffix of a text format (JSON, CSV, plain text)."""
+"""Suffixes of compressed files, which may follow the suffix of a text format (JSON, CSV, plain text)."""
 DATA_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 # fmt: off
@@ -44,13 +44,13 @@ def named_format(name: str | PurePath) -> str | None:
 
 
 def format_of(path: Path) -> str:
-    """The key of FORMATS for the file's name. Raises ConfigError if there is none."""
+    """The key of FORMATS for the file's name. Raises ConfigError if the format is unknown."""
     format = named_format(path)
     if format is None:
         raise ConfigError(
             f"{str(path)!r} does not end in {either(DATA_SUFFIXES)} (text formats also with {either(COMPRESSED)}), "
             f"so its format is unknown: rename it, or set {setting('hf_name')} to {either(tuple(FORMATS))} and "
-            f"name the file in {setting('hf_kwargs.data_files')}"
+            f"specify the file in {setting('hf_kwargs.data_files')}"
         )
     return format
 
@@ -60,7 +60,7 @@ def is_metadata(path: PurePath) -> bool:
 
 
 def looks_like_data(path: PurePath) -> bool:
-    """Whether a user would expect that this file is read as data, even if its format is not supported."""
+    """Whether a user may expect this file to be read as data. The format of the file may be unsupported."""
     if is_metadata(path) or (suffix_of(path) in TEXT_SUFFIXES and path.name.lower().startswith(_NOTES)):
         return False
     known = {*DATA_SUFFIXES, *TEXT_SUFFIXES, *_OTHER_DATA}

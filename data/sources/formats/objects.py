@@ -14,9 +14,9 @@ from data.sources.formats.names import suffix_of
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
 _ROWS_KEYS = ("rows", "data", "examples", "records", "items", "train")
-"""Keys that are preferred as the key of the list of rows if a file contains several lists."""
+"""If a file contains several lists, the list under one of these keys is preferred as the list of rows."""
 _EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt", "completion", "chosen", "rejected")
-"""Keys whose values are lists of objects in a single row, so that they do not contain the rows of a file."""
+"""Keys whose values in a single row are lists of objects. These lists are not the rows of a file."""
 
 
 def refuse_objects(path: Path, name: str) -> None:
@@ -71,7 +71,7 @@ def _is_json(line: str) -> bool:
 
 @dataclass
 class _Object:
-    """The part of an object that could be parsed, up to the first error."""
+    """The part of an object before the first parsing error."""
 
     keys: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)

@@ -1,4 +1,5 @@
-"""Parquet files. Slices of row groups are sent to workers as Arrow streams. The place of a row is `path row N`."""
+"""Parquet files. Slices of row groups are sent to workers as Arrow streams. The location of a row in messages is `path
+row N`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check(path: Path, name: str) -> None:
-    """Raises DataError if the file has no valid footer, for example because it is truncated."""
+    """Raises DataError if the file has no valid footer, for example because the file is truncated."""
     with _open(path, name):
         pass
 
@@ -24,7 +25,7 @@ def count(path: Path, name: str) -> int:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Pages are only read when they are needed, so a row group does not have to fit into memory."""
+    """Pages are read only when they are needed, so a row group does not have to fit into memory."""
     import pyarrow as pa
 
     row = 1
@@ -44,7 +45,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 
 def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int) -> c.FileChunk:
-    """A chunk with the rows of an Arrow batch. The place of the first row is `name row ROW`."""
+    """A chunk with the rows of an Arrow batch. The location of the first row in messages is `name row ROW`."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()

@@ -1,4 +1,4 @@
-"""Render a conversation with the chat template and split it into prompts and responses, with checks that the template
+"""Render a conversation with the chat template and split it into prompts and responses, and check that the template
 leaves nothing out.
 
 Token ids and loss masks are computed in data/tokenization.

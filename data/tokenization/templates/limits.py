@@ -2,7 +2,8 @@
 
 A template runs as Python in this process, because a separate process would take longer than the rendering. Long loops
 are ended by a signal, and large allocations by a limit of the kernel. A signal cannot interrupt a single long operation
-in C. The most common kind, operations with large integers, is limited in sandbox.py. Any other ends the process.
+in C. Operations with large integers, the most common kind of long operation, are limited in sandbox.py. Any other long
+operation ends the process.
 """
 
 import faulthandler
@@ -23,8 +24,8 @@ MAX_SECONDS = 5.0
 """Maximum seconds for one rendering, measured as CPU time of the thread, so that the load of the machine does not
 matter. Most renderings take less than a thousandth of this."""
 MAX_BYTES = 1 << 30
-"""Maximum number of bytes that a rendering may add to the memory of the process. Several copies of the largest row that
-is read (64mb) fit into it."""
+"""Maximum number of bytes that a rendering may add to the memory of the process. This is enough for several copies of
+the largest row that is read (64 MiB)."""
 _TICK_SECONDS = 0.25
 _KILL_SECONDS = 60.0
 """Seconds of CPU time without any line of Python being run, after which the process is ended."""
@@ -40,8 +41,8 @@ class LimitExceeded(BaseException):
 class TemplateLimits:
     """A context manager that raises a TemplateError if a limit is exceeded.
 
-    The message begins with `subject`. It is a class and not a generator, because it is entered for every rendering and
-    must take only microseconds.
+    The message begins with `subject`. It is a class instead of a generator function, because it is entered for every
+    rendering and must take only microseconds.
     """
 
     def __init__(self, subject: str) -> None:
@@ -79,8 +80,8 @@ class TemplateLimits:
             raise LimitExceeded(f"takes more than {MAX_SECONDS:g} seconds for a conversation")
 
     def _on_line(self, frame: FrameType, event: str, argument: Any) -> Any:
-        """A trace function for threads other than the main thread, because signal handlers only run in the main
-        thread."""
+        """A trace function that checks the time in threads other than the main thread, because signal handlers only run
+        in the main thread."""
         self.check_time()
         return self._on_line
 
@@ -95,7 +96,7 @@ def _start_timers(limits: TemplateLimits) -> None:
         # The handler is never removed. Otherwise, a signal that is still pending when the timers stop would end the
         # process.
         signal.signal(signal.SIGPROF, _on_signal)
-        # SIGVTALRM prints the stack and ends the process. Registering it fails if stderr is not a file.
+        # SIGVTALRM prints the stack and ends the process. Registering this handler fails if stderr is not a file.
         with suppress(Exception):
             faulthandler.register(signal.SIGVTALRM, chain=True)
         _handler_is_set = True
@@ -133,8 +134,8 @@ def _limit_memory() -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _statm(pid: int) -> int:
-    """A file descriptor, which is cached because opening takes five times as long as reading. With `pid` as the key, a
-    forked process does not use its parent's descriptor."""
+    """A file descriptor, which is cached because opening the file takes five times as long as reading it. Because `pid`
+    is the cache's key, a forked process does not use its parent's descriptor."""
     return os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 

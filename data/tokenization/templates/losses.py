@@ -13,15 +13,16 @@ from data.tokenization.tokenizer import Tokenizer
 _THINKING = re.compile(
     r"<(think|thinking|thought|reasoning)>.*?</\1>|\[THINK\].*?\[/THINK\]|^.*?</think>", re.DOTALL | re.IGNORECASE
 )
-"""Matches the thinking at the start of an answer. Its opening tag may be in the generation prompt."""
+"""Matches the thinking at the start of an answer. The opening tag of the thinking is optional, because it may be in the
+generation prompt."""
 OTHER = "other"
 """The kind of parts that a template must never leave out."""
 _SHOWN = 4
-"""Maximum number of places that an error names. The others are only counted."""
+"""Maximum number of missing parts that an error lists. The others are only counted."""
 
 
 def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Place], tokenizer: Tokenizer) -> None:
-    """Raises TemplateError if parts that must not be left out are missing in the text."""
+    """Raises TemplateError if the rendered text lacks parts that the template must not leave out."""
     drops = tokenizer.chat_template_drops
     found = {name: kind for name, kind in _losses(conversation, text, lost) if kind not in drops}
     if not found:
@@ -60,8 +61,8 @@ def _losses(conversation: Conversation, text: str, lost: frozenset[Place]) -> li
 
 
 def _is_in(words: str, text: str) -> bool:
-    """Whether the text contains the words. They may have different whitespace, or be written as JSON, as in results of
-    tools."""
+    """Whether the text contains the words. In the text, the words may have different whitespace, or be written as JSON,
+    as in results of tools."""
     if words.strip() in text:
         return True
     return _collapse(words) in _collapse(text) or json.dumps(words, ensure_ascii=False)[1:-1].strip() in text

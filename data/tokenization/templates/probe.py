@@ -97,7 +97,7 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
 
 
 def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict[str, Place]]:
-    """Tools and messages with the given shape, and the place of each unique word in them."""
+    """Tools and messages with the given shape, and the part (see above) that contains each unique word."""
     has_tools, of_messages = shape
     words: dict[str, Place] = {}
     numbers = itertools.count()
@@ -110,7 +110,7 @@ def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict
     tools = [{"type": "function", "function": _probe_tool(word(None, "tools"))}] if has_tools else None
     messages: list[Message] = []
     for index, (role, keys, n_calls) in enumerate(of_messages):
-        # Templates may leave out text next to tool calls. Whether they do is checked in the real conversation.
+        # Templates may leave out the text of messages with tool calls. This is checked in the real conversation.
         message: Message = {"role": role, "content": "" if n_calls else word(index, "content")}
         message |= {key: word(index, key) for key in keys if key in (*THINKING_KEYS, "loss_weight")}
         # Mistral's templates expect ids that consist of nine letters and digits.

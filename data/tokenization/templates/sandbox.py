@@ -42,18 +42,18 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": strftime,
     }
-    _environment()  # this imports transformers, before the time of the template is measured
+    _environment()  # this call imports transformers before the measurement of the template's time begins
     with TemplateLimits(subject):
         return _compile(template).render(variables)
 
 
 def plain(value: Any) -> Any:
-    """The value converted to JSON types, as in transformers 5. A template could call methods of other objects, some of
-    which write files."""
+    """The value converted to JSON types, as in transformers 5. A template could call methods of objects of other types,
+    and some of these methods write files."""
     kind = type(value)
     if kind is str:
         return value
-    if kind is dict:  # this is the most common type, so it is checked first
+    if kind is dict:  # str is the most common type, so it is checked first
         return {
             key if type(key) is str else plain(key): item if type(item) is str else plain(item)
             for key, item in value.items()

@@ -1,4 +1,4 @@
-"""Split a rendered conversation at the places where responses begin and end."""
+"""Split a rendered conversation at the positions where responses begin and end."""
 
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ class Part:
 
 
 def render_question(conversation: Conversation, tokenizer: Tokenizer) -> str:
-    """Render the text before the assistant's next answer. Raises the errors of Tokenizer.render."""
+    """Render the text before the assistant's next answer. Raises the same errors as `Tokenizer.render`."""
     return _render(conversation, tokenizer, probe(tokenizer, shape_of(conversation)).style, ask=True)
 
 
@@ -59,7 +59,7 @@ def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> li
         answered = whole if is_last else rendered(index + 1, ask=False)
         for earlier, later in ((whole[:start], asked), (asked, answered), (answered, whole)):
             if not later.startswith(earlier):
-                # If the text of the turns before the response is the same, the difference is in the generation prompt.
+                # If the text of all turns before the response is the same, the difference is in the generation prompt.
                 is_prompt = earlier is asked and answered.startswith(rendered(index, ask=False))
                 return _not_stable(index, hidden, earlier, later, is_prompt=is_prompt, every_turn=every_turn)
         end = len(asked) + len(answered[len(asked) :].rstrip())
