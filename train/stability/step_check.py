@@ -31,7 +31,8 @@ class StepCheck(Callback):
     Logs in every step:
 
     - `l2_norm/grad/global`: the norm of all gradients before clipping;
-    - `experts/load_imbalance`: maximum over mean of the tokens per expert, in the layer where it is largest;
+    - `experts/load_imbalance`: ratio of the maximum to the mean number of tokens per expert, for the layer with the
+      highest ratio;
     - `experts/dead`: experts without a token, over all layers;
 
     and, at an interval, the values that train/expert_health measures for each layer.
