@@ -180,8 +180,8 @@ class LoraConfig(Section):
     dropout: DropProbability = 0.0
     """Dropout on an adapter's input, in training only. PEFT does not support dropout for adapters on experts."""
     target_modules: list[str]
-    """The modules that get adapters, in every transformer block: `attn` (or only `Wqkv` or `out_proj`), `experts` (or only
-    `w1`, `v1` or `w2`), and `router`."""
+    """The modules that get adapters, in every transformer block: `attn` (or only `Wqkv` or `out_proj`), `experts` (or
+    only `w1`, `v1` or `w2`), and `router`."""
     per_expert: bool = False
     """Whether each expert has its own matrix A. By default, the experts of a layer share one matrix A for each of `w1`,
     `v1` and `w2`. Each expert always has its own matrix B."""
