@@ -51,7 +51,7 @@ class HFKwargs(Section):
     """A folder in a hub dataset, or a folder of local files."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
     """File names or patterns. A mapping from names of splits to files is also possible; otherwise, all files belong to
-    the split train."""
+    the split `train`."""
     name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
     revision: PathText | None = None
@@ -145,14 +145,14 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(Section):
-    """A single source of rows: a hub dataset or local data files (hf_name), MDS shards (local, remote), or plain text
-    files (text)."""
+    """A single source of rows: a hub dataset or local data files (`hf_name`), MDS shards (`local`, `remote`), or plain
+    text files (`text`)."""
 
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in hf_kwargs; or the path of one csv,
-    json or parquet file, or of a folder with such files."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in `hf_kwargs`; or the path of one such
+    file or of a folder that contains them."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
@@ -160,30 +160,31 @@ class StreamConfig(Section):
     local: PathText | None = None
     """A folder of MDS shards. If `remote` is also set, shards are downloaded to this folder."""
     remote: PathText | None = None
-    """The location of MDS shards that are downloaded: a folder, or an address that starts with s3://, gs:// or
-    hf://."""
+    """The location of MDS shards that are downloaded: a folder, or an address that starts with `s3://`, `gs://` or
+    `hf://`."""
     text: Paths | None = None
-    """Plain text files for pretraining: file names, patterns, or folders, of which all .txt files are read. Each file
+    """Plain text files for pretraining: file names, patterns, or folders, of which all `.txt` files are read. Each file
     is one document."""
     split: PathText | None = None
-    """The split. null selects the split train of hub datasets and data files, and the folder itself for MDS. Hub
-    datasets and data files also support slices and sums as in the `datasets` library: train[:90%], train[1000:2000],
-    train+validation."""
+    """The split. `null` selects the split `train` of hub datasets and data files, and the folder itself for MDS. Hub
+    datasets and data files also support slices and sums as in the `datasets` library: `train[:90%]`,
+    `train[1000:2000]`, `train+validation`."""
     preprocessing_fn: str | dict[str, str] | None = None
     """How rows are converted to examples: the name of a registered function, `module:function` for your own function,
-    or the columns to use: {prompt: column, response: column}, {messages: column} or {text: column}. null means that the
-    rows are already examples."""
+    or the columns to use: `{prompt: column, response: column}`, `{messages: column}` or `{text: column}`. `null` means
+    that the rows are already examples."""
 
     proportion: NotNegative | None = None
-    """This stream's share of the tokens in the run, relative to the proportions of the other streams."""
+    """Relative weight of this stream. The stream's share of the run's tokens is this value divided by the sum of the
+    values of all streams."""
     repeat: Positive | None = None
-    """Alternative to proportion: how many times each row of this stream occurs in one epoch over all streams (default:
-    1)."""
+    """Alternative to `proportion`: how many times each row of this stream occurs in one epoch of the mixture
+    (default: 1)."""
     choose: Count | None = None
-    """Alternative to proportion: the number of rows of this stream in one epoch over all streams."""
+    """Alternative to `proportion`: the number of rows of this stream in an epoch of the mixture."""
     max_repeats: Positive = 1.0
     """Maximum number of times that a row of this stream may be drawn during the run. This key is not needed with
-    `repeat`, or if the duration is given in `ep`."""
+    `repeat`, or if the duration is specified in `ep`."""
 
     def amounts(self) -> list[str]:
         """The keys of AMOUNTS that are set."""
@@ -252,33 +253,34 @@ class DatasetConfig(StreamConfig):
     max_seq_len: Annotated[int, Range(ge=2)]
     """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"
-    """How documents are packed into rows. best_fit: several complete documents per row. none: one document per row."""
+    """How documents are packed into rows. `best_fit`: several complete documents per row. `none`: one document per
+    row."""
     target_prompts: Annotated[str, Form(pattern=r"none|all|length>=[1-9]\d*", name="none, all or length>=N")] = "none"
-    """The prompts that are trained on: none, all, or length>=N. The last value selects prompts of at least N tokens."""
+    """The prompts that are trained on: `none`, `all`, or `length>=N`. The last value selects prompts of at least N
+    tokens."""
     target_responses: Literal["last", "all"] = "last"
     """The responses of a conversation that are trained on. In conversations whose messages have a key `weight` or
     `train`, that key is used instead."""
     excess_length: Literal["truncate_response", "drop", "error"] = "truncate_response"
-    """What to do with an example that is longer than max_seq_len. Plain texts are always split, and continue in the
+    """What to do with an example that is longer than `max_seq_len`. Plain texts are always split, and continue in the
     next row."""
     on_bad_example: Literal["error", "drop"] = "error"
-    """What to do with invalid rows. error reports all invalid rows together, and the run ends. drop skips invalid rows
-    and reports their number."""
+    """What to do with invalid rows. `error` reports all invalid rows together, and the run ends. `drop` skips invalid
+    rows and reports their number."""
     shuffle: bool = True
-    """If true, rows are drawn in a random order, which depends only on the seed. If false, rows are drawn in the order
-    of the source."""
+    """If `true`, rows are drawn in a random order, which depends only on the seed. If `false`, they are drawn in the
+    order of the source."""
     shuffle_seed: int | None = None
-    """Seed of the random order. null uses the seed of the run."""
+    """Seed of the random order. `null` uses the seed of the run."""
     cache_dir: PathText = ".cache/dropless"
     """Folder for prepared rows. Each dataset has a subfolder that is named after a fingerprint (hash) of everything
     that affects its rows."""
     prepare_workers: Count | None = None
-    """Number of processes that prepare rows. null uses one process per CPU core. This setting does not affect the
-    rows."""
+    """Number of processes that prepare rows. `null` uses one process per core. The number does not affect the rows."""
     cache_limit: Size | None = None
-    """Maximum total size of the downloaded shards of all remote streams on a node's disk: a number of bytes, or a size
-    such as 100gb. When this size is reached, shards that are no longer needed are evicted. They are downloaded again in
-    the next epoch. null keeps all shards."""
+    """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as `100gb`. When
+    this size is reached, shards that are no longer needed are evicted. They are downloaded again in the next epoch.
+    `null` keeps all shards."""
     max_prepare_bytes: Count = 10 << 30
     """Maximum size, in bytes, of a remote MDS folder with text that must be tokenized and packed."""
 

@@ -65,13 +65,14 @@ class StageConfig(Section):
     name: str
     """Name of the stage in messages and logs."""
     duration: PositiveDuration | EpochsOf | None = None
-    """The length of the stage, such as 800ba, 1000000tok, 0.1dur, 1ep (with a single stream), or {ep: 2, of: web} for
-    two epochs of the stream web. In the last stage, null means the rest of the run."""
+    """The length of the stage, such as `800ba`, `1000000tok`, `0.1dur`, `1ep` (with a single stream), or
+    `{ep: 2, of: web}` for two epochs of the stream `web`. In the last stage, `null` means the rest of the run."""
     proportions: dict[str, float | dict[str, float]]
     """The share of the tokens that each stream contributes, as a mapping from names of streams to shares. For a linear
-    ramp, use {from: shares, to: shares}."""
+    ramp, use `{from: shares, to: shares}`."""
     lr_scale: float | dict[str, float] = 1.0
-    """The scheduler's learning rate is multiplied by this factor. For a linear ramp, use {from: factor, to: factor}."""
+    """The scheduler's learning rate is multiplied by this factor. For a linear ramp, use
+    `{from: factor, to: factor}`."""
 
     def mixes(self) -> tuple[dict[str, float], dict[str, float]]:
         """The shares at the start and at the end of the stage."""

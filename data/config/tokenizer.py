@@ -14,15 +14,15 @@ class TokenizerKwargs(Section):
     """Settings that define the tokenizer."""
 
     model_name: Label | None = None
-    """For tiktoken: the name of the model whose encoding is used, such as gpt-4."""
+    """For tiktoken: the name of the model whose encoding is used, such as `gpt-4`."""
     encoding_name: Label | None = None
-    """For tiktoken: the encoding, such as cl100k_base (downloaded by tiktoken on first use)."""
+    """For tiktoken: the encoding, such as `cl100k_base` (downloaded by tiktoken on first use)."""
     vocab_file: PathText | None = None
     """For tiktoken: a local vocabulary file. Each line contains a token in base64 and the rank of this token."""
     use_default_system_prompt: bool = False
     """For tiktoken: add the default system prompt to conversations without a system prompt."""
     model_max_length: int | None = None
-    """If this is set, it must equal max_seq_len. The exported tokenizer always contains the value of max_seq_len."""
+    """Must equal `max_seq_len` if it is set. The exported tokenizer always contains the value of `max_seq_len`."""
 
 
 def _sources(config: "TokenizerConfig") -> Iterator[Defect]:
@@ -58,7 +58,7 @@ class TokenizerConfig(Section):
     chat_template_drops: list[Literal["thinking", "system", "tools", "tool_calls", "loss_weight"]] = field(
         default_factory=list
     )
-    """Parts of conversations that the chat template may omit. An error is raised if the template omits anything else.
-    The name thinking covers `<think>...</think>` in an answer, and the keys `reasoning_content` and `thinking`."""
+    """Parts of conversations that the chat template may omit. It is an error if the template omits anything else. The
+    name `thinking` covers `<think>...</think>` in an answer, and the keys `reasoning_content` and `thinking`."""
     chat_date: str | None = None
-    """The date for chat templates that insert today's date, such as '2026-11-29'."""
+    """The date for chat templates that insert today's date, such as `'2026-11-29'`."""

@@ -33,8 +33,8 @@ class MemoryMonitorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeEstimatorConfig(Section):
-    """Logs the remaining time under Composer's name, time/remaining_estimate, in hours. The metric
-    time/remaining_seconds is logged even without this callback."""
+    """Logs the remaining time under Composer's name, `time/remaining_estimate`, in hours. The metric
+    `time/remaining_seconds` is logged even without this callback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ class HFCheckpointerConfig(Section):
     """Exports checkpoints to Hugging Face folders during the run."""
 
     save_folder: PathOfRun
-    """Exports are written to the subfolders huggingface/baN of this folder, where N is the batch. {run_name} is
+    """Exports are written to the subfolders `huggingface/baN` of this folder, where N is the batch. `{run_name}` is
     replaced by the name of the run."""
     save_interval: PositiveDuration
-    """Time between exports; must be a multiple of the run's save_interval. The last checkpoint is always exported."""
+    """Time between exports; must be a multiple of the run's `save_interval`. The last checkpoint is always exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 
@@ -91,7 +91,7 @@ class FileLoggerConfig(Section):
     """Writes a log file for each rank."""
 
     filename: PathOfRank = "{run_name}/logs-rank{rank}.txt"
-    """Path of the file with the console output. {run_name} and {rank} are replaced by the name of the run and the
+    """Path of the file with the console output. `{run_name}` and `{rank}` are replaced by the name of the run and the
     number of the rank."""
 
 
@@ -100,8 +100,8 @@ class TensorboardLoggerConfig(Section):
     """TensorBoard event files, written by rank 0."""
 
     log_dir: PathOfRun | None = None
-    """Folder of the event files. {run_name} is replaced by the name of the run. Without {run_name}, the files are
-    written to a subfolder with the name of the run. null uses the folder tensorboard_logs."""
+    """Folder of the event files. `{run_name}` is replaced by the name of the run. Without `{run_name}`, the files are
+    written to a subfolder with the name of the run. `null` uses the folder `tensorboard_logs`."""
 
     def folder(self, run_name: str) -> Path:
         """The folder of a run's event files."""
@@ -121,7 +121,7 @@ class WandBLoggerConfig(Section):
     group: Label | None = None
     """The group that the run belongs to."""
     name: Label | None = None
-    """Name of the run in Weights & Biases; null uses run_name."""
+    """Name of the run in Weights & Biases; `null` uses `run_name`."""
     tags: Labels = field(default_factory=list)
     """Labels of the run."""
 
@@ -131,13 +131,13 @@ class MLflowLoggerConfig(Section):
     """Logs to MLflow, from rank 0. Requires the extra `mlflow`."""
 
     tracking_uri: Label | None = None
-    """A folder, file:PATH, or the address http://HOST:PORT of a server. null uses $MLFLOW_TRACKING_URI. If this
-    variable is not set, null uses the folder mlruns."""
+    """A folder, `file:PATH`, or the address `http://HOST:PORT` of a server. `null` uses `$MLFLOW_TRACKING_URI`. If this
+    variable is not set, `null` uses the folder `mlruns`."""
     experiment_name: Label | None = None
-    """Name of the experiment. null uses $MLFLOW_EXPERIMENT_NAME. If this variable is not set, null uses MLflow's
+    """Name of the experiment. `null` uses `$MLFLOW_EXPERIMENT_NAME`. If this variable is not set, `null` uses MLflow's
     default experiment."""
     run_name: Label | None = None
-    """Name of the run in MLflow; null uses run_name."""
+    """Name of the run in MLflow; `null` uses `run_name`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Labels of the run."""
 

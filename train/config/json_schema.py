@@ -34,7 +34,7 @@ text for one key. `python train.py --schema` prints all keys as a JSON schema, w
 - LLM Foundry's keys that have no effect in Dropless are listed in [Coming from LLM Foundry](llm-foundry.md).
 """
 
-_VARIABLES = "Values that other keys can refer to as ${variables.NAME}."
+_VARIABLES = "Values that other keys can refer to as `${variables.NAME}`."
 
 
 class _Generator(GenerateJsonSchema):

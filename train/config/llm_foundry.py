@@ -297,12 +297,12 @@ LLM_FOUNDRY: dict[str, Any] = {
 """The leaf keys of LLM Foundry's scripts/train/yamls/finetune/dbrx-full-ft.yaml with their values."""
 
 REMARKS: dict[str, str] = {
-    "run_name": "with null, the name is read from $RUN_NAME, as in LLM Foundry",
+    "run_name": "with `null`, the name is read from `$RUN_NAME`, as in LLM Foundry",
     "tokenizer.name": "a Hugging Face tokenizer; for DBRX's tokenizer also `tiktoken` with `kwargs.model_name: gpt-4`",
-    "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with hf_kwargs",
-    "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with hf_kwargs",
-    "tokenizer.kwargs.model_max_length": "must equal max_seq_len",
-    "save_folder": "{run_name} is replaced by the name of the run, as in LLM Foundry",
+    "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with `hf_kwargs`",
+    "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with `hf_kwargs`",
+    "tokenizer.kwargs.model_max_length": "must equal `max_seq_len`",
+    "save_folder": "`{run_name}` is replaced by the name of the run, as in LLM Foundry",
 }
 """Notes on supported keys."""
 

@@ -16,10 +16,10 @@ class ParamGroupConfig(Section):
     match: list[str]
     """Shell-style patterns of parameter names, such as `*.experts.mlp.*`."""
     lr: Positive | None = None
-    """The peak learning rate of these parameters. null uses optimizer.lr. To exclude parameters from training, use
-    optimizer.freeze."""
+    """The peak learning rate of these parameters. `null` uses `optimizer.lr`. To exclude parameters from training, use
+    `optimizer.freeze`."""
     weight_decay: NotNegative | None = None
-    """The weight decay of these parameters. null uses optimizer.weight_decay."""
+    """The weight decay of these parameters. `null` uses `optimizer.weight_decay`."""
 
 
 def _betas(optimizer: "OptimizerConfig") -> Iterator[Defect]:
@@ -34,8 +34,8 @@ class OptimizerConfig(Section):
     RULES = (_betas,)
 
     name: Literal["adamw", "decoupled_adamw", "decoupled_lionw", "sgd"]
-    """The optimizer. adamw and sgd are torch's optimizers. decoupled_adamw and decoupled_lionw are implemented as in
-    Composer, where weight_decay is not multiplied by the peak learning rate."""
+    """The optimizer. `adamw` and `sgd` are torch's optimizers. `decoupled_adamw` and `decoupled_lionw` are implemented
+    as in Composer, where `weight_decay` is not multiplied by the peak learning rate."""
     lr: Positive
     """The peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -43,13 +43,13 @@ class OptimizerConfig(Section):
     eps: NotNegative = 1e-8
     """A small number that Adam adds to its denominator."""
     momentum: NotNegative = 0.0
-    """Momentum of sgd."""
+    """Momentum of `sgd`."""
     weight_decay: NotNegative = 0.0
     """The weight decay coefficient."""
     no_weight_decay: list[str] = field(
         default_factory=lambda: ["*.norm_?.weight", "*.wte.weight", "*.router.layer.weight"]
     )
-    """Patterns of the names of parameters without weight decay. With [], weight decay applies to all parameters."""
+    """Patterns of the names of parameters without weight decay. With `[]`, weight decay applies to all parameters."""
     param_groups: list[ParamGroupConfig] = field(default_factory=list)
     """Learning rates and weight decays for parameters whose names match a pattern. If several patterns match, the first
     one is used."""
@@ -72,9 +72,9 @@ class SchedulerConfig(Section):
     t_warmup: DurationText = "0ba"
     """Length of the linear warmup from 0."""
     alpha_f: Share = 0.0
-    """Final learning rate, as a fraction of the peak learning rate. Used by the cosine, linear and wsd schedules."""
+    """Final learning rate, as a fraction of the peak learning rate. Used by the cosine, linear and WSD schedules."""
     t_decay: DurationText = "0.1dur"
-    """Only for wsd_with_warmup: the length of the linear decay at the end of the run."""
+    """Only for `wsd_with_warmup`: the length of the linear decay at the end of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class GradientClippingConfig(Section):
     """Clips gradients before each optimizer step."""
 
     clipping_type: Literal["norm", "value"]
-    """norm scales all gradients by the same factor; value clamps each element of the gradients."""
+    """`norm` scales all gradients by the same factor; `value` clamps each element of the gradients."""
     clipping_threshold: Positive
     """The maximum norm of all gradients, or the maximum absolute value of an element."""
 

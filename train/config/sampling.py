@@ -25,7 +25,7 @@ class Sampling(Section):
     max_new_tokens: Count = 256
     """Maximum number of tokens generated after a prompt."""
     temperature: NotNegative = 0.0
-    """The sampling temperature, by which logits are divided. 0 always selects the most likely token."""
+    """The sampling temperature, by which logits are divided. `0` always selects the most likely token."""
     top_k: Count | None = None
     """Sample only from the k most likely tokens."""
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0

@@ -49,24 +49,25 @@ class FSDPConfig(Section):
     RULES = (_replicas,)
 
     sharding_strategy: Literal["FULL_SHARD", "HYBRID_SHARD"] = "FULL_SHARD"
-    """FULL_SHARD shards the model over all ranks. HYBRID_SHARD shards the model inside each group of ranks, and
-    replicates it over data_parallel_replicate_degree groups."""
+    """`FULL_SHARD` shards the model over all ranks. `HYBRID_SHARD` shards the model inside each group of ranks, and
+    replicates it over `data_parallel_replicate_degree` groups."""
     data_parallel_replicate_degree: Count | None = None
-    """Number of replicas under HYBRID_SHARD. Must divide the number of ranks."""
+    """Number of replicas under `HYBRID_SHARD`. Must divide the number of ranks."""
     expert_parallel_degree: Count = 1
     """Number N of ranks that share the experts of a layer. Each of these ranks has 1/N of the experts, unsharded, and
-    tokens are sent to the ranks that have their experts. N must divide moe_num_experts and the number of ranks of a
+    tokens are sent to the ranks that have their experts. N must divide `moe_num_experts` and the number of ranks of a
     replica. Ideally, N is the number of GPUs of a node."""
     mixed_precision: Literal["PURE", "DEFAULT", "FULL"] = "DEFAULT"
-    """With precision: amp_bf16, this key selects the dtypes in which weights are gathered and gradients are reduced.
-    DEFAULT gathers in bf16 and reduces in fp32. PURE uses bf16 for both, and FULL uses fp32 for both. The computation
-    is always in bf16."""
+    """With `precision: amp_bf16`, this key selects the dtypes in which weights are gathered and gradients are reduced.
+    `DEFAULT` gathers in bf16 and reduces in fp32. `PURE` uses bf16 for both, and `FULL` uses fp32 for both. The
+    computation is always in bf16."""
     state_dict_type: Literal["sharded", "full"] = "sharded"
-    """sharded: each rank writes its own shards of a checkpoint. full: rank 0 gathers all shards and writes them. Both
-    kinds of checkpoints can be loaded on any number of ranks."""
+    """`sharded`: each rank writes its own shards of a checkpoint. `full`: rank 0 gathers all shards and writes them.
+    Both kinds of checkpoints can be loaded on any number of ranks."""
     activation_checkpointing: bool | Literal["none", "block", "selective"] = False
-    """block (or true) recomputes whole transformer blocks in the backward pass. selective keeps the results of GEMMs in
-    memory, and recomputes only norms, activation functions and attention. none (or false) recomputes nothing."""
+    """`block` (or `true`) recomputes whole transformer blocks in the backward pass. `selective` keeps the results of
+    GEMMs in memory, and recomputes only norms, activation functions and attention. `none` (or `false`) recomputes
+    nothing."""
     activation_cpu_offload: bool = False
     """Keep the activations that the backward pass needs in CPU memory."""
     reshard_after_forward: bool = True
@@ -285,28 +286,28 @@ class TrainConfig(Section):
     max_seq_len: Annotated[int, Range(ge=2)]
     """Number of tokens in a row."""
     run_name: Name | None = None
-    """Name of the run, without slashes and braces. null uses $RUN_NAME. If this variable is not set, null uses a name
-    with the date and time."""
+    """Name of the run, without slashes and braces. `null` uses `$RUN_NAME`. If this variable is not set, `null` uses a
+    name with the date and time."""
     seed: Seed = 17
     """Random seed for the initial weights, dropout and the order of rows."""
 
     model: ModelConfig
     lora: LoraConfig | None = None
-    """Train adapters instead of the whole model. The frozen base model is model.pretrained_model_name_or_path, or a
-    checkpoint of a whole model at load_path."""
+    """Train adapters instead of the whole model. The frozen base model is `model.pretrained_model_name_or_path`, or a
+    checkpoint of a whole model at `load_path`."""
     tokenizer: TokenizerConfig
     train_loader: DataLoaderConfig
     eval_loader: DataLoaderConfig | None = None
-    """Data for evaluation; null disables evaluation."""
+    """Data for evaluation; `null` disables it."""
 
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     algorithms: AlgorithmsConfig = field(default_factory=AlgorithmsConfig)
 
     max_duration: PositiveDuration
-    """Length of the run in batches (ba), tokens (tok) or epochs (ep), such as 1000ba."""
+    """Length of the run in batches (`ba`), tokens (`tok`) or epochs (`ep`), such as `1000ba`."""
     max_wall_time: WallTime | None = None
-    """Maximum run time of the process, such as 3h50m. Shortly before this time is reached, the run saves a checkpoint
+    """Maximum run time of the process, such as `3h50m`. Shortly before this time is reached, the run saves a checkpoint
     and ends, so that it can be resumed."""
     global_train_batch_size: Count
     """Number of rows in a step, over all ranks."""
@@ -319,75 +320,76 @@ class TrainConfig(Section):
     eval_first: bool = False
     """Also run an evaluation before the first step."""
     eval_subset_num_batches: CountOrAll = -1
-    """Number of batches in an evaluation; -1 uses all."""
+    """Number of batches in an evaluation; `-1` uses all."""
 
     device: Literal["cpu", "gpu"] | None = None
-    """The device to train on. null selects a GPU if the machine has one, and the CPU otherwise. If the machine has a
-    GPU that torch cannot use, only cpu is accepted."""
+    """The device to train on. `null` selects a GPU if the machine has one, and the CPU otherwise. If the machine has a
+    GPU that torch cannot use, only `cpu` is accepted."""
     precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
-    """The precision of the computation. On a CPU, amp_bf16 is replaced by fp32, and a message is logged."""
+    """The precision of the computation. On a CPU, `amp_bf16` is replaced by `fp32`, and a message is logged."""
     fsdp_config: FSDPConfig | None = field(default_factory=FSDPConfig)
-    """How the model is sharded over ranks (FSDP2). null replicates the model on every rank instead (DDP)."""
+    """How the model is sharded over ranks (FSDP2). `null` replicates the model on every rank instead (DDP)."""
     dist_timeout: Positive = 600.0
     """Maximum time, in seconds, that a rank waits for other ranks before the run fails. The time is counted only after
     all ranks are ready to train, so preparing data may take longer. The same limit applies to connecting to rank 0."""
 
     save_folder: PathOfRun | None = None
-    """Folder of the checkpoints: a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX. {run_name} is replaced by the name
-    of the run; other braces are errors."""
+    """Folder of the checkpoints: a path, `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`. `{run_name}` is replaced by the
+    name of the run; other braces are errors."""
     save_staging_folder: PathText = ".cache/checkpoints"
-    """Local folder for checkpoints that are uploaded to a save_folder, or downloaded from a load_path, in an object
+    """Local folder for checkpoints that are uploaded to a `save_folder`, or downloaded from a `load_path`, in an object
     store. All nodes must share this folder."""
     save_interval: PositiveDuration = "1ep"
     """Interval between checkpoints."""
     save_num_checkpoints_to_keep: CountOrAll = -1
-    """Number of newest checkpoints to keep; -1 keeps all. Before a run deletes old checkpoints, it verifies one of the
-    remaining checkpoints by reading it from disk."""
+    """Number of newest checkpoints to keep; `-1` keeps all. Before a run deletes old checkpoints, it verifies one of
+    the remaining checkpoints by reading it from disk."""
     save_keep_every: Count | None = None
-    """Also keep every N-th checkpoint; for example, 10 keeps every tenth. null keeps only the newest checkpoints."""
+    """Also keep every N-th checkpoint; for example, `10` keeps every tenth. `null` keeps only the newest
+    checkpoints."""
     on_save_error: Literal["stop", "warn"] = "stop"
-    """What to do if a checkpoint cannot be written, for example because the disk is full. stop ends the run. warn
+    """What to do if a checkpoint cannot be written, for example because the disk is full. `stop` ends the run. `warn`
     continues without this checkpoint, unless it is the last checkpoint of the run."""
     save_async: bool = True
-    """Copy checkpoints to CPU memory and write them while training continues. If false, or if there is not enough
+    """Copy checkpoints to CPU memory and write them while training continues. If `false`, or if there is not enough
     memory for the copy, training waits until a checkpoint is written."""
     save_overwrite: bool = False
-    """Allow a new run to overwrite the checkpoints of an earlier run in save_folder."""
+    """Allow a new run to overwrite the checkpoints of an earlier run in `save_folder`."""
     autoresume: bool = False
-    """Resume from the newest checkpoint in save_folder."""
+    """Resume from the newest checkpoint in `save_folder`."""
     on_corrupt_checkpoint: Literal["fallback", "stop"] = "fallback"
-    """What to do if the newest checkpoint is corrupt. fallback resumes from the previous checkpoint. stop ends the
+    """What to do if the newest checkpoint is corrupt. `fallback` resumes from the previous checkpoint. `stop` ends the
     run."""
     load_path: PathText | None = None
-    """Checkpoint to start from: a local path, or an address that starts with s3:// or gs://. In an object store, an
-    address that ends with /latest refers to the newest checkpoint."""
+    """Checkpoint to start from: a local path, or an address that starts with `s3://` or `gs://`. In an object store, an
+    address that ends with `/latest` refers to the newest checkpoint."""
     load_weights_only: bool = False
-    """Load only the weights from load_path, not the optimizer state or the position in the data."""
+    """Load only the weights from `load_path`, not the optimizer state or the position in the data."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do if the loss or a gradient of a step is NaN or infinite. stop ends the run. skip continues without this
-    step. In both cases, the step does not change the weights, and the batch is written to save_folder."""
+    """What to do if the loss or a gradient of a step is NaN or infinite. `stop` ends the run. `skip` continues without
+    this step. In both cases, the step does not change the weights, and the batch is written to `save_folder`."""
     on_spike: Literal["log", "skip", "rollback"] = "log"
-    """What to do if the loss of a step is a spike. log only reports the spike. skip reports it and continues without
-    this step. rollback restores the model and the optimizer from the newest checkpoint, and continues with the next
-    batch."""
+    """What to do if the loss of a step is a spike. `log` only reports the spike. `skip` reports it and continues
+    without this step. `rollback` restores the model and the optimizer from the newest checkpoint, and continues with
+    the next batch."""
     spikes: SpikesConfig = field(default_factory=SpikesConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
     profile: ProfileConfig | None = None
-    """Profiling of single steps with torch.profiler. null disables profiling."""
+    """Profiling of single steps with `torch.profiler`. `null` disables profiling."""
 
     progress_bar: bool = True
     """Show a live progress bar at the bottom of the terminal. If the output is not a terminal, lines are printed
     instead."""
     log_to_console: bool | Literal["composer"] = False
-    """Print a line for each logged step, even on a terminal. composer uses Composer's own format and progress bar."""
+    """Print a line for each logged step, even on a terminal. `composer` uses Composer's own format and progress bar."""
     console_log_interval: PositiveDuration | None = None
-    """Time between two printed lines. null selects the smallest of the intervals 1ba, 2ba, 5ba, 10ba and so on with
-    which the run prints at most 1,000 lines. With log_to_console: composer, null selects 1ba."""
+    """Time between two printed lines. `null` selects the smallest of the intervals `1ba`, `2ba`, `5ba`, `10ba` and so
+    on with which the run prints at most 1,000 lines. With `log_to_console: composer`, `null` selects `1ba`."""
     log_folder: PathOfRun | None = None
-    """Local folder for metrics.jsonl, record.jsonl and report.html. {run_name} is replaced by the name of the run. null
-    uses save_folder, or runs/{run_name} if there is no save_folder. If save_folder is in an object store, the logs are
-    uploaded there, too."""
+    """Local folder for `metrics.jsonl`, `record.jsonl` and `report.html`. `{run_name}` is replaced by the name of the
+    run. `null` uses `save_folder`, or `runs/{run_name}` if there is no `save_folder`. If `save_folder` is in an object
+    store, the logs are uploaded there, too."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)

@@ -22,11 +22,11 @@ class SpikesConfig(Section):
     """The limit for a spike, as a multiple of the median absolute deviation. The deviation is multiplied by 1.4826 to
     estimate the standard deviation, and is at least 1% of the median."""
     max_steps: Count = 100
-    """Maximum number of consecutive spikes. With on_spike: log, the run then accepts the higher loss as the new normal
-    level; with skip or rollback, it ends. With on_nonfinite: skip, the run also ends after this many consecutive steps
-    with NaN or infinite values."""
+    """Maximum number of consecutive spikes. With `on_spike: log`, the run then accepts the higher loss as the new
+    normal level; with `skip` or `rollback`, it ends. With `on_nonfinite: skip`, the run also ends after this many
+    consecutive steps with NaN or infinite values."""
     max_rollbacks: Count = 3
-    """Maximum number of rollbacks with on_spike: rollback. The run ends at the next spike after that."""
+    """Maximum number of rollbacks with `on_spike: rollback`. The run ends at the next spike after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,17 @@ class ExpertsConfig(Section):
 
     interval: PositiveDuration | None = "100ba"
     """Time between measurements of the experts in each layer: load shares, router logits, gradient norms, and the share
-    of tokens that still select the same experts. The first and the last step are also measured. null disables these
+    of tokens that still select the same experts. The first and the last step are also measured. `null` disables these
     measurements."""
     probe_tokens: CountOrZero = 256
     """Number of tokens, from the first microbatch of the run, that are routed again in each measurement. The
-    measurement counts how many of them still select the same experts. 0 disables this."""
+    measurement counts how many of them still select the same experts. `0` disables this."""
     dead_steps: Count = 100
     """An expert is reported as dead if it receives no token from any rank in this many consecutive steps."""
     max_share: PositiveShare = 0.95
     """An expert is reported if it receives more than this share of the layer's tokens in `max_share_steps` consecutive
-    steps. 1 disables this check. The check is also disabled if moe_top_k is more than half of the number of experts."""
+    steps. `1` disables this check. The check is also disabled if `moe_top_k` is more than half of the number of
+    experts."""
     max_share_steps: Count = 10
     """Number of consecutive steps above `max_share` after which an expert is reported."""
 
@@ -53,13 +54,13 @@ class ExpertsConfig(Section):
 class DeadlinesConfig(Section):
     """Time limits for the parts of a run. If a part takes longer than its limit, the run counts as hung: it writes the
     stacks of all ranks to a file and ends. Each limit is `multiple` times the median duration measured in this run, but
-    no less than the minimum set for this part. null disables the limit of a part."""
+    no less than the minimum set for this part. `null` disables the limit of a part."""
 
     multiple: Positive | None = 10.0
-    """A part may take this many times as long as its median duration. null uses only the minimum limits below."""
+    """A part may take this many times as long as its median duration. `null` uses only the minimum limits below."""
     setup: Positive | None = 3600.0
-    """Time limit, in seconds, for the set-up of the run: from when all ranks have connected until the end of the first
-    step. This includes building the model, loading weights and compilation."""
+    """Time limit, in seconds, for setting up the run, from the time when all ranks have connected until the end of the
+    first step. This includes building the model, loading weights and compilation."""
     step: Positive | None = 180.0
     """Minimum time limit, in seconds, for a step, not counting the time to load its data."""
     data: Positive | None = 180.0
@@ -79,8 +80,8 @@ def _ranks(profile: "ProfileConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig(Section):
-    """Steps that are recorded with torch.profiler. A trace, and a table of the time by category, are written to the
-    subfolder profile of the log folder."""
+    """Steps that are recorded with `torch.profiler`. A trace, and a table of the time by category, are written to the
+    subfolder `profile` of the log folder."""
 
     RULES = (_ranks,)
 

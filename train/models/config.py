@@ -23,13 +23,13 @@ class AttnConfig(Section):
     attn_pdrop: DropProbability = 0.0
     """Dropout on attention weights."""
     clip_qkv: Positive | None = 8.0
-    """Queries, keys and values are clamped to [-clip_qkv, clip_qkv]; null disables clamping."""
+    """Queries, keys and values are clamped to `[-clip_qkv, clip_qkv]`; `null` disables clamping."""
     attn_impl: Literal["auto", "sdpa", "blocks", "flex", "flash"] = "auto"
-    """The attention backend. sdpa: torch's scaled_dot_product_attention. blocks: GEMMs over blocks of queries
-    (only on a CPU, in fp32 or fp64). flex: FlexAttention. flash: flash-attn's varlen kernels. auto selects flash on a
-    CUDA machine that has flash-attn, blocks on a CPU, and sdpa otherwise."""
+    """The attention backend. `sdpa`: torch's SDPA, for each document separately. `blocks`: GEMMs over blocks of queries
+    (only on a CPU, in fp32 or fp64). `flex`: FlexAttention. `flash`: flash-attn's varlen kernels. `auto` selects
+    `flash` on a CUDA machine that has flash-attn, `blocks` on a CPU, and `sdpa` otherwise."""
     kv_n_heads: Count = 8
-    """Number of key and value heads. Each of them is shared by n_heads / kv_n_heads query heads."""
+    """Number of key and value heads. Each of them is shared by `n_heads / kv_n_heads` query heads."""
     rope_theta: Positive = 5e5
     """Base of the wavelengths of the rotary embedding (RoPE, Su et al. 2021)."""
 
@@ -52,11 +52,11 @@ class FFNConfig(Section):
     moe_top_k: Count = 4
     """Number of experts that process each token."""
     moe_jitter_eps: DropProbability = 0.0
-    """In training, the router's input is multiplied by uniform noise from [1 - eps, 1 + eps]."""
+    """In training, the router's input is multiplied by uniform noise from `[1 - eps, 1 + eps]`."""
     moe_impl: Literal["auto", "torch", "grouped_mm", "megablocks"] = "auto"
-    """The implementation of the experts. torch: one GEMM per expert. grouped_mm: torch's grouped GEMM. megablocks:
-    MegaBlocks. auto selects megablocks on a CUDA machine that has MegaBlocks, grouped_mm on a CUDA machine whose torch
-    supports it, and torch otherwise."""
+    """The implementation of the experts. `torch`: one GEMM per expert. `grouped_mm`: torch's grouped GEMM.
+    `megablocks`: MegaBlocks. `auto` selects `megablocks` on a CUDA machine that has MegaBlocks, `grouped_mm` on a CUDA
+    machine whose torch supports it, and `torch` otherwise."""
     moe_recompute: bool = False
     """Recompute the experts' pre-activations in the backward pass instead of keeping them in memory."""
     moe_zloss_weight: NotNegative = 0.0
@@ -65,11 +65,11 @@ class FFNConfig(Section):
     """Weight of the load-balancing loss."""
     moe_normalize_expert_weights: float | None = 1.0
     """The weights of the experts that a token selects are divided by their p-norm. This key is the order p of the norm.
-    null disables the normalization."""
+    `null` disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
-    """The tokens over which the load-balancing loss counts the assignments to experts. ranks: the current microbatch of
-    every rank, which requires one all-reduce. batch: the whole global batch, which requires an extra forward pass if
-    there are several microbatches. microbatch: only this rank's current microbatch."""
+    """The tokens for which the load-balancing loss counts the assignments to experts. `ranks`: a microbatch on all
+    ranks, which takes one all-reduce. `batch`: the whole global batch, which takes an extra forward pass if there are
+    several microbatches. `microbatch`: only this rank's microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:
@@ -99,11 +99,11 @@ class ModelConfig(Section):
     name: Literal["dbrx"] = "dbrx"
     """The architecture."""
     preset: Preset | None = None
-    """A preset of the model family (see PRESETS). Other keys in this section override the values of the preset."""
+    """A preset of the model family (see the table in docs/recipes.md#other-sizes-of-the-model). Other keys in this
+    section override the values of the preset."""
     pretrained_model_name_or_path: str | None = None
-    """A local folder or a Hugging Face Hub repository with standard DBRX weights (safetensors) to start from. The keys
-    of this section are read from the config.json of the weights. Of these, the keys that determine how the weights are
-    interpreted cannot be overridden."""
+    """The folder or hub name of stock DBRX weights (safetensors) to start from. The keys of this section are read from
+    the `config.json` of the weights. Keys that affect the meaning of the weights cannot be overridden."""
     d_model: Count = 6144
     """Width of the residual stream."""
     n_heads: Count = 48
@@ -111,7 +111,7 @@ class ModelConfig(Section):
     n_layers: Count = 40
     """Number of transformer blocks."""
     max_seq_len: Count = 32768
-    """The length of the longest sequence that the model supports. The run's own max_seq_len may be smaller."""
+    """The length of the longest sequence that the model supports. The `max_seq_len` of the run may be smaller."""
     vocab_size: Count = 100352
     """Number of rows of the embedding and the head. Must not be smaller than the tokenizer's vocabulary."""
     resid_pdrop: DropProbability = 0.0
@@ -123,7 +123,7 @@ class ModelConfig(Section):
     initializer_range: Positive = 0.02
     """Standard deviation of the initial weights."""
     scale_residual_init: bool = True
-    """Scale the initial standard deviation of out_proj and w2 by 1/sqrt(2 n_layers) (GPT-2), so that the residual
+    """Scale the initial standard deviation of `out_proj` and `w2` by `1/sqrt(2 n_layers)` (GPT-2), so that the residual
     stream does not grow with depth."""
 
     @property
@@ -177,18 +177,19 @@ class LoraConfig(Section):
     r: Count
     """Rank of the adapters."""
     alpha: Positive
-    """An adapter's output is multiplied by alpha / r."""
+    """An adapter's output is multiplied by `alpha / r`."""
     dropout: DropProbability = 0.0
     """Dropout on an adapter's input, in training only. PEFT does not support dropout for adapters on experts."""
     target_modules: list[str]
-    """The modules that get adapters: names from LORA_TARGETS. They apply to every transformer block."""
+    """The modules that get adapters, in every transformer block: `attn` (or only `Wqkv` or `out_proj`), `experts` (or
+    only `w1`, `v1` or `w2`), and `router`."""
     per_expert: bool = False
-    """Whether each expert has its own matrix A. By default, the experts of a layer share one matrix A for each of w1,
-    v1 and w2. Each expert always has its own matrix B."""
+    """Whether each expert has its own matrix A. By default, the experts of a layer share one matrix A for each of `w1`,
+    `v1` and `w2`. Each expert always has its own matrix B."""
     base_dtype: Literal["fp32", "bf16", "nf4"] = "bf16"
-    """The format of the frozen weights. With precision: amp_bf16, bf16 gives the same results as fp32. nf4 stores the
-    large weights of each block in 4 bits (QLoRA, Dettmers et al. 2023), and the other weights in the compute dtype. nf4
-    requires bitsandbytes."""
+    """The format of the frozen weights. With `precision: amp_bf16`, `bf16` gives the same results as `fp32`. `nf4`
+    stores the large weights of each block in 4 bits (QLoRA, Dettmers et al. 2023), and the other weights in the compute
+    dtype. `nf4` requires bitsandbytes."""
 
     @property
     def scale(self) -> float:

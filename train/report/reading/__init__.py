@@ -1,2 +1,2 @@
-"""Reads the files of a log folder, metrics.jsonl and record.jsonl, and computes values from them. train/report
-shows these values."""
+"""Reads metrics.jsonl and record.jsonl from a log folder, and computes the values that reports show. train/report
+creates the reports."""
