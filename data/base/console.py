@@ -102,5 +102,5 @@ def _show_in_worker(number: int) -> None:
 
 @cache
 def notice(text: str, level: int = logging.INFO) -> None:
-    """Logs a message about the node, once per process."""
+    """Logs a message about the node. In each process, the same message is logged only once."""
     node_logger.log(level, text)

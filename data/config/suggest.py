@@ -48,7 +48,9 @@ def describe(hint: Any) -> str:
         return " or ".join(map(str, get_args(option)))
     if get_origin(option) is list:
         item = options_of(get_args(option)[0])[0]
-        return f"a list of {describe(item) if get_origin(item) is Literal else _MANY.get(item, 'mappings')}"
+        if get_origin(item) is Literal:
+            return f"a list with items from {', '.join(map(str, get_args(item)))}"
+        return f"a list of {_MANY.get(item, 'mappings')}"
     return _WORDS.get(option, "a mapping of keys")
 
 

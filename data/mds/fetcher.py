@@ -64,7 +64,7 @@ class ShardFetcher:
             return
         if not self._files.file(number).exists():
             self._fetch_unless_another_does(number)
-        # The hash was already verified, because a fetched shard is renamed to its final name only after this check.
+        # The hash is not checked again, because a fetched shard gets its final name only after its hash was verified.
         self._files.check(number, hashes=False)
         self._ready.add(number)
 

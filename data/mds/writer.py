@@ -67,7 +67,7 @@ class Shards:
         self._write_journal()
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Complete the folder, so that it has its manifest and index."""
+        """Complete the folder by writing its manifest and index."""
         for entry in self.entries:
             name = file_of(entry)["basename"]
             if (self.unfinished / name).exists():

@@ -147,8 +147,8 @@ def of_comments(source: str) -> Iterator[tuple[int, str, str]]:
 
 
 def passages(file: Path) -> Iterator[Passage]:
-    """Yield the English of one file, whose path is relative to the repository. Nothing is yielded for other kinds of
-    files."""
+    """Yield the English text in one file. The path is relative to the repository. Files of other kinds have no
+    passages."""
     if file.suffix == ".py":
         read = of_python
     elif file.suffix == ".md":

@@ -151,7 +151,7 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
 def test_no_number_of_these_machines_is_sufficient(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=4e9)
     line = refusal(load(tmp_path, *BIG), 1)
-    assert line.endswith("no number of such machines is sufficient: at least 64 GPUs of 80gb are needed")
+    assert line.endswith("the run does not fit on any number of such machines: at least 64 GPUs of 80gb are needed")
 
 
 def test_gpus_that_are_too_few(tmp_path, monkeypatch):

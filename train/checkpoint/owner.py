@@ -134,7 +134,7 @@ class Owner:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
                 if record == self._record:
-                    os.utime(file)  # update the open file, even if another file has replaced it by now
+                    os.utime(file)  # updates the open file, even if it has been replaced in the meantime
                     return None
             if record is None and not self._stopped.is_set():
                 _write(self._folder, self._record)

@@ -18,7 +18,7 @@ class Retention:
     """Number of newest checkpoints to keep; -1 keeps all."""
     every: int | None = None
     """Also keep checkpoints at multiples of this number of batches. They are marked with the file KEEP, so that they
-    are still kept if this setting changes later. None keeps only the newest checkpoints."""
+    are still kept if this setting changes later. None keeps only the checkpoints that `newest` keeps."""
 
     def superseded(
         self,

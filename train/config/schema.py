@@ -345,8 +345,8 @@ class TrainConfig(Section):
     """Number of newest checkpoints to keep; `-1` keeps all. Before a run deletes old checkpoints, it verifies one of
     the remaining checkpoints by reading it from disk."""
     save_keep_every: Count | None = None
-    """Also keep every N-th checkpoint; for example, `10` keeps every tenth. `null` keeps only the newest
-    checkpoints."""
+    """Also keep every N-th checkpoint; for example, `10` keeps every tenth. `null` keeps only the checkpoints that
+    `save_num_checkpoints_to_keep` keeps."""
     on_save_error: Literal["stop", "warn"] = "stop"
     """What to do if a checkpoint cannot be written, for example because the disk is full. `stop` ends the run. `warn`
     continues without this checkpoint, unless it is the last checkpoint of the run."""

@@ -142,7 +142,9 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
         if found != stops:
             raise _defect(name, f"has eos_token_id {found}, but the checkpoint's tokenizer has {stops}")
     if tokenizer.eos_token_id not in stops:
-        raise _defect("the tokenizer", f"has eos_token_id {tokenizer.eos_token_id}, but generation ends at {stops}")
+        raise _defect(
+            "the tokenizer", f"has eos_token_id {tokenizer.eos_token_id}, but generation stops at the tokens {stops}"
+        )
     if len(tokenizer) > run.config.model.vocab_size:
         raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, but the model has {run.config.model.vocab_size}")
     if tokenizer.chat_template is None:

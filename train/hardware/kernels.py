@@ -22,9 +22,11 @@ GPU is mostly idle."""
 
 
 class Wording(NamedTuple):
-    """The parts of an error message that suggest a fix: keys of a config, or options of a script."""
+    """Phrases for the error messages of this module. Those of a training run refer to config keys, those of a script to
+    its command-line options."""
 
     choice: str
+    """The setting that led to the error."""
     bf16: str
     """The suggestion to switch to bf16."""
     loop: str

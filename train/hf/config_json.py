@@ -66,8 +66,8 @@ def transformers_config(model: ModelConfig, **more: Any) -> Any:
 
 
 def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of ModelConfig for the content of a config.json of transformers 4 or 5. Missing keys have the
-    defaults of DbrxConfig.
+    """Convert the contents of a config.json, written by transformers 4 or 5, to the values of a ModelConfig. Missing
+    keys have the defaults of DbrxConfig.
 
     Raises ValueError for another architecture, and for settings that this framework does not support.
     """

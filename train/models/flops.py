@@ -160,9 +160,9 @@ class _Block:
         )
 
     def _experts(self, enters: bool) -> Iterator[Flops]:
-        """The experts' three products (w1, v1 and w2) per assignment. If any gradient flows, backward also computes the
-        products of gradients and weights, from which the gradients of the router and of the activations are
-        computed."""
+        """The three products (w1, v1 and w2) of the `moe_top_k` experts that process a token. If any gradient flows,
+        backward also computes the products of gradients and weights, from which the gradients of the router and of the
+        activations are computed."""
         ffn = self.model.ffn_config
         size = 2 * ffn.ffn_hidden_size * self.model.d_model * ffn.moe_top_k
         names = [f"ffn.experts.mlp.{name}" for name in ("w1", "v1", "w2")]

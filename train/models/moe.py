@@ -100,7 +100,7 @@ def load_balancing_loss(
 def router_z_loss(z_sums_L: Tensor, tokens: Tensor | int) -> Tensor:
     """Mean over layers and tokens of logsumexp(logits)^2 (ST-MoE, Zoph et al. 2022, eq. 5).
 
-    MegaBlocks' batched_router_zloss returns one mean over tokens per layer. Here, as in OLMo, the mean is also taken
-    over layers, so that the loss does not grow with the number of layers.
+    MegaBlocks' batched_router_zloss returns a separate mean over tokens for each layer. Here, as in OLMo, the mean is
+    also taken over layers, so that the loss does not grow with the number of layers.
     """
     return z_sums_L.mean() / tokens

@@ -70,7 +70,11 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     ranks = ranks_that_fit(config, have, gpu=gpu)
     things = "GPUs" if gpu else "machines"
     enough = math.ceil(ranks / (1 if gpu else local_ranks)) if ranks else None
-    message = f"at least {enough} such {things} are needed" if enough else f"no number of such {things} is sufficient"
+    message = (
+        f"at least {enough} such {things} are needed"
+        if enough
+        else f"the run does not fit on any number of such {things}"
+    )
     common = ranks_that_fit(config, parse_bytes(_COMMON_GPU) * _USABLE, gpu=True)
     if common is None or (gpu and ranks):
         return message

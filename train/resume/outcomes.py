@@ -371,5 +371,5 @@ OUTCOMES: Mapping[str, Decided] = {
     "callbacks.*": APPLIED,
     "loggers.*": APPLIED,
 }
-"""The outcome of each key. NAME stands for any name, and [0] for any index. `section.*` applies to all keys below a
-section that have no entry of their own. Every key of the schema needs an entry here."""
+"""The outcome of a change of each key. NAME stands for any name, and [0] for any index. `section.*` applies to all keys
+below a section that have no entry of their own. Every key of the schema needs an entry here."""

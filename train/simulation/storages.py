@@ -86,7 +86,7 @@ class Storages:
 
 @contextmanager
 def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
-    """Within this context, storages that are resized are counted in this category. This is needed because torch's
+    """Within this context, count storages that are resized in the category `part`. This is needed because torch's
     dispatcher does not report resizing."""
     resize = torch.UntypedStorage.resize_
 

@@ -67,7 +67,7 @@ class SpikeActions:
     def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
         batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
         if self._rollbacks >= most:
-            text = f"{what}, and {self._rollbacks} rollbacks were already made (spikes.max_rollbacks: {most})"
+            text = f"{what}, and the number of rollbacks is already {self._rollbacks} (spikes.max_rollbacks: {most})"
             self._events.report("spike", batch, text, logger=logger)
             raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or inspect the data around this batch")
         assert self._saver is not None, "TrainConfig checks it"

@@ -104,7 +104,8 @@ class _Cutter:
             self._held = []
 
     def elements(self, block: bytes, commas: np.ndarray) -> Iterator[c.FileChunk]:
-        """The chunks of a block that ends with the last of `commas`."""
+        """Yield the chunks of the buffered bytes and `block`, which ends with the last of `commas`, the offsets of the
+        commas between elements."""
         ends = commas
         if self._n_held > c.MAX_ROW_BYTES:
             first = int(commas[0]) + 1

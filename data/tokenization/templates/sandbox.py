@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_INTEGER_BITS = 4096
 """Maximum size of the result when a template multiplies, divides or exponentiates integers. A single operation with
-larger integers may take very long."""
+larger integers may take a very long time."""
 
 
 def render_chat(

@@ -73,6 +73,6 @@ CASES: Mapping[str, Case] = {
     for case in (
         *(Case(name, _NAMED, partial(_hang, *what)) for name, what in _FAULTS.items()),
         Case("a rank that raises a data error", _ONCE, partial(_raises, DataError(_MESSAGE), _FIXABLE)),
-        Case("a rank that raises a defect", _ONCE, partial(_raises, RuntimeError(_MESSAGE), _DEFECT)),
+        Case("a rank that raises an unexpected error", _ONCE, partial(_raises, RuntimeError(_MESSAGE), _DEFECT)),
     )
 }

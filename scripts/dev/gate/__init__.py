@@ -1,5 +1,5 @@
-"""Checks of Triton kernels without a GPU, run by gpu_gate.py: launches, resources of the compiled kernels, and
-addresses.
+"""Checks Triton kernels without a GPU, for gpu_gate.py: records their launches, compiles them, and reports spills,
+excessive shared memory, and addresses that overflow 32 bits.
 
 Training does not need this package.
 """

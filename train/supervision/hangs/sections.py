@@ -61,7 +61,7 @@ class Sections:
 
     def step_done(self, batch: int) -> None:
         """End a step and start the next one. The first step of the process is part of set-up."""
-        assert not self._outer, "a step ends outside every nested section"
+        assert not self._outer, "a step must not end inside a nested section"
         self.seconds()
         if self.place.section is Section.STEP:
             self._add(self.place)
