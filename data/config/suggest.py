@@ -49,7 +49,7 @@ def describe(hint: Any) -> str:
     if get_origin(option) is list:
         item = options_of(get_args(option)[0])[0]
         return f"a list of {describe(item) if get_origin(item) is Literal else _MANY.get(item, 'mappings')}"
-    return _WORDS.get(option, "a mapping of keys")
+    return _WORDS.get(option, "a mapping")
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:

@@ -1,4 +1,5 @@
-"""Experts computed with torch's grouped GEMM, which is public since torch 2.10 (before that, torch._grouped_mm)."""
+"""Experts computed with torch's grouped GEMM, which has been public since torch 2.10 (before that,
+it was torch._grouped_mm)."""
 
 from collections.abc import Callable
 
