@@ -89,7 +89,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name in (name for name, given in of_tasks.items() if given and not args.tasks):
         raise ConfigError(f"--{name} needs --tasks: add --tasks, or remove --{name}")
     if args.json is not None and not os.access(args.json.parent, os.W_OK):
-        raise ConfigError(f"--json is {str(args.json)!r}, but its folder cannot be written")
+        raise ConfigError(f"--json is {str(args.json)!r}, but its folder does not exist or is not writable")
 
 
 def _check_exported(folder: Path) -> None:

@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--system_prompt", metavar="TEXT", help="system message at the start of a conversation")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl file")
     parser.add_argument(
-        "--max_new_tokens", type=int, help="default: 256, or fewer if the model's max_seq_len is reached"
+        "--max_new_tokens",
+        type=int,
+        help="default: 256, or fewer if the model's max_seq_len does not allow that many",
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) means greedy decoding")
     parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
@@ -132,7 +134,7 @@ def _check_output(output: Path) -> None:
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}, which already exists: specify another file")
     if not os.access(output.parent, os.W_OK):
-        raise ConfigError(f"--output is {str(output)!r}, but its folder cannot be written")
+        raise ConfigError(f"--output is {str(output)!r}, but its folder does not exist or is not writable")
 
 
 def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling", args: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.rows < 0 or args.first < 0:
             raise ConfigError(f"--rows is {args.rows} and --first is {args.first}, but neither can be negative")
         if args.png is not None and not os.access(args.png.parent, os.W_OK):
-            raise ConfigError(f"--png is {str(args.png)!r}, but its folder cannot be written")
+            raise ConfigError(f"--png is {str(args.png)!r}, but its folder does not exist or is not writable")
         config = read_config(args.config, args.overrides)
         loaders = {"train": config.train_loader, "eval": config.eval_loader}
         sources = {

@@ -103,7 +103,7 @@ def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
     if picture.suffix[1:] not in kinds or picture.is_dir():
         raise ConfigError(f"--png is {str(picture)!r}, but it must be a file that ends in .png (or {', '.join(kinds)})")
     if not os.access(picture.parent, os.W_OK):
-        raise ConfigError(f"--png is {str(picture)!r}, but its folder cannot be written")
+        raise ConfigError(f"--png is {str(picture)!r}, but its folder does not exist or is not writable")
     with planned_folder(config, run_name_of(config)) if folder is not None else nullcontext() as planned:
         start = find_start(config, planned)
         state = start.data_state if start is not None else None

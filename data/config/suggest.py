@@ -51,7 +51,7 @@ def describe(hint: Any) -> str:
         if get_origin(item) is Literal:
             return f"a list with items from {', '.join(map(str, get_args(item)))}"
         return f"a list of {_MANY.get(item, 'mappings')}"
-    return _WORDS.get(option, "a mapping of keys")
+    return _WORDS.get(option, "a mapping")
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:

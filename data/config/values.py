@@ -129,7 +129,7 @@ class _Name:
         return name_defect(value)
 
     def described(self) -> str:
-        return "a name without slashes and braces"
+        return "a name without slashes or braces"
 
 
 @dataclass(frozen=True)

@@ -66,4 +66,6 @@ class Rows:
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
             token_id = low if low < 0 else high
-            raise ValueError(f"the id {token_id}, but the tokenizer's ids are below {self.vocab_size}")
+            raise ValueError(
+                f"it contains the id {token_id}, but the tokenizer's ids must be from 0 to {self.vocab_size - 1}"
+            )

@@ -140,7 +140,7 @@ def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
         notes.append(f"{empty} of its {len(shards)} shards are empty and are skipped")
     if in_some:
         counts = listed(f"{name} (in {count} of {len(full)})" for name, count in in_some.items())
-        notes.append(f"some of its shards have additional columns, which are missing in the others: {counts}")
+        notes.append(f"some of its shards have additional columns that are missing from the others: {counts}")
     return Index(list(full.values()), columns, notes)
 
 

@@ -42,7 +42,7 @@ def check_header(file: Path, reader: Any) -> None:
             header = json.loads(opened.read(int(offsets[0]) - start))
             same = all(header[key] == getattr(reader, key) for key in ("column_names", "column_encodings"))
         except (ValueError, RecursionError, KeyError, TypeError):
-            raise DataError("has a header that is not MDS") from None
+            raise DataError("has a header that is not a valid MDS header") from None
         if not same:
             raise DataError("does not have the columns that index.json lists")
 

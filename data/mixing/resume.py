@@ -127,7 +127,7 @@ def _check_data(saved: DataState, now: DataState) -> None:
                 f"{label} was removed after {rows:,} of its rows were drawn (its proportion may be set to 0)"
             )
         elif found != fingerprint:
-            changed.append(f"the rows of {label} have changed (fingerprint was {fingerprint}, now {found})")
+            changed.append(f"the rows of {label} have changed (fingerprint was {fingerprint}, is now {found})")
     then, size = last.global_batch_size, now.segments[-1].global_batch_size
     if size != then and not saved.ends_a_stage:
         changed.append(f"global_train_batch_size was {then}, now {size}, but it can only change where a stage ends")

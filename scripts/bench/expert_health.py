@@ -3,10 +3,10 @@ and a step with a measurement.
 
 The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
 a CPU, CPU time is measured, with one thread by default. The variant `without` omits the sums of squared logits, the
-metrics, the probe, and the detection of experts to report. `default` is the average of the other two variants, weighted
-by how often each occurs with the default value of `experts.interval`. For these two variants, `inside` is the fraction
-of a step's time that is spent in the functions of train/expert_health. This value is reliable even if the difference
-between the variants' step times is smaller than the noise.
+metrics, the probe, and the detection of dead and overloaded experts. `default` is the average of the other two
+variants, weighted by how often each occurs with the default value of `experts.interval`. For these two variants,
+`inside` is the fraction of a step's time that is spent in the functions of train/expert_health. This value is reliable
+even if the difference between the variants' step times is smaller than the noise.
 """
 
 import sys

@@ -141,7 +141,7 @@ def test_unknown_key(tmp_path, override, message):
         ("precision=fp23", "precision is 'fp23', but it must be fp32 or amp_bf16; did you mean fp32?"),
         ("optimizer.betas=0.9", "optimizer.betas is 0.9, but it must be a list of numbers"),
         ("optimizer.betas=[a, 1]", "optimizer.betas[0] is 'a', but it must be a finite number"),
-        ("model=3", "model is 3, but it must be a mapping of keys"),
+        ("model=3", "model is 3, but it must be a mapping"),
         ("load_path=[1]", "load_path is [1], but it must be a string"),
         (
             "fsdp_config.activation_checkpointing=2",
@@ -159,7 +159,7 @@ def test_a_value_that_matches_no_member_of_a_union_is_refused(tmp_path):
     streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
     message = refusal(tmp_path, streams, "train_loader.stages=[{name: a, duration: 1, proportions: {a: 1}}]")
     assert message == (
-        "small.yaml: train_loader.stages[0].duration is 1, but it must be a string or a mapping of keys: a number and "
+        "small.yaml: train_loader.stages[0].duration is 1, but it must be a string or a mapping: a number and "
         "its unit, such as 1ba"
     )
 

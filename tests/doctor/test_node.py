@@ -233,7 +233,7 @@ def test_a_file_system_without_locks(folder: Folder, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    check = only(run_check("cache_dir: locks", lambda: folders.check_lock(folder), 100, "name another folder"))
+    check = only(run_check("cache_dir: locks", lambda: folders.check_lock(folder), 100, "specify another folder"))
     assert (check.status, check.found) == ("wrong", "No locks available")
 
 

@@ -174,7 +174,10 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
             ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],
             "--output is 'quickstart/heldout.jsonl', which already exists: specify another",
         ),
-        (["FOLDER", "x", "--output", "none/y.jsonl"], "--output is 'none/y.jsonl', but its folder cannot be written"),
+        (
+            ["FOLDER", "x", "--output", "none/y.jsonl"],
+            "--output is 'none/y.jsonl', but its folder does not exist or is not writable",
+        ),
         (["FOLDER", "x", "--system_prompt", "y"], "plain prompts have no system message: add --chat"),
         (["FOLDER", "--chat", "--file", "y.jsonl"], "a .jsonl file defines its own conversations"),
         (["FOLDER", "x", "--top_p", "2", "--temperature", "1"], "--top_p is 2.0, but it must be in (0, 1]"),

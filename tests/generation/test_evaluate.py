@@ -254,7 +254,7 @@ def script():
             "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
         ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
-        (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder cannot be written"),
+        (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder does not exist or is not writable"),
     ],
 )
 def test_invalid_arguments_are_reported(run, script, capsys, arguments, message):

@@ -253,7 +253,10 @@ def test_the_script_verifies(run, tmp_path):
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
         (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be negative"),
-        (["--png", "no/such/folder.png"], "error: --png is 'no/such/folder.png', but its folder cannot be written"),
+        (
+            ["--png", "no/such/folder.png"],
+            "error: --png is 'no/such/folder.png', but its folder does not exist or is not writable",
+        ),
     ],
 )
 def test_the_script_reports_errors(run, arguments, message):

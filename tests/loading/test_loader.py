@@ -146,7 +146,7 @@ def test_shuffle_false_and_shuffle_seed_are_taken(rows, folder):
         ({"seed": 18}, "seed was 18, now 17"),
         (
             {"streams": [{"name": "", "fingerprint": "other"}]},
-            "have changed (fingerprint was other, now ",
+            "have changed (fingerprint was other, is now ",
         ),
         ({"max_seq_len": 64}, "max_seq_len was 64, now 32"),
         ({"shuffle": False}, "shuffle was False, now True"),

@@ -177,7 +177,11 @@ TOKENS = {"tokens": "ndarray:int64"}
     ("columns", "sample", "message"),
     [
         (TOKENS, {"tokens": np.arange(33)}, "33 tokens, but max_seq_len is 32"),
-        (TOKENS, {"tokens": np.array([1, 258])}, "the id 258, but the tokenizer's ids are below 258"),
+        (
+            TOKENS,
+            {"tokens": np.array([1, 258])},
+            "it contains the id 258, but the tokenizer's ids must be from 0 to 257",
+        ),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
         (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be a 1-D integer"),
         ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is ndarray of float64"),
@@ -208,7 +212,7 @@ def test_a_wrong_row_in_the_middle_is_named_when_it_is_read(tmp_path):
     rows = open_mds_rows(write_mds(tmp_path / "mds", TOKENS, samples))
     place = 70 - int(np.cumsum(rows.shard_sizes)[1])
     assert [rows.read(row_id).tokens[0] for row_id in range(70)] == list(range(70))
-    with pytest.raises(DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(the id 500"):
+    with pytest.raises(DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(it contains the id 500"):
         rows.read(70)
 
 

@@ -150,7 +150,7 @@ def test_extra_columns_of_some_shards_are_absent_from_the_others(tmp_path, capsy
     mds = open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
     assert (mds.columns, mds.is_rows) == ({"text": "str"}, False)
     assert read_all(mds) == texts(20) + samples
-    message = f"{tmp_path}: some of its shards have additional columns, which are missing in the others: c00 (in 1 of"
+    message = f"{tmp_path}: some of its shards have additional columns that are missing from the others: c00 (in 1 of"
     out = capsys.readouterr().out
     assert message in out
     assert out.endswith("c09 (in 1 of 3) and 2 more\n")
@@ -184,7 +184,10 @@ def header(shard: Path, place: int, value: int) -> None:
             lambda shard: shard.write_bytes(shard.read_bytes().replace(b'"text"', b'"tixt"')),
             "does not have the columns",
         ),
-        (lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')), "a header that is not MDS"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes().replace(b'{"col', b'["col')),
+            "a header that is not a valid MDS header",
+        ),
     ],
 )
 def test_a_false_header_is_refused_before_training(tmp_path, damage, message):

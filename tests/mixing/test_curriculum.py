@@ -364,7 +364,7 @@ def test_the_global_batch_may_change_where_a_stage_ends():
             loader(THREE),
             shapes() | {"a": Shape(70, fingerprint="g")},
             {},
-            r"rows of stream a have changed \(fingerprint was f, now g\)",
+            r"rows of stream a have changed \(fingerprint was f, is now g\)",
         ),
         (loader(THREE[2:], "bc"), shapes("bc"), {}, "stream a was removed after 270 of its rows were drawn"),
         (loader(THREE), shapes(), {"size": 4}, "global_train_batch_size was 8, now 4, but it can only change where"),

@@ -107,7 +107,7 @@ def test_a_past_is_compared_without_a_config():
         ({"max_seq_len": 16}, "max_seq_len was 8, now 16"),
         (
             {"streams": {"a": "f", "b": "g"}},
-            r"rows of stream b .*\(fingerprint was f, now g\); stream c was removed after",
+            r"rows of stream b .*\(fingerprint was f, is now g\); stream c was removed after",
         ),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -151,8 +151,8 @@ def change_config(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"model_type": "mixtral"}, "its model_type is mixtral, but only dbrx is supported"),
-        ({"rope_parameters": [1]}, "its rope_parameters is [1], but it must be a mapping of keys"),
-        ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', but it must be a mapping of keys"),
+        ({"rope_parameters": [1]}, "its rope_parameters is [1], but it must be a mapping"),
+        ({"ffn_config": {"ffn_act_fn": "silu"}}, "its ffn_act_fn is 'silu', but it must be a mapping"),
         (
             {"attn_config": {"rope_theta": [5]}, "rope_parameters": None},
             "config.json is not valid: attn_config.rope_theta is",

@@ -286,7 +286,7 @@ class TrainConfig(Section):
     max_seq_len: Annotated[int, Range(ge=2)]
     """Number of tokens in a row."""
     run_name: Name | None = None
-    """Name of the run, without slashes and braces. `null` uses `$RUN_NAME`. If this variable is not set, `null` uses a
+    """Name of the run, without slashes or braces. `null` uses `$RUN_NAME`. If this variable is not set, `null` uses a
     name with the date and time."""
     seed: Seed = 17
     """Random seed for the initial weights, dropout and the order of rows."""

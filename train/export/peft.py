@@ -51,8 +51,8 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
         )
     source = PeftWeights(reader, config.model, config.lora)
     size = sum(n_bytes(shape, precision) for shape in source.shapes.values())
-    block = ", block-diagonal over the experts" if config.lora.per_expert else ""
-    logger.info(f"the PEFT adapter will have {size:,} bytes in {precision}{block}")
+    block = " (block-diagonal over the experts)" if config.lora.per_expert else ""
+    logger.info(f"the PEFT adapter{block} will take {size:,} bytes in {precision}")
     part = output.absolute().with_name(f".{output.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)

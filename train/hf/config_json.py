@@ -103,7 +103,7 @@ def model_values(contents: Mapping[str, Any]) -> dict[str, Any]:
 def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     below = contents.get(key) or {}
     if not isinstance(below, Mapping):
-        raise ValueError(f"its {key} is {below!r}, but it must be a mapping of keys")
+        raise ValueError(f"its {key} is {below!r}, but it must be a mapping")
     return below
 
 

@@ -92,7 +92,7 @@ def _of_optimizer(key: str) -> tuple[str, str]:
 
 
 def _scalar(a: Checkpoint, b: Checkpoint, key: str) -> str | None:
-    """Return the change of a scalar; None if the scalar is equal in both checkpoints."""
+    """Return the change of a scalar; None if it is bitwise equal in both checkpoints."""
     first, second = (torch.empty(1, dtype=each.describe(key)[1]) for each in (a, b))
     a.rows_of(key, 0, 1, first)
     b.rows_of(key, 0, 1, second)

@@ -101,9 +101,12 @@ def refuse_other_rows(
     explained = {name for change in refused for name in streams_of(change.case)}
     if not refused or others - explained:
         unexplained = sorted(others - explained)
-        labels = ", ".join(f"stream {name}" if name else "train_loader.dataset" for name in unexplained)
-        prints = ", ".join(f"{saved.streams[name]}, now {fingerprints.get(name)}" for name in unexplained)
-        raise _refusal(checkpoint, key, refused, others=f"{labels} (fingerprint was {prints})")
+        labels = ", ".join(
+            f"{f'stream {name}' if name else 'train_loader.dataset'} (fingerprint was {saved.streams[name]}, is now "
+            f"{fingerprints.get(name)})"
+            for name in unexplained
+        )
+        raise _refusal(checkpoint, key, refused, others=labels)
     raise _refusal(checkpoint, key, refused)
 
 

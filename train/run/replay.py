@@ -57,8 +57,8 @@ class _Done(Exception):
 
 
 class _Compare(Callback):
-    """Recomputes the incident's batch, compares its loss, rows and random state with the recorded ones, and ends the
-    run before the optimizer step."""
+    """Recomputes the batch of the incident, compares its loss, rows and random state with the recorded values, and ends
+    the run before the optimizer step."""
 
     def __init__(self, incident: Incident, mine: Mapping[str, Tensor]) -> None:
         """mine: the recorded batch of this rank."""

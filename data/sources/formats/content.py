@@ -62,11 +62,11 @@ class FileChunk:
     size: int
     """Number of bytes of the file that this chunk covers, for the progress bar."""
     line: int = 1
-    """Line of the content's first byte, from 1."""
+    """Line number of the content's first byte, counted from 1."""
     column: int = 1
-    """Column of the content's first byte in characters, from 1."""
+    """Column of the content's first byte in characters, counted from 1."""
     row: int = 1
-    """Number of the content's first row, from 1."""
+    """Row number of the content's first row, counted from 1."""
     ends: tuple[int, ...] = ()
     """For a JSON array: the position of the end of each element."""
     n_rows: int | None = None
@@ -177,10 +177,10 @@ def check_head(path: Path, name: str) -> bytes:
 
 
 def _kind_by_nul(head: bytes) -> str | None:
-    """The encoding, determined from the positions of NUL bytes among the first four bytes; NUL if all four are NUL."""
+    """UTF-16 or UTF-32, if the first four bytes show that the text has this encoding; NUL if all four are NUL bytes."""
     n_others = len(head[:4].replace(b"\0", b""))
     text = head.rstrip(b"\0")
-    # The second condition is true for a short text after which the file contains only NUL bytes.
+    # The second condition is true if a short text is followed only by NUL bytes.
     if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):
         return None
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"

@@ -191,7 +191,7 @@ def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
 
 
 def _flip_what_is_saved() -> None:
-    """Simulate a disk that flips a bit of each saved checkpoint. Called in the process of a run."""
+    """Simulate a disk that flips a bit of each saved checkpoint. Runs inside the training process."""
     from train.checkpoint.saving import background
 
     save_checkpoint = background.save_checkpoint

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 Hook = Callable[[Path], Callable[[], None]]
-"""Maps the folder of a disk to a function that is called in the process of a run."""
+"""Maps the folder of a disk to a function that runs inside the training process."""
 _BATCH = SAVED[1]
 """The batch whose checkpoint cannot be saved."""
 _STOPPED = "error names the cause, no files left, same model after resume"
@@ -44,7 +44,7 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Call before() and after() around saving the checkpoint of _BATCH. Called in the process of a run."""
+    """Call before() and after() around saving the checkpoint of _BATCH. Runs inside the training process."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
 
     real = CheckpointSaver.batch_checkpoint
@@ -181,7 +181,7 @@ def _read_only_from_the_start(lab: Lab) -> Iterator[str]:
 
 
 def _sleep_in_a_batch() -> None:
-    """Make the run sleep before it saves the checkpoint of _BATCH. Called in the process of a run."""
+    """Make the run sleep before it saves the checkpoint of _BATCH. Runs inside the training process."""
     _during(partial(time.sleep, 120), lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""The Markdown report of a GPU run, in the form of docs/performance.md."""
+"""The Markdown report of a GPU run, in the same format as docs/performance.md."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -92,3 +92,15 @@ BEAT = Heartbeat(number=1, section="step", batch=3, marks=9, age=5, overdue=True
 )
 def test_stragglers_are_found(beats: list[Heartbeat], silent: list[int], behind: list[int]) -> None:
     assert stragglers(dict(enumerate(beats)), silent) == behind
+
+
+@pytest.mark.parametrize(
+    ("beat", "text"),
+    [
+        (BEAT, "for 5 s after batch 3: the step, at f"),
+        (replace(BEAT, section="send", function=""), "for 5 s after batch 3: saving or uploading a checkpoint"),
+        (replace(BEAT, left=True), "has ended after batch 3"),
+    ],
+)
+def test_a_heartbeat_names_the_section_and_its_duration(beat: Heartbeat, text: str) -> None:
+    assert str(beat) == text

@@ -33,7 +33,7 @@ _WAITS_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The outcome of a save. All fields except `seconds` are the same on every rank."""
+    """The outcome of a save. The same on every rank, except for `seconds`."""
 
     checkpoint: Path
     batch: int

@@ -36,7 +36,7 @@ class Metrics:
     steps: np.ndarray
     """int64 [N]: steps with at least one metric, ascending."""
     tokens: np.ndarray
-    """int64 [N]: token positions up to the end of the step, including padding."""
+    """int64 [N]: tokens processed in training up to the end of the step, including padding."""
     times: np.ndarray
     """float64 [N]: Unix seconds."""
     series: dict[str, Series]

@@ -203,7 +203,7 @@ class Watchdog:
         if peers is None or (beat := peers.beats.get(rank)) is None:
             return text
         silence = peers.silence(rank)
-        return f"{text}: {f'{silence:.0f} s ago ' if silence > 2 * peers.period else ''}{beat}"
+        return f"{text}: {f'last heartbeat {silence:.0f} s ago, ' if silence > 2 * peers.period else ''}{beat}"
 
     def _failure(self, kind: str, text: str, *, lost: Sequence[int] = ()) -> Failure:
         shown_by = next((rank for rank in range(len(self._members)) if rank not in lost), self.rank)
