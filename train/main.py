@@ -185,7 +185,8 @@ def _show(lines: Iterable[str]) -> None:
 def _load(arguments: list[str]) -> LoadedConfig:
     if not arguments:
         raise ConfigError(
-            "no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)"
+            "no config is given: run `python train.py CONFIG [key=value ...]`, where CONFIG is a YAML file such as "
+            "yamls/finetune/dbrx_tiny.yaml; --help shows all options"
         )
     path, *overrides = arguments
     refuse_path("the config", path)

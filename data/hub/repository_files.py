@@ -2,7 +2,7 @@
 
 Some keys in these files make transformers run code, download code from the hub, or read or write files outside the
 folder (CVE-2026-4372, CVE-2026-9856). KEYS and TOKENIZER_KEYS list these keys, according to the source of transformers
-4.53, 4.57.6 and 5.24. A file that is not valid JSON is not checked, because transformers rejects it too.
+4.53, 4.57.6 and 5.24. A file that is not valid JSON is skipped, because transformers cannot load it.
 """
 
 import json

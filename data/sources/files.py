@@ -175,8 +175,8 @@ def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
 def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]:
     """Set the size of each chunk of compressed content to its share of the file's bytes on disk.
 
-    A large chunk keeps its decompressed size, because the sizes of chunks limit memory. The following chunks get
-    smaller sizes, until the total size of all chunks equals the number of bytes on disk again.
+    A large chunk keeps its decompressed size, because the total size of the chunks in flight is limited to save memory.
+    The following chunks get smaller sizes, until the total size of all chunks equals the number of bytes on disk again.
     """
     done = 0
     for chunk in chunks:

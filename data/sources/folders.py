@@ -74,8 +74,8 @@ def without_duplicates(files: list[Path]) -> list[Path]:
         if first is not path:
             again.append(f"{path} (same as {first})")
     if again:
-        count = "1 path leads" if len(again) == 1 else f"{len(again):,} paths lead"
-        notice(f"{count} to a file that is already read, and skipped: {listed(again)}")
+        count = "1 path to a file that is" if len(again) == 1 else f"{len(again):,} paths to files that are"
+        notice(f"skipped {count} already included: {listed(again)}")
     return list(by_place.values())
 
 

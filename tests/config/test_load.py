@@ -572,7 +572,7 @@ def test_text_with_an_escaped_reference_is_written_and_read_back(tmp_path):
 
 def test_a_default_cannot_be_referred_to(tmp_path):
     message = refusal(tmp_path, "device_eval_batch_size=${device_train_microbatch_size}")
-    assert message.endswith("but there is no key 'device_train_microbatch_size', only its default: set the key")
+    assert message.endswith("a reference cannot use a default: set 'device_train_microbatch_size'")
 
 
 def test_a_missing_relative_path_is_reported_with_the_working_directory(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_auto_does_not_take_the_loop_for_a_large_model_on_a_gpu(tmp_path) -> Non
 @pytest.mark.usefixtures("gpu")
 def test_bf16_is_suggested_only_where_it_helps(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(ConfigError, match=r"8\.0 or higher\): remove one of these causes, or set model\.ffn_config"):
+    with pytest.raises(ConfigError, match=r"8\.0 or higher\): fix one of these problems, or set model\.ffn_config"):
         choose_kernels(load(tmp_path, "model.preset=9b"), 1, CUDA, torch.float32)
 
 

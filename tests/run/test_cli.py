@@ -134,7 +134,8 @@ def test_script_from_another_folder(tmp_path):
     done = run(sys.executable, str(ROOT / "train.py"), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: no config: python train.py CONFIG [key=value ...], such as yamls/finetune/dbrx_tiny.yaml (--help)\n"
+        "error: no config is given: run `python train.py CONFIG [key=value ...]`, where CONFIG is a YAML file such as "
+        "yamls/finetune/dbrx_tiny.yaml; --help shows all options\n"
     )
 
 

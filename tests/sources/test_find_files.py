@@ -53,7 +53,7 @@ def test_a_file_under_two_names_is_read_once_with_a_line(tmp_path, capsys):
     config = of_folder(tmp_path / "ds")
     assert prompts(config) == list(range(12))
     printed = capsys.readouterr().out
-    assert printed.startswith("12 paths lead to a file that is already read, and skipped: ")
+    assert printed.startswith("skipped 12 paths to files that are already included: ")
     assert printed.count("(same as ") == 10
     assert printed.endswith(" and 2 more\n")
     open_source(config)

@@ -137,7 +137,7 @@ class MLflowLoggerConfig(Section):
     """Name of the experiment. `null` uses `$MLFLOW_EXPERIMENT_NAME`. If this variable is not set, `null` uses MLflow's
     default experiment."""
     run_name: Label | None = None
-    """Name of the run in MLflow; `null` uses `run_name`."""
+    """Name of the run in MLflow; `null` uses the top-level `run_name`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Labels of the run."""
 

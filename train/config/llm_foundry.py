@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
         *("sharded_ckpt_prefix_dir", "sync_module_states", "te_*", "use_orig_params", "verbose"),
     ),
     "callbacks.hf_checkpointer.overwrite": Rule(
-        accepts=(True,), hint="an export of the same batch from an earlier start of the run is always replaced"
+        accepts=(True,), hint="if the run was restarted, an existing export of the same batch is always replaced"
     ),
     "callbacks.generate_callback": Rule(hint="use `generate: {prompts: [...], interval: ..., max_new_tokens: ...}`"),
 }

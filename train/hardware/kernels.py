@@ -106,9 +106,9 @@ def _raise_for_loop(
     total, _ = count_parameters(model)
     if total <= _LOOP_LIMIT:
         return
-    fix = "remove one of these causes"
+    fix = "fix one of these problems"
     if _experts_in_bf16(model, device, shape) not in (None, "torch"):
-        fix = f"{wording.bf16}, remove another cause"
+        fix = f"{wording.bf16}, fix one of the other problems listed"
     raise ConfigError(
         f"{wording.choice}, but only the loop over experts is available here, which is slow for {total:,} "
         f"parameters{reasons}: {fix}, or {wording.loop}"

@@ -97,7 +97,8 @@ class _Block:
         self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
         self.routing = 4 * _INT * K + self.routed_floats
         self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
-        # Tokens received for this rank's experts, the sorted copy of these tokens, and the gradient of their results.
+        # With expert parallelism, `received` is the received tokens in the order of the experts, with their indices and
+        # weights. `gradient` is the gradient with respect to the results of the experts.
         self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
         self.gradient = self.KD if self.divided else 0
         # Results of the experts: one row per token or, with expert parallelism, one row per assignment, because the

@@ -131,9 +131,9 @@ def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], d
     variables = tree.get(VARIABLES)
     names = [*tree, *(f"{VARIABLES}.{name}" for name in (variables if isinstance(variables, dict) else ()))]
     if missing in defaults:
-        hint = ", only its default: set the key"
-    else:
-        hint = f"; use ${{{VARIABLES}.{missing}}}" if f"{VARIABLES}.{missing}" in names else near(missing, names)
+        why = f"is {show(text)}, but {missing!r} is not set, and a reference cannot use a default: set {missing!r}"
+        return Unresolved(defect=Defect(key, why), targets=targets)
+    hint = f"; use ${{{VARIABLES}.{missing}}}" if f"{VARIABLES}.{missing}" in names else near(missing, names)
     return Unresolved(defect=Defect(key, f"is {show(text)}, but there is no key {missing!r}{hint}"), targets=targets)
 
 
