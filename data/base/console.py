@@ -34,7 +34,7 @@ class _Console(logging.Handler):
     """Prints to the current sys.stdout, which may have been replaced to capture output or patched by Composer's log
     file.
 
-    Errors of writing to stdout, such as a full disk when stdout is a log file, are raised.
+    Errors that occur when writing to stdout, such as a full disk when stdout is a log file, are raised.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -87,7 +87,7 @@ def show_error(error: Exception, *, what: str = "error", debug: bool = False) ->
 
 
 def shown_in_workers() -> Callable[[int], None] | None:
-    """An initializer that makes worker processes print messages; None if this process does not print messages
+    """Return an initializer that makes worker processes print messages, or None if this process does not print messages
     itself."""
     return _show_in_worker if _is_shown() else None
 

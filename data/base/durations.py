@@ -17,7 +17,7 @@ WALL_TIME_PATTERN = r"(?=\d)(\d+d)?(\d+h)?(\d+m)?(\d+s)?"
 
 
 def parse_duration(text: str) -> tuple[float, str]:
-    """`"2ep"` -> (2.0, "ep"). Raises ValueError unless the text is a number and a unit."""
+    """Parse a duration: `"2ep"` -> (2.0, "ep"). Raises ValueError unless the text is a number followed by a unit."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"is {text!r}, but a duration must be a number and a unit ({', '.join(_UNITS)}), such as 10ba")
@@ -30,8 +30,8 @@ def parse_duration(text: str) -> tuple[float, str]:
 
 
 def in_unit_of(total: str, text: str) -> float | None:
-    """The duration as a number in the unit of `total`; None if its unit is different. A duration in `dur` is a fraction
-    of `total`."""
+    """The duration as a number in the unit of `total`; None if the units differ. A duration in `dur` is a fraction of
+    `total`."""
     (length, unit), (whole, unit_of_total) = parse_duration(text), parse_duration(total)
     if unit == "dur":
         return length * whole
@@ -39,7 +39,7 @@ def in_unit_of(total: str, text: str) -> float | None:
 
 
 def parse_wall_time(text: str) -> int:
-    """`"3h50m"` -> 13800 seconds. Raises ValueError for an invalid or empty time."""
+    """Parse a time: `"3h50m"` -> 13800 seconds. Raises ValueError for an invalid or empty time."""
     match = re.fullmatch(WALL_TIME_PATTERN, text.strip())
     if match is None:
         raise ValueError(
@@ -54,7 +54,7 @@ def parse_wall_time(text: str) -> int:
 
 
 def format_seconds(seconds: float) -> str:
-    """`8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
+    """Format a number of seconds: `8.1s`, `42s`, `4m05s`, `3h12m`, `2d03h`."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 9.95:

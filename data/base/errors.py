@@ -27,7 +27,8 @@ _NOT_WRITABLE = (
 
 
 def in_yaml(key: str, value: Any = None) -> str:
-    """The key in YAML, with the suggested value if there is one: `split`, `tokenizer.chat_template_drops: [tools]`."""
+    """The key in YAML syntax, such as `split`. If a value is suggested, the value follows:
+    `tokenizer.chat_template_drops: [tools]`."""
     return key if value is None else f"{key}: {yaml_of(value)}"
 
 
@@ -43,10 +44,8 @@ _written: ContextVar[Callable[[str, Any], str]] = ContextVar("written", default=
 
 
 def setting(key: str, value: Any = None) -> str:
-    """The text with which error messages show a key, or a key with a suggested value.
-
-    The format is YAML, unless `settings_written` sets another one.
-    """
+    """The text that error messages show for a key, or for a key with a suggested value. The format is YAML, unless
+    `settings_written` sets another format."""
     return _written.get()(key, value)
 
 
@@ -102,7 +101,7 @@ class TemplateError(DataError):
 
 
 class RowError(DataError):
-    """The content of a row cannot be tokenized. In messages, the text follows the row's location."""
+    """The content of a row cannot be tokenized. In messages, the text is appended to the location of the row."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -156,12 +155,13 @@ class Problems:
             assert self._errors, "a consequence without a problem that causes it"
 
     def raise_if_any(self) -> None:
-        """See raise_together."""
+        """Raise the collected errors, as described in `raise_together`."""
         raise_together(self._errors)
 
 
 def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
-    """If there is one error, raise it unchanged. If there are several, raise ConfigErrors without duplicates."""
+    """If there is one error, raise it unchanged. If there are several, remove duplicates and raise them together as
+    ConfigErrors."""
     errors = list({str(error): error for error in errors}.values())
     if len(errors) == 1:
         raise errors[0]
@@ -208,7 +208,8 @@ def cannot_be(done: str, subject: object, error: OSError) -> str:
 
 
 def from_here(path: str | Path) -> str:
-    """A note for error messages: the folder to which a relative path refers; empty for an absolute path."""
+    """A note for error messages that names the folder in which a relative path is looked up; empty for an absolute
+    path."""
     if Path(path).is_absolute() or str(path).startswith("~"):
         return ""
     try:
@@ -226,8 +227,8 @@ def os_errors_named(
     key: str | None = None,
     as_error: type[ConfigError | DataError] = ConfigError,
 ) -> Iterator[None]:
-    """Convert any OSError to a ConfigError or DataError with the text of `cannot_be`. For large writes, use
-    plain_os_errors."""
+    """Convert an OSError raised in the block to a ConfigError or DataError whose text comes from `cannot_be`. For large
+    writes, use plain_os_errors instead."""
     try:
         yield
     except OSError as error:

@@ -23,8 +23,8 @@ def shown(value: object) -> str:
 
 
 def path_defect(value: object) -> str | None:
-    """An error text, written to follow the key, if a string in `value` (or in a list or mapping) cannot be a path;
-    otherwise None.
+    """Return an error message if `value`, or a string in it, is not a valid path; otherwise return None. The message
+    can be appended to the name of the key.
 
     Whether the path exists is checked elsewhere.
     """
@@ -43,7 +43,8 @@ def path_defect(value: object) -> str | None:
 
 
 def name_defect(value: object) -> str | None:
-    """An error text, written to follow the key, if the value cannot be the name of a subfolder; otherwise None."""
+    """Return an error message if `value` is not a valid name for a subfolder; otherwise return None. The message can be
+    appended to the name of the key."""
     if not isinstance(value, str):
         return None
     if (defect := path_defect(value)) is not None:
@@ -60,8 +61,8 @@ def name_defect(value: object) -> str | None:
 
 
 def label_defect(value: object) -> str | None:
-    """An error text, written to follow the key, if a string, or a string in a list, is not valid as a label that a
-    service such as W&B shows; otherwise None."""
+    """Return an error message if `value`, or a string in it, is not a valid label for a service such as W&B; otherwise
+    return None. The message can be appended to the name of the key."""
     for text in _texts(value):
         if not text.isprintable():
             return f"is {shown(text)}, but it contains unprintable characters: remove them"
@@ -71,8 +72,9 @@ def label_defect(value: object) -> str | None:
 
 
 def placeholder_defect(value: object, *names: str) -> str | None:
-    """An error text, written to follow the key, if the `{name}` placeholders in a text are invalid; otherwise None.
-    Other braces are not allowed, and the text between braces is not evaluated."""
+    """Return an error message if `value` contains a `{name}` placeholder that is not in `names`; otherwise return None.
+    The message can be appended to the name of the key. Other braces are not allowed, and the text between braces is not
+    evaluated."""
     known = [f"{{{name}}}" for name in names]
     found = (
         next((found for found in _PLACEHOLDER.findall(value) if found not in known), None)
@@ -100,14 +102,14 @@ def is_file_name(text: str) -> bool:
 
 
 def refuse_path(key: str, value: object) -> None:
-    """Raises ConfigError for an invalid path that is not a value in a config section. Paths in config sections are
-    checked in data/config/values.py."""
+    """Raise ConfigError if `value` is not a valid path. For paths outside config sections only: those in config
+    sections are checked in data/config/values.py."""
     if (defect := path_defect(value)) is not None:
         raise ConfigError(defect, key=key)
 
 
 def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:
-    """Apply refuse_path to command-line arguments, given by their names, such as `--file` or `folder`."""
+    """Apply refuse_path to the command-line arguments with these names, such as `--file` or `folder`."""
     for name in names:
         refuse_path(name, getattr(args, name.removeprefix("--")))
 

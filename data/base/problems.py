@@ -25,7 +25,7 @@ class Problem:
     kind: str
     """The name under which the problem is counted, such as `response is empty`."""
     text: str
-    """The problem and a fix, written to follow the location of the row."""
+    """The problem and a fix. In messages, this text is appended to the location of the row."""
 
 
 @dataclass
@@ -146,15 +146,15 @@ def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row"
 
 
 def listed(items: Iterable[str], most: int = LISTED) -> str:
-    """`a, b, c`. If there are more than `most` items, only the first items and the number of the remaining items are
-    shown."""
+    """Join the items as `a, b, c`. If there are more than `most` items, only the first items and the number of the
+    remaining items are shown."""
     every = list(items)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(every[:most]) + more
 
 
 def listed_clauses(clauses: Sequence[str], most: int = LISTED) -> str:
-    """`a is x; b is y (and 3 more)`: like `listed`, for items that may contain commas."""
+    """Join clauses as `a is x; b is y (and 3 more)`. Like `listed`, but for items that may contain commas."""
     more = f" (and {len(clauses) - most:,} more)" if len(clauses) > most else ""
     return "; ".join(clauses[:most]) + more
 

@@ -39,7 +39,7 @@ _KIND_OF_KEY = re.compile(
     r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
     r"|hf|wandb|aws|azure|gcs|openai|anthropic"
 )
-"""If one of these words comes before `key`, the name is that of a secret. Other keys, such as the keys of mappings, are
+"""If one of these words comes before `key`, the name refers to a secret. Other keys, such as the keys of mappings, are
 not secrets."""
 _TOKEN_OF_TEXT = re.compile(
     r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"

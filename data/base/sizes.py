@@ -13,7 +13,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)i?b)?", re.IGNORECASE)
 
 
 def parse_bytes(size: int | str) -> int:
-    """`100gb` and 100GiB are 100 * 1024^3 bytes, as in Streaming; a plain number is in bytes. Raises ValueError."""
+    """Convert a size to bytes: `100gb` and `100GiB` are 100 * 1024^3 bytes, as in Streaming; a plain number is in
+    bytes. Raises ValueError for an invalid size."""
     match = _SIZE.fullmatch(str(size).strip())
     if match is not None and not math.isfinite(float(match[1])):
         raise ValueError(f"is {shown(size)}, which is too large")
@@ -26,8 +27,9 @@ def parse_bytes(size: int | str) -> int:
 
 
 def format_bytes(n_bytes: float, *, down: bool = False) -> str:
-    """`1.5gb`. Required sizes are rounded up, so that the value shown is sufficient. Available sizes are rounded down
-    (`down`), so that the value shown is never more than what is available."""
+    """Format a number of bytes as text, such as `1.5gb`. Required sizes are rounded up, so that the value shown is
+    sufficient. Available sizes are rounded down (`down`), so that the value shown is never more than what is
+    available."""
     power = max((power for power in range(len(_UNITS)) if n_bytes >= 1024**power), default=0)
     hundredths = 100 * n_bytes // 1024**power if down else -(-100 * n_bytes // 1024**power)
     return f"{hundredths / 100:.2f}".rstrip("0").rstrip(".") + f"{_UNITS[power]}b"

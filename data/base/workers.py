@@ -140,8 +140,8 @@ def _run(task: Any) -> Any:
 
 
 def _survived(work: Callable[..., Result], *args: Any) -> Result:
-    """Return work(*args). Raises WorkerEnded instead of an exception that would end this process, or the parent if the
-    pool passed the exception on."""
+    """Return work(*args). Raises WorkerEnded in place of SystemExit and KeyboardInterrupt, which would end this
+    process, or the parent process if the pool raised them there."""
     try:
         return work(*args)
     except (SystemExit, KeyboardInterrupt) as error:

@@ -42,11 +42,12 @@ class KeyHints:
         return []
 
     def ignores(self, key: str, value: object) -> bool:
-        """Whether an unknown key is ignored, because its value requests what happens without the key."""
+        """Whether to ignore an unknown key because its value requests the default behavior."""
         return False
 
     def unknown(self, key: str, value: object) -> str | None:
-        """The message about an unknown key, written to follow the key; None for the default message."""
+        """The message about an unknown key, which can be appended to the name of the key; None for the default
+        message."""
         return None
 
     def invalid(self, key: str, value: object) -> str | None:
@@ -74,7 +75,7 @@ class Builder:
         """Required keys that are missing."""
         self.unknown: set[str] = set()
         self.misspelt: set[str] = set()
-        """Valid keys that were probably meant by the unknown keys."""
+        """Valid keys that the user probably meant when writing the unknown keys."""
         self.invalid: set[str] = set()
         """Keys whose values have the wrong type or are UNRESOLVED."""
 
@@ -230,7 +231,7 @@ def _stand_in(value: object) -> None:
 
 
 def _item_hint(options: list[Any], container: type) -> Any:
-    """The item type of the first option that is this kind of container; Any if there is none."""
+    """The item type of the first option whose type is `container`; Any if there is no such option."""
     return next((get_args(option)[-1] for option in options if get_origin(option) is container), Any)
 
 

@@ -68,8 +68,8 @@ AMOUNTS = ("proportion", "repeat", "choose")
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
-    """An error text, written to follow the key, if a `preprocessing_fn` mapping matches no form of example; otherwise
-    None."""
+    """Return an error message if the keys of a `preprocessing_fn` mapping are not one of COLUMN_MAPPINGS; otherwise
+    return None. The message can be appended to the name of the key."""
     if tuple(sorted(columns)) in COLUMN_MAPPINGS:
         return None
     forms = " or ".join(f"{{{', '.join(f'{key}: COLUMN' for key in keys)}}}" for keys in COLUMN_MAPPINGS)
@@ -77,8 +77,9 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
 
 
 def standard_library_defect(function: str) -> str | None:
-    """An error text, written to follow the key, if a `preprocessing_fn` is in Python's standard library; otherwise
-    None. No function of the standard library converts rows to examples, but some would run the rows as commands."""
+    """Return an error message if a `preprocessing_fn` is in Python's standard library; otherwise return None. The
+    message can be appended to the name of the key. No function in the standard library converts rows to examples, but
+    some functions would run the rows as commands."""
     module = function.partition(":")[0]
     if ":" not in function or not is_standard_library(module):
         return None
@@ -151,8 +152,8 @@ class StreamConfig(Section):
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in `hf_kwargs`; or the path of one such
-    file or of a folder that contains them."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in `hf_kwargs`; or the path of such a
+    file, or of a folder that contains such files."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
@@ -163,8 +164,8 @@ class StreamConfig(Section):
     """The location of MDS shards that are downloaded: a folder, or an address that starts with `s3://`, `gs://` or
     `hf://`."""
     text: Paths | None = None
-    """Plain text files for pretraining: file names, patterns, or folders, of which all `.txt` files are read. Each file
-    is one document."""
+    """Plain text files for pretraining: file names, patterns, or folders. All `.txt` files in a folder are read. Each
+    file is one document."""
     split: PathText | None = None
     """The split. `null` selects the split `train` of hub datasets and data files, and the folder itself for MDS. Hub
     datasets and data files also support slices and sums as in the `datasets` library: `train[:90%]`,

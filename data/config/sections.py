@@ -211,5 +211,5 @@ def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_within(key: str, sections: Iterable[str]) -> bool:
-    """Whether the key is that of one of these sections, or of a value inside one of them."""
+    """Whether the key refers to one of these sections, or to a value inside one of these sections."""
     return any(key == section or key.startswith((f"{section}.", f"{section}[")) for section in sections)

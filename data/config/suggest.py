@@ -55,7 +55,7 @@ def describe(hint: Any) -> str:
 
 
 def fix_of_value(hint: Any, value: object, key: str) -> str:
-    """A suggested value, or how to write the value; empty if there is no suggestion."""
+    """A suggested value, or a description of how to write a valid value; empty if there is no suggestion."""
     options = options_of(hint)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
     if choices and not isinstance(value, dict | list):
@@ -84,7 +84,8 @@ def _nearest(name: str, options: Iterable[str], *, cutoff: float) -> str | None:
 
 
 def intended_key(root: type[Section], name: str, key: str, names: Sequence[str]) -> tuple[str | None, str]:
-    """The key that was probably meant by an unknown `name` in the section `key`, and the text that suggests it.
+    """The key that the user probably meant by the unknown `name` in the section `key`, and a text that suggests this
+    key.
 
     The suggested key has the same name in another section, or a similar name in any section. If no key is similar, the
     text lists the section's `names`.

@@ -1,4 +1,4 @@
-"""Initialization of a loader's worker process: signal handlers, and when the process ends."""
+"""Initialization of a loader's worker process: signal handlers, and the conditions under which the process ends."""
 
 import os
 import signal

@@ -74,9 +74,9 @@ class Workers:
         )
 
     def _error_of_an_end(self, error: BaseException) -> BaseException:
-        """torch's error about a worker that has ended. torch raises this error only once. The worker's connections
-        break shortly before, so the first error is a connection error, and torch's error would be raised while the
-        connection error is handled."""
+        """Return torch's error about a worker that has ended, or `error` if torch raises no such error. When a worker
+        ends, its connections break first, so `error` may be a connection error. Because torch raises its own error only
+        once, this method waits for that error."""
         if not isinstance(error, (OSError, EOFError)):
             return error
         deadline = time.monotonic() + _REPORT_SECONDS

@@ -13,7 +13,7 @@ from data.mixing.segments import Piece, Segment, Timeline
 from data.mixing.stages import StageResolver
 
 STATE_VERSION = 3
-"""Version of the state's format. In version 2 ramps are linear in rows, in version 3 in tokens."""
+"""Version of the state's format. Ramps are linear in rows in version 2, and linear in tokens in version 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | 
     fresh = resolver.next_segment(saved.rows, counts, before)
     if _same_future(fresh, before, batch):
         # The current config may describe the same stages in a different way. The new description is stored, so that the
-        # next resume compares with it.
+        # next time the run resumes, its config is compared with the new description.
         return Timeline((*past.segments[:-1], replace(before, stages=fresh.stages))), _other_start(saved, fresh)
     current = saved.n_stages_done if saved.in_a_stage else None
     made = time.strftime("%Y-%m-%d %H:%M:%S %z")

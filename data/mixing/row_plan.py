@@ -44,8 +44,8 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """With `resuming`, the lengths of stages and the repetition of rows are not checked here, because `resume`,
-        which must be called next, checks them.
+        """If `resuming` is True, `resume` must be called next. It checks the lengths of the stages and how often rows
+        are repeated, so these checks are skipped here.
 
         Raises ConfigError for stages that cannot be converted to batches or would repeat rows too often, and DataError
         if all streams together have fewer rows than one global batch.

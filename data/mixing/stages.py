@@ -49,8 +49,8 @@ class StageResolver:
         for number, stage in enumerate(self.config.stages):
             frozen = before.ends[number] if before is not None and number < len(before.ends) else None
             if frozen is not None and frozen <= now:
-                # The mix of the stage that was last in `before` has continued until this batch, and the added stages
-                # begin at this batch.
+                # The mix of the last stage in `before` has continued until this batch, and the added stages begin at
+                # this batch.
                 added = before is not None and number + 1 == len(before.ends) < len(self.config.stages)
                 ends.append(now if added else frozen)
             elif stage.duration is None:

@@ -33,8 +33,8 @@ class StreamOrder:
             raise ValueError(f"a stream of {self.n_rows} rows has no order")
 
     def rows(self, k: np.ndarray) -> np.ndarray:
-        """Ids (indices in the files) of the stream's rows with the numbers k, counted from 0 over all epochs; int64,
-        with the shape of k."""
+        """Ids (indices in the files) of the rows numbered k in the stream, where rows are numbered from 0 over all
+        epochs; int64, with the shape of k."""
         return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
 
     def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 SPOOLED_BYTES = 8 << 20
-"""Maximum size in bytes of a chunk's tokens that are sent through a pipe. Larger tokens are sent in a file, because a
-pipe needs a complete copy in memory."""
+"""Maximum size in bytes of a token array that is sent through a pipe. Larger arrays are sent in a file, because a pipe
+needs a complete copy in memory."""
 
 
 class SpooledTokens:
@@ -18,7 +18,7 @@ class SpooledTokens:
     memory."""
 
     def __init__(self, file: Path, dtype: np.dtype) -> None:
-        """Delete the file's name. Its content can still be read through the open descriptor."""
+        """Unlink the file. Its content can still be read through the open file descriptor."""
         self._dtype, self._descriptor = dtype, os.open(file, os.O_RDONLY)
         self._length = file.stat().st_size // dtype.itemsize
         weakref.finalize(self, os.close, self._descriptor)

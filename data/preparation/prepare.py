@@ -67,8 +67,9 @@ def prepare_into(
 ) -> Path:
     """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
-    `compression` is a compression that Streaming supports, such as zstd or zstd:7. A complete folder is not changed,
-    and an incomplete folder is resumed. Raises ConfigError if the folder or the remote contains conflicting files.
+    `compression` is an algorithm that Streaming supports, with an optional level, such as zstd or zstd:7. A complete
+    folder is not changed, and an incomplete folder is resumed. Raises ConfigError if the folder or the remote contains
+    conflicting files.
     """
     check_compression(compression)
     source = open_source(config) if source is None else source

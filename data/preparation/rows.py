@@ -22,8 +22,8 @@ def rows_of(window: list[Documents], config: DatasetConfig, tally: Tally) -> Ite
 
 
 def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of complete documents. Each document fits into a row, so the whole window is small enough to be
-    concatenated."""
+    """Rows of complete documents. Every document fits into a row, which limits the size of the window, so all documents
+    of the window are concatenated in memory."""
     tokens = np.concatenate([documents.tokens[:] for documents in window])
     loss_mask = np.concatenate([documents.loss_mask for documents in window])
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -40,7 +40,8 @@ def _whole_rows(window: list[Documents], lengths: np.ndarray, config: DatasetCon
 
 
 def _cut_rows(window: list[Documents], lengths: np.ndarray, config: DatasetConfig, tally: Tally) -> Iterator[Row]:
-    """Rows of texts. The rows are made one after another, so that a large text is never copied as a whole."""
+    """Rows of texts, which may be split. Rows are created one at a time, so that a large text is never copied as a
+    whole."""
     every_token = np.ones(config.max_seq_len, dtype=DTYPES["loss_mask"])
     rest = iter([documents.tokens for documents in window])
     tokens = next(rest)

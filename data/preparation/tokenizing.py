@@ -31,7 +31,7 @@ class Tokenizing:
     tokenizer: Tokenizer
     config: DatasetConfig
     spool: Path
-    """The folder for tokens that are too large for a pipe."""
+    """The folder for token arrays that are too large to send through a pipe."""
 
     def columns(self, form: str) -> dict[str, str]:
         """The MDS columns of the rows."""

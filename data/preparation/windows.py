@@ -80,7 +80,7 @@ class _Tasks:
 
     def limit(self) -> int:
         """Maximum number of tasks in flight."""
-        # Only one task is in flight until a valid row is found, because it defines the form of all rows.
+        # Only one task is in flight until a valid row is found, because this row defines the form of all rows.
         if self._progress.reading.form is None:
             return 1
         return 2 * self.n_workers if self._in_flight < MAX_IN_FLIGHT else 0

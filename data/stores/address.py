@@ -16,7 +16,8 @@ prefix."""
 
 
 def url_defect(text: str) -> str | None:
-    """An error text, written to follow the key, if a URL is not that of a folder in a store; otherwise None."""
+    """Return an error message if `text` is not the URL of a folder in an object store; otherwise return None. The
+    message can be appended to the name of the key."""
     url = urlsplit(text)
     known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
     if url.scheme not in SCHEMES:

@@ -1,5 +1,4 @@
-"""Find the reason for an error about a remote file that any library has raised, and decide whether a retry is
-useful."""
+"""Determine why access to a remote file failed, whichever library raised the error, and whether to retry."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ class FetchError(Exception):
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
         self.absent, self.denied = absent, denied
-        """What the remote answered: the file does not exist, or access to it is denied."""
+        """The remote's answer: the file does not exist, or access to the file is denied."""
 
 
 def fetch_error(error: Exception) -> FetchError:

@@ -41,9 +41,10 @@ class Bucket(Protocol):
         ...
 
     def write(self, key: str, data: bytes, replaces: str | None) -> str | None:
-        """Write the object and return its new version. If `replaces` is given, the object is only written if this is
-        its current version (or, if `replaces` is empty, if the object does not exist); otherwise None is returned.
-        Without `replaces`, and in stores that do not support conditional writes, the object is always written."""
+        """Write the object and return its new version. If `replaces` is given, the object is written only if `replaces`
+        is its current version, or if `replaces` is empty and the object does not exist. If the object is not written,
+        None is returned. Without `replaces`, and in stores that do not support conditional writes, the object is always
+        written."""
         ...
 
     def delete(self, key: str) -> None:
@@ -72,12 +73,12 @@ class Store:
         self._prefix = f"{prefix}/" if prefix else ""
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Name -> size in bytes, for all objects whose names begin with `below`."""
+        """A mapping from name to size in bytes, for all objects whose names begin with `below`."""
         keys = self._tried(below, "listed", lambda: list(self._bucket.sizes(self._prefix + below)))
         return {key.removeprefix(self._prefix): n_bytes for key, n_bytes in keys}
 
     def send(self, files: Iterable[tuple[Path, str]]) -> None:
-        """Upload each file under its name."""
+        """Upload files, given as pairs of a local path and the name of the object."""
         self._each(files, "written", lambda path, name: self._bucket.send(path, self._prefix + name))
 
     def send_folder(self, folder: Path, below: str, last: str) -> None:
@@ -90,7 +91,7 @@ class Store:
         self.send(each for each in named if each[0] == folder / last)
 
     def fetch(self, files: Iterable[tuple[Path, str]]) -> None:
-        """Download each name to its file."""
+        """Download objects, given as pairs of a local path and the name of the object."""
         self._each(files, "read", lambda path, name: self._bucket.fetch(self._prefix + name, path))
 
     def read(self, name: str) -> tuple[bytes, str] | None:
@@ -151,8 +152,8 @@ _BUCKETS: dict[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GCSBucket}
 
 
 def open_store(url: str, *, writable: bool = True) -> Store:
-    """Open the folder with a valid URL. Raises ConfigError if credentials are needed and missing. Sends no request to
-    the store."""
+    """Open the folder at `url`, which must be a valid store URL. Raises ConfigError if required credentials are
+    missing. No request is sent to the store."""
     scheme, bucket, _ = split_url(url)
     try:
         return Store(url, _BUCKETS[scheme](bucket, writable=writable))

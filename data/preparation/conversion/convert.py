@@ -27,7 +27,7 @@ from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
-"""If only a remote destination is given, the output is written to this folder, and uploaded from it."""
+"""If only a remote destination is given, the output is first written to this folder and then uploaded."""
 
 
 def convert_finetuning(args: argparse.Namespace) -> None:
