@@ -47,7 +47,7 @@ KNOWN_COLUMNS = {
     ("problem", "solution"): "numinamath",
     ("question", "choices", "answer"): "multiple_choice",
 }
-"""Columns -> the registered preprocessing function that reads them."""
+"""Maps columns to the registered preprocessing function that reads them."""
 PAIRS = (
     *(("question", "answer"), ("input", "output"), ("query", "response"), ("question", "response")),
     *(("query", "answer"), ("prompt", "chosen"), ("prompt", "answer"), ("prompt", "output")),

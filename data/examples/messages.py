@@ -208,7 +208,7 @@ def tool_name(tool: Mapping[str, Any]) -> Any:
 
 def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
     """Check LLM Foundry's rules for the order of turns, and that a system message comes first. The keys of `messages`
-    are their indices."""
+    are the indices of the messages."""
     problems: list[Problem] = []
     index, before = 0, None
     for index, message in messages.items():

@@ -253,7 +253,7 @@ class TakeColumns:
     missing."""
 
     columns: Mapping[str, str]
-    """Key of the example -> column."""
+    """Maps each key of the example to a column."""
 
     def __call__(self, row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):

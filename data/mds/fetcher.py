@@ -28,7 +28,8 @@ _AHEAD = 4
 
 
 class ShardFetcher:
-    """Fetches the shards of a folder, identified by their numbers. It can be used in workers that are forked later."""
+    """Fetches the shards of a folder, identified by their numbers. Workers that are forked later can use the same
+    object."""
 
     def __init__(self, files: ShardFiles) -> None:
         self._files = files
@@ -69,8 +70,8 @@ class ShardFetcher:
         self._ready.add(number)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Start to fetch the shards in this order, in threads of this process. Errors are raised when `ensure` is
-        called."""
+        """Start to fetch the shards in the given order, in background threads. If a shard cannot be fetched, `ensure`
+        raises the error."""
         wanted = [number for number in shards if not self._is_ready(number)]
         if not wanted:
             return

@@ -27,10 +27,11 @@ from data.mds.writer import INDEX, MANIFEST
 
 
 class MdsFolder:
-    """The samples of an MDS folder, numbered from 0 over all shards. It can be used in workers that are forked later.
+    """The samples of an MDS folder, numbered from 0 over all shards. Workers that are forked later can use the same
+    object.
 
-    With a remote, shards are downloaded into `folder` on demand and stay there until they are evicted. Compressed
-    shards are decompressed next to the compressed files, or below `cache_dir` if the folder is read-only.
+    If there is a remote, shards are downloaded into `folder` on demand and stay there until they are evicted.
+    Compressed shards are decompressed next to the compressed files, or below `cache_dir` if the folder is read-only.
     """
 
     def __init__(self, folder: Path, remote: str | None, index: bytes, hint: str, cache_dir: str = "") -> None:
@@ -169,8 +170,8 @@ class MdsFolder:
         return self.shards[shard].raw_data.bytes
 
     def defect(self, shard: int) -> str | None:
-        """How the shard's size, header or hash differs from the index, written to follow the file's name; None if it
-        matches."""
+        """A message that says how the shard's size, header or hash differs from the index; None if they match. The
+        message can be appended to the name of the file."""
         return self._files.defect(shard)
 
     def check(self) -> None:
@@ -184,8 +185,8 @@ class MdsFolder:
         self._fetcher.ensure(shard)
 
     def prefetch(self, shards: Iterable[int]) -> None:
-        """Start to fetch the shards in this order, in threads of this process. Errors are raised when `read` is
-        called."""
+        """Start to fetch the shards in the given order, in background threads. If a shard cannot be fetched, `read`
+        raises the error."""
         self._fetcher.prefetch(shards)
 
     def evict(self, shard: int) -> None:

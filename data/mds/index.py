@@ -107,14 +107,14 @@ class Index:
     shards: list[Any]
     """Streaming's reader for each shard, without the path of the folder. Empty shards are left out."""
     columns: dict[str, str]
-    """Name -> encoding of the columns that are the same in all shards."""
+    """Maps the name of each column that is the same in all shards to its encoding."""
     notes: list[str]
-    """Messages for the user, written to follow the folder's name."""
+    """Messages for the user, which can be appended to the name of the folder."""
 
 
 def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
     """Validate and parse an index. `forms` are the sets of columns that identify a format of samples. Raises DataError
-    with the first defect, written to follow the file's name.
+    for the first defect. The message of the error can be appended to the name of the file.
 
     For a valid index, the format, the version and all encodings are supported; all shards have the same subset of the
     columns in `forms`, and at least one column in common; each file name is unique and refers to a file in the folder;
@@ -148,7 +148,8 @@ def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tupl
     """The columns that all shards have, with their encodings, and for each other column the number of shards that have
     it.
 
-    Raises DataError if a required column is missing in a shard, or has different encodings.
+    Raises DataError if a required column is missing in some shards or has different encodings, or if the shards have no
+    column in common.
     """
     number, reader = next(iter(readers.items()))
     first = columns_of(reader)

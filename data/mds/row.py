@@ -36,9 +36,9 @@ class Row:
     def encode(self) -> bytes:
         """The row as an encoded MDS sample.
 
-        The bytes are the same as those that MDSWriter writes, but the values are copied once instead of six times. The
-        format is the sizes of all columns, in the order of the column names; then, for each column, the width of its
-        length field, the length, and the values.
+        The bytes are the same as those that MDSWriter writes, but the values are copied once instead of six times. A
+        sample begins with the sizes of all columns, in the order of the column names. Then, for each column, it
+        contains the width of the length field, the length, and the values.
         """
         arrays = [getattr(self, name).astype(DTYPES[name], copy=False) for name in sorted(DTYPES)]
         heads = [_head(len(array)) for array in arrays]

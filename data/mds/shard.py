@@ -14,8 +14,8 @@ _BLOCK = 1 << 20
 
 
 def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
-    """A text, written to follow the file's name, that describes how the file's size or hash differs from its FileInfo
-    in the index; None if they match."""
+    """A message that says how the file's size or hash differs from its FileInfo in the index; None if they match. The
+    message can be appended to the name of the file."""
     try:
         size = file.stat().st_size
         if size != info.bytes:

@@ -61,8 +61,8 @@ class ShardFiles:
             raise DataError(f"{self.file(number)} {defect}: {self.hint_of(number)}")
 
     def defect(self, number: int, *, hashes: bool = True) -> str | None:
-        """The text of the error that `check` would raise, written to follow the file's name; None if the file matches
-        the index."""
+        """A message that says how the shard's size, header or hash differs from the index; None if they match. The
+        message can be appended to the name of the file."""
         defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
         if defect is not None:
             return defect

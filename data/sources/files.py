@@ -34,11 +34,11 @@ process and yields chunks; `rows(chunk)` is called in workers."""
 _WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
 """Binary formats whose files store their number of rows."""
 LARGE = 16 << 20
-"""In bytes. For a chunk with at least this much content, the decompressed size counts towards the memory limit."""
+"""Size in bytes. For chunks of at least this size, the decompressed size counts towards the memory limit."""
 
 
 class FileSource:
-    """The rows of files of one format: `json`, `csv`, `parquet`, `arrow` or `text`.
+    """Reads the rows of files that have the same format: `json`, `csv`, `parquet`, `arrow` or `text`.
 
     A `json` file contains one object per line, or an array if the file begins with `[`. A text file is one document; a
     file larger than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped.
@@ -187,7 +187,7 @@ def _sized(content: Content, chunks: Iterator[FileChunk]) -> Iterator[FileChunk]
 
 
 def _cut(content: Content, chunks: Iterator[FileChunk], start: int, end: int) -> Iterator[FileChunk]:
-    """The chunks of the rows start..end-1. Chunks after `end` are not read."""
+    """The chunks that contain the rows from `start` to `end - 1`. The chunks after these rows are not read."""
     row = 0
     for chunk in chunks:
         n_rows = _rows_in(chunk)

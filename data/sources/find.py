@@ -141,7 +141,7 @@ def _access_errors(key: str) -> Iterator[None]:
 def _expanded(key: str, path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # for ~user
+    except RuntimeError as error:  # the home folder of ~user is unknown
         raise ConfigError(f"has {path!r}, but {error}: write the path in full", key=key) from None
 
 
@@ -165,8 +165,8 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """The files and folders that match the pattern. Its longest prefix that is an existing folder is not interpreted as
-    a pattern."""
+    """The files and folders that match the pattern. The longest prefix of the pattern that is an existing folder is not
+    interpreted as a pattern."""
     folder = next((above for above in pattern.parents if above.is_dir()), Path())
     rest = str(pattern.relative_to(folder))
     return [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]  # noqa: PTH207

@@ -15,7 +15,7 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""Split -> words in the names of the split's files and folders, as in the `datasets` library."""
+"""Maps each split to the words in the names of its files and folders, as in the `datasets` library."""
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def files_of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
 
 
 def without_duplicates(files: list[Path]) -> list[Path]:
-    """The files without paths that lead to the same file as an earlier path in the list. One message lists the removed
+    """The paths, except those that lead to the same file as an earlier path in the list. One message lists the removed
     paths.
 
     Raises ConfigError for a link to a missing file.
@@ -80,7 +80,8 @@ def without_duplicates(files: list[Path]) -> list[Path]:
 
 
 def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
-    """Log one message with the files that look like data, do not belong to another split, and are not among `taken`."""
+    """Log one message that lists the files that look like data, do not belong to another split, and are not among
+    `taken`."""
     left = set(files) - set(taken)
     if split is not None:
         own = set(files_of_split(files, folder, split))

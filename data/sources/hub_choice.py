@@ -36,8 +36,8 @@ class Chosen:
 
 
 def choose(config: DatasetConfig, commit: Commit) -> Chosen:
-    """Choose the files of the splits with the `datasets` library. The library needs only the dataset card and the file
-    names for this, so a folder with the card and empty files is passed to it."""
+    """Choose the files of the splits with the `datasets` library. For this, the library needs only the dataset card and
+    the file names, so it is called with a folder that contains the card and empty files."""
     kwargs = config.hf_kwargs
     with TemporaryDirectory() as folder:
         root = Path(folder) / commit.dataset.rpartition("/")[2]

@@ -21,7 +21,7 @@ class Commit:
     dataset: str
     sha: str
     files: dict[str, int]
-    """Path in the repository -> size in bytes (0 if unknown)."""
+    """Maps the path of each file in the repository to its size in bytes (0 if unknown)."""
     card: Path
     """The snapshot folder in the hub's cache. It contains the dataset card if the dataset has one."""
     offline: str | None

@@ -108,8 +108,8 @@ class MdsSource:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value in the form in which a row of a JSONL file would contain it. A value of an unsupported type is returned
-    unchanged, and data/examples/examples.py reports it."""
+    """The value as it would be in a row of a JSONL file. A value of an unsupported type is returned unchanged, and
+    data/examples/examples.py reports it."""
     if isinstance(value, bytes):
         try:
             value = value.decode()

@@ -33,8 +33,8 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
     """The Arrow files of the split, in order.
 
     The list may be empty. If the folder contains a single dataset, its split is `train`, or the name in its state file.
-    Raises ConfigError for a split that does not exist, and DataError if the folder is incomplete or an index file
-    selects its rows.
+    Raises ConfigError for a split that does not exist, and DataError if the folder is incomplete, or if an index file
+    in it selects which rows to use.
     """
     if not _is_dataset(folder):
         splits = _read(folder / _DICT).get("splits")

@@ -131,8 +131,8 @@ def merge_long(
 def _border(
     merge: Callable[[bytes], list[int]], bytes_of: Callable[[int], bytes], piece: bytes, end: int, ids: list[int]
 ) -> tuple[int, int, list[int]] | None:
-    """For a block that ends at `end`: how many of its ids are kept, where the next block starts, and the ids of the
-    next block."""
+    """For a block that ends at `end`, return the number of its ids that are kept, the start of the next block, and the
+    ids of the next block."""
     overlap = OVERLAP
     while overlap < len(ids):
         start = end - sum(len(bytes_of(token)) for token in ids[-overlap:])

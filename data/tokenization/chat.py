@@ -73,8 +73,8 @@ def _tokenize(example: Example, tokenizer: Tokenizer, config: DatasetConfig) -> 
 
 
 def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens before the assistant's next answer as int32, the same as in training. Special tokens written in the
-    messages are encoded as text.
+    """The ids (int32) of the text before the assistant's next answer. They are the same as in training. Special tokens
+    written in the messages are encoded as text.
 
     Raises ConfigError if the tokenizer has no chat template, and DataError if the template rejects the conversation.
     """
@@ -89,8 +89,8 @@ def encode_question(conversation: Conversation, tokenizer: Tokenizer) -> np.ndar
 
 
 def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
-    """The document with at most max_seq_len tokens, the reason if it is dropped, or a Problem if the config treats its
-    length as an error.
+    """Return the document, truncated to max_seq_len tokens if it is longer. Returns the reason (a str) if the document
+    is dropped, and a Problem if the config treats its length as an error.
 
     A text is returned unchanged, because packing splits texts that are too long and continues them in the next row.
     """

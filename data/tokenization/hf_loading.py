@@ -60,8 +60,8 @@ def _check_on_hub(name: str, offline: str | None) -> str:
 
 
 def _why_not_loaded(folder: Path, error: Exception) -> str:
-    """A text that describes the defect in the folder or repository that made transformers raise this error, and a
-    fix."""
+    """A message that explains which defect in the folder or repository caused this error in transformers, and how to
+    fix the defect."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):

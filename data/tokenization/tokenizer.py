@@ -58,7 +58,7 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of the ids. Invalid UTF-8 is replaced with U+FFFD. Ids that are not in the tokenizer's
-        vocabulary, which a model with a larger vocabulary may generate, are decoded to an empty text."""
+        vocabulary, which a model with a larger vocabulary may generate, are decoded to an empty string."""
         ...
 
     def save_pretrained(self, folder: Path, max_seq_len: int) -> None:

@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """Return a parser with --json and one flag per integer, with the given defaults. The function also enables the
-    console output of the measured code."""
+    """Return a parser with --json and an integer flag for each keyword argument, whose value is the flag's default. The
+    function also enables the console output of the measured code."""
     from data.base.console import show_on_console
 
     show_on_console()
@@ -140,7 +140,8 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def floors_of(times: Mapping[str, Sequence[float]], prefixes: Mapping[str, str]) -> dict[str, list[float]]:
-    """For each prefix, return the time, in each round, of the fastest variant whose name starts with this prefix."""
+    """For each prefix, return a list with the time of the fastest variant in each round. Only variants whose name
+    starts with the prefix are compared."""
     return {
         floor: [min(row) for row in zip(*(times[name] for name in times if name.startswith(prefix)), strict=True)]
         for floor, prefix in prefixes.items()

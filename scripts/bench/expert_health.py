@@ -43,7 +43,7 @@ from train.supervision.events import Events
 
 VARIANTS = ("without", "between measurements", "measured")
 INTERVAL = int(parse_duration(ExpertsConfig().interval or "1ba")[0])
-"""One step out of this many is measured."""
+"""The default value of `experts.interval`: expert health is measured in one step per INTERVAL steps."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The available GEMM implementations. Benchmarks compare with the fastest of them."""
+"""The available GEMM implementations. The fastest one is the baseline of a benchmark."""
 
 from collections.abc import Callable
 from typing import Any

@@ -47,7 +47,8 @@ METHODS = {
     "LoRA": "finetune/dbrx_lora.yaml",
     "QLoRA": "finetune/dbrx_qlora.yaml",
 }
-"""The columns of the preset table, each with the configuration from which it is computed after replacing the preset."""
+"""The columns of the preset table, each with a configuration. For each row of the table, the preset in the
+configuration is replaced with the preset of the row."""
 LONG = "max_seq_len=32768"
 VARIANTS = (
     ("finetune/dbrx.yaml", "fsdp_config.expert_parallel_degree=8", 64),

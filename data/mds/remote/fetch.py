@@ -50,11 +50,11 @@ def fetch(
     silence: Silence | None = None,
     waits: Sequence[float] | None = None,
 ) -> Path:
-    """Download the URL to a file below the folder. `silence` measures for how long no bytes have arrived; callers can
-    pass their own object to read it too.
+    """Download the URL to a file below the folder, and return the path of the file. `silence` measures for how long no
+    bytes have arrived. A caller that also reads this time can pass its own object.
 
     `find_defect` returns the defect of the downloaded file, or None. A failed download is retried, unless the remote
-    denied the request or the disk is full (OSError). Raises FetchError.
+    denied the request or the disk is full. Raises FetchError if the download fails, and OSError if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     silence = silence or Silence(folder)

@@ -44,7 +44,7 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
 
 
 def sizes(remote: str, names: Iterable[str]) -> dict[str, int] | None:
-    """Name -> size in bytes of the existing files; None if the remote cannot list sizes.
+    """A mapping from the names of the existing files to their sizes in bytes; None if the remote cannot list sizes.
 
     Raises FetchError if the remote does not respond or denies access.
     """

@@ -88,7 +88,8 @@ class _Cutter:
         self._n_held = 0
 
     def begin(self, block: bytes) -> bytes:
-        """The part of the block after the bracket that opens the array."""
+        """Return the part of the block that follows the array's opening bracket; empty if the block has no such
+        bracket."""
         start = block.find(b"[") + 1
         self.begun = start > 0
         self._advance(block[:start] if start else block)
@@ -104,8 +105,8 @@ class _Cutter:
             self._held = []
 
     def elements(self, block: bytes, commas: np.ndarray) -> Iterator[c.FileChunk]:
-        """Yield the chunks of the buffered bytes and `block`, which ends with the last of `commas`, the offsets of the
-        commas between elements."""
+        """Yield the chunks of the buffered bytes and `block`. `commas` contains the offsets of the commas between
+        elements; the block ends with the last of these commas."""
         ends = commas
         if self._n_held > c.MAX_ROW_BYTES:
             first = int(commas[0]) + 1

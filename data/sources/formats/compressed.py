@@ -15,7 +15,7 @@ such a frame."""
 
 
 class RawFile:
-    """A file on disk that passes each block that is read to a callback. Opening and reading raise OSError."""
+    """A file on disk. Each block that is read is also passed to a callback. Opening and reading raise OSError."""
 
     closed = False
 

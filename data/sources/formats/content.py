@@ -109,8 +109,8 @@ class Blocks:
             raise DataError(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
-        # If a block contains only the byte order mark, nothing remains of it without the mark, and an empty block would
-        # look like the end of the file.
+        # If a block contains only the byte order mark, removing the mark leaves an empty block, which would look like
+        # the end of the file.
         return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
 
     def _why_broken(self, error: OSError) -> str:
@@ -180,7 +180,7 @@ def _kind_by_nul(head: bytes) -> str | None:
     """UTF-16 or UTF-32, if the first four bytes show that the text has this encoding; NUL if all four are NUL bytes."""
     n_others = len(head[:4].replace(b"\0", b""))
     text = head.rstrip(b"\0")
-    # The second condition is true if a short text is followed only by NUL bytes.
+    # The second condition is true for a short text in another encoding that is followed only by NUL bytes.
     if b"\0" not in head[:4] or (len(text) > 2 and b"\0" not in text):
         return None
     return "NUL" if n_others == 0 else "UTF-32" if n_others == 1 and len(head) >= 4 else "UTF-16"

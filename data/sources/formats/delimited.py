@@ -98,7 +98,7 @@ class _Lines:
 
 
 def _line_end(path: Path, name: str) -> bytes:
-    """CR if the first line ends with CR and no LF, as in files from old spreadsheets; otherwise LF."""
+    """CR if the first line ends with CR but not with LF, as in files from old spreadsheets; otherwise LF."""
     with c.Blocks(path, name) as blocks:
         found = _FIRST_LINE.match(blocks.read(_HEAD_BYTES))
     return b"\r" if found is not None and found[1] == b"\r" else b"\n"

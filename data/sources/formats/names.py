@@ -5,7 +5,7 @@ from pathlib import Path, PurePath
 from data.base.errors import ConfigError, setting
 
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
-"""The hf_name for local files -> the suffixes of these files, which may be in upper or lower case."""
+"""Maps each hf_name for local files to the suffixes of these files, which may be in upper or lower case."""
 TEXT_SUFFIXES = (".txt",)
 """Files in a folder are read as text files if they have one of these suffixes."""
 COMPRESSED = (".gz", ".zst")

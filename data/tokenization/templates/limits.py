@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 30
 the largest row that is read (64 MiB)."""
 _TICK_SECONDS = 0.25
 _KILL_SECONDS = 60.0
-"""Seconds of CPU time without any line of Python being run, after which the process is ended."""
+"""The process is ended if it runs no line of Python for this many seconds of CPU time."""
 _COMPILED = "<template>"
 """The file name that Jinja uses for a template without a file."""
 _PAGE_BYTES = resource.getpagesize()
@@ -152,6 +152,7 @@ def _refusal(subject: str, text: str, traceback: TracebackType | None) -> Templa
 
 
 def _line_of(debug_info: str, generated: int) -> int | None:
-    """`1=12&3=15`: line 1 of the template begins at line 12 of the generated module."""
+    """The line of the template for a line of the generated module. In `debug_info`, `1=12&3=15` means that line 1 of
+    the template begins at line 12 of the module, and line 3 at line 15."""
     pairs = [tuple(map(int, pair.split("="))) for pair in debug_info.split("&") if pair]
     return max((line for line, begin in pairs if begin <= generated), default=None)

@@ -97,7 +97,7 @@ def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
 
 
 def _probe_messages(shape: Shape) -> tuple[list[Any] | None, list[Message], dict[str, Place]]:
-    """Tools and messages with the given shape, and the part (see above) that contains each unique word."""
+    """Tools and messages with the given shape, and a mapping from each unique word to the Place that contains it."""
     has_tools, of_messages = shape
     words: dict[str, Place] = {}
     numbers = itertools.count()

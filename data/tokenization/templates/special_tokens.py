@@ -23,7 +23,7 @@ class Hidden:
 
     conversation: Conversation
     tokens: Mapping[str, str]
-    """Private-use character -> special token."""
+    """Maps each private-use character to the special token that it replaces."""
 
     def restore(self, text: str) -> str:
         for letter, token in self.tokens.items():

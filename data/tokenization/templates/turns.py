@@ -33,8 +33,8 @@ def _render(conversation: Conversation, tokenizer: Tokenizer, style: Style, *, a
 
 
 def split_turns(hidden: Hidden, tokenizer: Tokenizer, *, every_turn: bool) -> list[Part] | Problem:
-    """Split the rendered conversation where each response begins and ends; without `every_turn`, only where the last
-    response does.
+    """Split the rendered conversation where each response begins and ends; if `every_turn` is false, only where the
+    last response begins and ends.
 
     The conversation is rendered up to each of these positions, and the text of the whole conversation must begin with
     the same text. Otherwise, prompts at inference would differ from training, and a Problem that names the turn is

@@ -109,7 +109,7 @@ def _limited() -> None:
 
 
 def _saving(policy: str, hook: Hook, reason: str, mount: bool, lab: Lab) -> Iterator[str]:
-    """Run with on_save_error: `policy`. The checkpoint of _BATCH cannot be saved."""
+    """Run with `on_save_error` set to `policy`. The checkpoint of _BATCH cannot be saved."""
     disk = lab.new()
     with _small_disk(disk) if mount else nullcontext(True) as possible:
         if not possible:

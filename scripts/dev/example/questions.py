@@ -87,8 +87,8 @@ held-out questions."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:
-    """Return the questions of each file, by file name without suffix. At most 100 questions of each kind, from every
-    `heldout`-th source file, are held out.
+    """Return the questions of each file, by file name without suffix. The held-out questions are about every
+    `heldout`-th source file, and there are at most 100 of each kind.
 
     No prompt occurs twice. Names that training questions ask about do not occur in the held-out questions of the same
     kinds.
