@@ -16,8 +16,8 @@ from torch.distributed.fsdp import FSDPModule
 def leave_sharded_models() -> bool:
     """Make a Trainer with FSDP2 accept a model that is already sharded. Returns whether Composer had to be patched.
 
-    Composer's own sharding supports neither meta on a CPU (composer/distributed/param_init.py always requests cuda) nor
-    HSDP, and fails for a model to which fully_shard was already applied.
+    Composer's own sharding does not support HSDP, or the meta device on a CPU (composer/distributed/param_init.py
+    always requests cuda). It also fails if fully_shard was already applied to the model.
     """
     needed = shards_again()
     if needed:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
     silence_expected_warnings()
-    # After a rank has ended, torch logs a stack of C++ functions for each connection to it.
+    # When a rank ends, torch logs a C++ stack trace for each connection to this rank, unless the log level is ERROR.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with stop_signals() as signals:
         try:
@@ -132,7 +132,7 @@ def _run(arguments: list[str], signals: StopSignals) -> None:
 
 
 def _train(loaded: LoadedConfig, signals: StopSignals, command: str, *, rehash: bool, dry: bool) -> None:
-    """The main program: check the config, choose the device, open the inputs, fit."""
+    """The main program: check the config, choose the device, open the inputs, and train."""
     problems, device = config_problems(), None
     config = check_config(loaded, _world_size(), problems)
     if not problems:

@@ -46,7 +46,7 @@ _MOST_GROUPS, _MOST_LINES, _LONGEST = 4, 20, 80
 characters of a value that are shown."""
 _POLL_SECONDS, _COMPARED_SECONDS = 0.05, 10.0
 """When ranks differ, rank 0 checks at this interval, and for at most this time, whether the other ranks have read the
-differences. It waits for them because its store ends with rank 0."""
+differences. Rank 0 waits because its process serves the store from which the other ranks read."""
 
 
 def facts_of_start(config: TrainConfig, device: str, fingerprints: Mapping[str, str]) -> dict[str, str]:

@@ -192,8 +192,8 @@ def _divide_experts(model: DbrxForCausalLM, mesh: DeviceMesh) -> list[tuple[nn.M
 
 
 def _policy(config: FSDPConfig, gathered: Precision | None, computed: torch.dtype | None) -> MixedPrecisionPolicy:
-    """computed: the compute dtype of weights that FSDP2 gathers in the dtype in which they are stored, or None to
-    compute in that dtype."""
+    """computed: used only if gathered is None, that is, if FSDP2 gathers weights in their stored dtype. It is the dtype
+    in which these weights are used for computation, or None for the stored dtype."""
     if gathered is None:
         return MixedPrecisionPolicy(param_dtype=computed)
     reduced = precisions.reduced(config.mixed_precision)

@@ -92,8 +92,8 @@ def drop_gradients(params: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def not_finite_gradients(named: Sequence[tuple[str, nn.Parameter]]) -> list[str]:
-    """The names of parameters whose gradient on this rank contains NaN or infinite values, or values so large that the
-    squared norm is infinite."""
+    """The names of the parameters whose gradient on this rank contains NaN values, infinite values, or values whose
+    squared norm overflows."""
     return [
         name
         for name, param in named

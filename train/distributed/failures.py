@@ -29,7 +29,7 @@ class Failure:
     """`failed`: the rank raised an error with this text. `hung` or `lost`: some ranks hang or have ended unexpectedly,
     and the text names these ranks."""
     lost: tuple[int, ...] = ()
-    """Ranks that have ended already, or that cannot end themselves."""
+    """Ranks that have already ended, or that cannot end themselves."""
     shown_by: int = 0
     """The rank that shows the failure to the user."""
 

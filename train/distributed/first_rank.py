@@ -12,11 +12,12 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.002, 0.5
 
 
 def on_first_rank(write: Callable[[], None], *, slow: str | None = None) -> None:
-    """Run `write` on global rank 0. If it raises ConfigError, DataError or OSError, the error is raised on every rank.
+    """Run `write` on global rank 0. If `write` raises ConfigError, DataError or OSError, the error is raised on every
+    rank.
     An OSError is converted to a ConfigError. Every rank must call this.
 
     slow: a key of the store. It is required if `write` may take longer than the timeout of a collective. The other
-    ranks then poll for this key, as in from_first_rank.
+    ranks then poll the store for this key, as in from_first_rank.
     """
     errors: list[ConfigError | DataError | None] = [None]
     if dist.get_global_rank() == 0:

@@ -33,9 +33,9 @@ _ARRIVED, _ALL_ARRIVED = "arrived", "all arrived"
 
 @contextmanager
 def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
-    """A context for everything up to and including initialize_dist. Within it, rank 0 serves the store. If a rank
-    fails, the ranks that wait for it raise the same error. Errors in the launcher's environment variables are added to
-    `problems`, or raised if it is None."""
+    """A context manager for all code up to and including initialize_dist. In this context, rank 0 serves the store, and
+    if a rank fails, the ranks that wait for this rank raise the same error. Errors in the launcher's environment
+    variables are added to `problems`, or raised if `problems` is None."""
     held = None
     if _must_join():
         with problems.collect() if problems is not None else nullcontext():
@@ -83,7 +83,7 @@ def _must_join() -> bool:
 
 
 def _wait_for_all(timeout: float, facts: Mapping[str, str]) -> PrefixStore:
-    """Return once every rank has called this with the same facts."""
+    """Return once every rank has called this function with the same facts."""
     host, port = address()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if not serves():

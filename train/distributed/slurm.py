@@ -65,7 +65,8 @@ def _tasks_of_node(environment: Mapping[str, str], node: int, n_tasks: int) -> i
 
 
 def _counted(name: str, counts: str, node: int) -> int:
-    """The number of tasks on a node. In Slurm's notation, `4(x2),3` means 4, 4, 3."""
+    """The number of tasks on a node, from a list in Slurm's notation: `4(x2),3` means 4, 4 and 3 tasks on three
+    nodes."""
     expanded: list[int] = []
     for part in counts.split(","):
         if (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is None:

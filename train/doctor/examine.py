@@ -119,8 +119,8 @@ def _node_of(rank: int, hosts: Mapping[int, str], first: Mapping[int, bool]) -> 
 
 
 def _inspect_machine(config: TrainConfig | None, seconds: float) -> Machine | None:
-    """Return this machine, without its GPUs if the config does not use them. Returns None if torch cannot be imported;
-    another check then reports the error."""
+    """Return a description of this machine, without its GPUs if the config does not use them. Returns None if torch
+    cannot be imported; another check then reports the error."""
     found: list[Machine] = []
 
     def work() -> list[Check]:

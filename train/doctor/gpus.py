@@ -93,8 +93,8 @@ def links(topology: str) -> dict[tuple[int, int], str]:
 
 
 def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[int, int]], n_gpus: int) -> Check:
-    """Return the check of these links. of_pairs: empty if nvidia-smi is missing. apart: pairs that cannot access each
-    other's memory."""
+    """Return the check of the links between GPUs. of_pairs: the link of each pair of GPUs; empty if nvidia-smi is
+    missing. apart: the pairs of GPUs that cannot access each other's memory."""
     counts = Counter(of_pairs.values())
     shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
     found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"

@@ -57,7 +57,7 @@ def check_hub() -> Iterator[Check]:
 
 
 def check_hub_data(config: TrainConfig) -> Iterator[Check]:
-    """Check that the config's hub datasets are on the hub or in its cache. Raises ConfigError."""
+    """Check that the config's hub datasets exist on the hub or in its local cache. Raises ConfigError."""
     from data.sources.find import is_path
     from data.sources.formats.names import FORMATS
     from data.sources.hub_commit import find_commit

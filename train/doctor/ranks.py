@@ -24,7 +24,7 @@ from train.doctor.folders import LOCK_FIX, Folder
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
-"""Seconds that the other ranks wait for rank 0 to start the store, which may take long on a busy node."""
+"""Seconds that the other ranks wait for rank 0 to start the store, which may be slow on a busy node."""
 _PATIENCE = 3600.0
 """Seconds to wait for an answer from rank 0. The time is long, because rank 0 limits its own waits, and a lost
 connection to rank 0 raises an error immediately."""

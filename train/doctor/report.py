@@ -43,7 +43,7 @@ class Row:
 
 
 def merged(of_nodes: Mapping[str, Sequence[Check]]) -> list[Row]:
-    """Return the rows in the order of the checks. Equal results of several nodes share a row."""
+    """Return the rows in the order of the checks. Nodes with equal results of a check share a row."""
     names = dict.fromkeys(check.name for checks in of_nodes.values() for check in checks)
     groups: dict[str, dict[tuple[str, str, str], dict[str, Check]]] = {name: {} for name in names}
     for node, checks in of_nodes.items():

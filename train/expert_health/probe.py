@@ -88,8 +88,8 @@ class Probe:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state. If the state was saved with a different n_tokens, it is ignored, and the next measurement
-        uses a new probe."""
+        """Restore the state. A state that was saved with a different n_tokens is ignored, and the next measurement uses
+        a new probe."""
         if state["n_tokens"] != self._n_tokens:
             return
         self._rows = [(ids, documents) for ids, documents in state["rows"]]

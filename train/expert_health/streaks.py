@@ -65,7 +65,7 @@ def _places(chosen_LE: np.ndarray) -> list[Place]:
 
 
 def named(places: Sequence[Place]) -> str:
-    """Describe the experts in a short text, whatever their number."""
+    """Return a text that lists the experts or, if there are too many to list, their number in each layer."""
     if len(places) <= _MOST_NAMED:
         return ", ".join(f"expert {expert} of layer {layer}" for layer, expert in places)
     counts: dict[int, int] = {}

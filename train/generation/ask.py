@@ -36,7 +36,7 @@ def ask(
 
 
 def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
-    """Reorder events so that the events of a row follow the answers of all rows before this row."""
+    """Reorder events so that those of a row are yielded only after the answers of all previous rows are complete."""
     held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
     turn = 0
     for event in events:

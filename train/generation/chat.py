@@ -56,7 +56,7 @@ def chat(
 
 
 def _answer(opened: "Opened", prompt: Sequence[int], sampling: Sampling, write: Callable[[str], None]) -> str:
-    """Write the answer, and return it. If ^C is pressed, return the part that was written before."""
+    """Write the answer, and return it. If ^C is pressed, return the part that has been written so far."""
     text = ""
     try:
         for _, piece, _ in stream_answers(opened.decoder, opened.tokenizer, [prompt], sampling, opened.stop_token_ids):

@@ -24,7 +24,8 @@ class Decoder(Protocol):
         ...
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
-        """Add one token to each document (None for documents that have ended). Returns the logits [B, V] for the token
+        """Append one token to each document; None means that the document has ended. Returns the logits [B, V] for the
+        token
         that follows."""
         ...
 

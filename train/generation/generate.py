@@ -112,7 +112,8 @@ class TextStream:
         return piece
 
     def end(self) -> str:
-        """Return the remaining text, which results from bytes that do not form a complete character."""
+        """Return the rest of the text: replacement characters for trailing bytes that do not form a complete
+        character."""
         return self._new_text()[self._n_emitted :]
 
     def _new_text(self) -> str:
@@ -140,8 +141,8 @@ def stream_answers(
     first_number: int = 0,
     agree: Callable[[Tensor], None] | None = None,
 ) -> Iterator[tuple[int, str, Answer | None]]:
-    """While text is generated, yield tuples: the index of a prompt, the next piece of its answer, and the Answer if it
-    is complete, otherwise None. For the arguments, see generate."""
+    """Generate answers, and yield their text in pieces. Each yielded tuple contains the index of a prompt, the next
+    piece of its answer, and either the Answer, if it is complete, or None. For the arguments, see generate."""
     streams = [TextStream(tokenizer) for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     texts = ["" for _ in prompts]

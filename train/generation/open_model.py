@@ -170,7 +170,7 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
 
 
 def _stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the stop tokens in generation_config.json, or those of the tokenizer if there is no such file."""
+    """The ids of the stop tokens in generation_config.json or, if this file does not exist, those of the tokenizer."""
     file = folder / "generation_config.json"
     try:
         stop = json.loads(file.read_text(encoding="utf-8"))["eos_token_id"]

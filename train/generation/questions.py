@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from train.generation.open_model import Opened
 
 Question = PromptResponse | Conversation
-"""The question itself is the prompt, or all messages except the last. The response, or the last message, is the
-expected answer. It is empty if there is no expected answer."""
+"""A prompt with its expected answer. In a conversation, the last message is the expected answer, and all other messages
+form the prompt. The answer is empty if it is unknown."""
 
 
 def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = None) -> Question:

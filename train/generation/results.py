@@ -80,7 +80,7 @@ def section(results: Mapping[str, Result]) -> str:
 
 
 def with_section(card: str, text: str) -> str:
-    """Return the card with the text between its markers, or at its end if it has no markers."""
+    """Return the card with `text` inserted between its markers, or appended if the card has no markers."""
     part = f"{MARKER}\n{text}{MARKER}"
     pattern = re.compile(f"{re.escape(MARKER)}.*{re.escape(MARKER)}", re.DOTALL)
     if pattern.search(card):

@@ -1,4 +1,4 @@
-"""Configures what the process's memory allocator does with freed memory."""
+"""Configures whether the process's memory allocator keeps freed memory or returns it to the kernel."""
 
 import ctypes
 

@@ -22,8 +22,8 @@ GPU is mostly idle."""
 
 
 class Wording(NamedTuple):
-    """Phrases for the error messages of this module. Those of a training run refer to config keys, those of a script to
-    its command-line options."""
+    """Phrases for the error messages of this module. In a training run, they refer to config keys; in a script, they
+    refer to its command-line options."""
 
     choice: str
     """The setting that led to the error."""

@@ -35,8 +35,8 @@ def cpu_memory() -> float:
 
 
 def free_cpu_memory() -> float:
-    """Memory in bytes that can still be allocated, including reclaimable page cache: the minimum of these values for
-    the machine and for each of the process's control groups."""
+    """Memory in bytes that can still be allocated, including reclaimable page cache. Both the machine and each of the
+    process's control groups limit this memory; the smallest limit is returned."""
     left = cgroup_free(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
     return float(min([psutil.virtual_memory().available, *left]))
 

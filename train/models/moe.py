@@ -30,10 +30,10 @@ class RouterStats(NamedTuple):
 
 class Routing(NamedTuple):
     weights_TK: Tensor
-    """In the dtype of x."""
+    """The weights of the selected experts, in the dtype of x."""
     experts_TK: Tensor
     probs_TE: Tensor
-    """In at least fp32, like the logits."""
+    """The router probabilities, in at least fp32, like the logits."""
     logits_TE: Tensor
 
 

@@ -52,7 +52,7 @@ class recomputed(saved_tensors_hooks):
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    storage = tensor.untyped_storage()._cdata  # unlike data_ptr, it also works for tensors without data
+    storage = tensor.untyped_storage()._cdata  # unlike data_ptr, this also works for tensors without data
     return storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 

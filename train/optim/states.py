@@ -9,7 +9,8 @@ from train.models.shapes import adapter_shapes, parameter_shapes
 
 def trainable_shapes(config: TrainConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of the trainable parameters by name: the adapters if there are any, otherwise all parameters of the
-    model. Checkpoints contain all trainable parameters. Those that optimizer.freeze does not freeze are trained."""
+    model. Checkpoints contain all trainable parameters, including those that optimizer.freeze excludes from
+    training."""
     return parameter_shapes(config.model) if config.lora is None else adapter_shapes(config.model, config.lora)
 
 
@@ -23,8 +24,7 @@ def trained_names(config: TrainConfig) -> set[str]:
 
 
 def n_moments(optimizer: OptimizerConfig) -> int:
-    """The number of tensors that the optimizer keeps for each trained parameter, and that have the parameter's
-    shape."""
+    """The number of tensors of the parameter's shape that the optimizer keeps for each trained parameter."""
     return {"adamw": 2, "decoupled_adamw": 2, "decoupled_lionw": 1, "sgd": int(optimizer.momentum > 0)}[optimizer.name]
 
 

@@ -24,7 +24,7 @@ class Moment:
     n_bytes: float
     """Activations of the block, including gradients of activations, in addition to those kept by earlier blocks."""
     expert_gradients: int = 0
-    """How many of w1, v1 and w2 have a gradient that is not reduced yet."""
+    """The number of weights among w1, v1 and w2 whose gradients are not reduced yet."""
     other_gradients: bool = False
     """Whether the attention weights have gradients that are not reduced yet."""
 

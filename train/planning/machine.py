@@ -22,7 +22,8 @@ _USABLE = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Memory of a rank in bytes, on its GPU or in its share of the machine's memory."""
+    """Required and available memory of a rank in bytes, on its GPU or, without a GPU, in its share of the
+    machine's memory."""
 
     at_least: float
     """The lower bound of the required memory."""

@@ -70,8 +70,8 @@ def _expert_ranks(config: TrainConfig) -> int:
 
 
 def _unpacked_bytes(config: TrainConfig, width: float) -> float:
-    """Bytes of the largest unpacked weight. Only one is counted, because 4-bit weights are unpacked one at a time. The
-    largest is w1, v1 or w2 of all experts of a rank."""
+    """Bytes of the largest unpacked weight, which is w1, v1 or w2 of all experts of a rank. Only one weight is counted,
+    because 4-bit weights are unpacked one at a time."""
     model, lora = config.model, config.lora
     packed = lora is not None and lora.base_dtype == "nf4"
     if not packed:

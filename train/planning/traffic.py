@@ -1,13 +1,13 @@
 """The bytes that a rank sends in a training step, computed from the config. Does not import torch.
 
-A rank sends as many bytes as it receives. For a ring of n ranks, this is (n-1)/n of the output of an all-gather or of
-the input of a reduce-scatter, and twice this for an all-reduce. For an all-to-all, it is the part of the data that
-other ranks receive if tokens are spread evenly over the experts. Scalars such as norms and token counts are not
-included.
+A rank sends as many bytes as it receives. In a ring of n ranks, a rank sends (n-1)/n of the output of an all-gather or
+of the input of a reduce-scatter, and twice this fraction of the tensor in an all-reduce. In an all-to-all, a rank sends
+the part of its data that belongs to other ranks if tokens are spread evenly over the experts. Scalars such as norms and
+token counts are not included.
 
 For every microbatch, FSDP2 gathers each unit before its forward pass and again before its backward pass, and reduces
-its gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head gathered
-between forward and backward.)
+the unit's gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head
+gathered between forward and backward.)
 """
 
 import math
@@ -111,8 +111,8 @@ def _of_experts(config: TrainConfig, fsdp: FSDPConfig, ranks: int, *, gpu: bool)
 
 
 def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
-    """Return the number of layers whose experts have a backward pass, and the number of these layers whose experts'
-    input gets a gradient, because a trained parameter precedes it."""
+    """Return two numbers: the number of layers whose experts have a backward pass and, of these layers, the number in
+    which the input of the experts gets a gradient because a trained parameter precedes it."""
     n_layers, trained = config.model.n_layers, trained_names(config)
     first = max(first_trained_block(config, trained), 0)
     before = ("transformer.wte.", f"transformer.blocks.{first}.norm_attn_norm.")
@@ -121,5 +121,5 @@ def _layers_in_backward(config: TrainConfig) -> tuple[int, int]:
 
 
 def _others(dim: MeshDim) -> float:
-    """The number of other ranks along this dimension, as a fraction of all its ranks."""
+    """The fraction of the ranks along this dimension that are not this rank: (size - 1) / size."""
     return (dim.size - 1) / dim.size

@@ -121,8 +121,8 @@ def reduce_bytes(config: TrainConfig, *, gpu: bool) -> int:
 
 
 def units(config: TrainConfig, *, gpu: bool) -> list[Unit]:
-    """The units of a model under FSDP2. Adapters and, with expert parallelism, experts are units within the unit of
-    their block."""
+    """The FSDP2 units of a model. The unit of a block contains further units: the adapter of each linear layer, the
+    adapters of the experts and, with expert parallelism, the experts."""
     trained, shapes = trained_names(config), _shapes_by_place(config)
     first = first_trained_block(config, trained)
     outer = [

@@ -86,7 +86,7 @@ def streams_of(run: Run) -> list[str]:
 
 
 def metrics_of(charts: Sequence[dict[str, Any]], run: int = 0) -> set[str]:
-    """Return the metrics of a run that the charts draw."""
+    """Return the names of the metrics that the charts show for the run with index `run`."""
     return {line["metric"] for chart in charts for line in chart["lines"] if line["run"] == run}
 
 
@@ -191,7 +191,8 @@ def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
 def _layers(
     chart: Chart, colors: dict[str, Any], dashes: dict[str, Any], line: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the layers. page.js removes the layers `band` and `points` if no line has a band or points."""
+    """Return the layers of the chart's specification. page.js removes the layers `band` and `points` if no line has a
+    band or points."""
     axis = {"format": chart.format}
     values = {"type": "quantitative", "scale": {"zero": chart.zero}, "axis": axis, "title": None}
     y, low = {"field": "y", **values}, {"field": "lo", **values}

@@ -17,7 +17,7 @@ from train.report.reading.run import Run, read_run
 def write_report(paths: Sequence[Path], output: Path | None = None) -> Path:
     """Write a page about the runs at these paths, and return the path of the page. For one run, the default output is
     report.html in the log folder of the run. For several runs, the default output is a file in the working directory
-    that is named after the runs. Raises ConfigError."""
+    that is named after the runs. Raises ConfigError if a run cannot be read or the page cannot be written."""
     if output is not None:
         refuse_path("--output", str(output))
         if output.is_dir():

@@ -28,7 +28,7 @@ class TrackedOperations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if any(issubclass(each, DTensor) for each in types):
-            return NotImplemented  # torch then calls this method with the local tensors of this rank
+            return NotImplemented  # DTensor then calls this method again, with this rank's local tensors
         kwargs = kwargs or {}
         if func.namespace == "c10d":
             return self._collective(func, args, kwargs)
@@ -68,7 +68,7 @@ class SimulatedOperations(TrackedOperations):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_of((args, kwargs)))
         if func is _aten._local_scalar_dense.default and isinstance(tensors[0], FakeTensor):
-            return 1.0  # a norm or a loss; no tensor's size depends on its value
+            return 1.0  # a norm or a loss, on which no tensor's size depends
         if _has_data(func, tensors, kwargs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)

@@ -54,7 +54,8 @@ class Storages:
         self._count(chosen, n_bytes)
 
     def resized(self, storage: torch.UntypedStorage, part: str) -> None:
-        """Update a storage that was resized. FSDP2 allocates and frees gathered weights by resizing."""
+        """Update the size of a resized storage. FSDP2 allocates and frees gathered weights by resizing their
+        storage."""
         number = id(storage)
         if number in self._live:
             self._freed(number)

@@ -20,7 +20,7 @@ def report(error: Exception, *, debug: bool = False) -> int | None:
     """
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, RunStopped):
-        if rank == 0:  # every rank raises it
+        if rank == 0:  # every rank raises this error
             show_error(error, what="stopped", debug=debug)
         return int(error.code)
     if not isinstance(error, ConfigError | DataError):

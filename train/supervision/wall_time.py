@@ -66,6 +66,6 @@ class WallTime:
             self._save = longest
 
     def note_sending(self, seconds: float) -> None:
-        """seconds: estimated time to upload all pending checkpoints and one more; 0 if nothing was uploaded yet."""
+        """seconds: estimated time to upload all pending checkpoints and one more; 0 before the first upload."""
         if seconds:
             self._sending = seconds

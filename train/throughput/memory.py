@@ -7,8 +7,8 @@ import torch
 
 
 def peak_memory(*, gpu: bool) -> int:
-    """Peak memory in bytes: the memory that torch allocated on the GPU or, without a GPU, the largest resident set size
-    of this process."""
+    """Peak memory in bytes. On a GPU, this is the maximum that torch has allocated; otherwise, it is the maximum
+    resident set size of this process."""
     if gpu:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

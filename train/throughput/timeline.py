@@ -54,7 +54,7 @@ class _Operation(NamedTuple):
     end: float
     category: str
     of_backward: bool
-    """Whether this is a backward operation with the category of the forward operation whose gradient it computes."""
+    """Whether this is a backward operation, or part of one, whose category is that of its forward operation."""
 
 
 def read_timeline(trace: Path) -> Timeline:

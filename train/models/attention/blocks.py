@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive documents that are split into blocks, or one long document that is left to SDPA, without blocks."""
+    """Consecutive documents that are split into blocks, or one long document without blocks, which SDPA computes."""
 
     n_tokens: int
     blocks: list[Block]

@@ -62,7 +62,7 @@ def find_documents(input_ids_BS: Tensor, document_ids_BS: Tensor, config: ModelC
     start_N, length_N = start_N[kept_N], length_N[kept_N]
     lengths = length_N.tolist()
     first_N = length_N.cumsum(0) - length_N
-    # Only one number per document is sent to the device; tensors of T elements are created there.
+    # Only one number per document is copied to the device; tensors of T elements are created on the device.
     columns = torch.stack((length_N, first_N, start_N - first_N)).to(document_ids_BS.device, non_blocking=True)
     length_N, first_N, shift_N = columns
     T = sum(lengths)

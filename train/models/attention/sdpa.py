@@ -130,9 +130,9 @@ def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_
 def split_into_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Return (number of documents, padded length) for each call. The lengths must be sorted in descending order.
 
-    A call ends when one more document would increase its padding beyond both a quarter of its tokens and _SLACK. The
-    longest document of the next call is then shorter than 4/5 of the longest document of this call, so there are
-    O(log S) calls for any number of documents.
+    Documents are added to a call until another document would make its padding exceed both a quarter of its tokens and
+    _SLACK. The longest document of the next call is then shorter than 4/5 of the longest document of this call, so
+    there are O(log S) calls for any number of documents.
     """
     calls, first = [], 0
     while first < len(lengths):
@@ -162,7 +162,7 @@ def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device
     token_N = (length_N.cumsum(0) - length_N)[order_N]
     place_N = padded_N.cumsum(0) - padded_N
     slot_offset_N = torch.empty_like(order_N).index_copy_(0, order_N, place_N - token_N)
-    # Only small tensors, with one number per document, are sent to the device; tensors of T elements are created there.
+    # Only tensors with a number per document are copied to the device; tensors of T elements are created on the device.
     columns = torch.stack((length_N, slot_offset_N, padded_N, token_N, place_N, length_N[order_N] - 1))
     length_N, slot_offset_N, padded_N, token_N, place_N, last_N = columns.to(device, non_blocking=True)
     T, arange = sum(lengths), functools.partial(torch.arange, device=device)

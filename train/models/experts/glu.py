@@ -22,7 +22,7 @@ _SIMULATED = SimpleNamespace(
     fused_glu=lambda *tensors: None,
     fused_glu_backward=lambda *tensors: None,
 )
-"""Replacements for the kernels in a simulation, where tensors have no data. They only allocate memory."""
+"""Functions that replace the Triton kernels in a simulation, where tensors have no data. They compute nothing."""
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class Products(Protocol):
     """The equations with weights, for N assignments sorted by expert: all assignments, or those of one expert."""
 
     def empty_like(self, h_NF: Tensor, /) -> Tensor:
-        """Memory for a result that is used only while these assignments are computed."""
+        """Return memory for a result that is used only while these assignments are computed."""
         ...
 
     def preactivations(self) -> tuple[Tensor, Tensor]:

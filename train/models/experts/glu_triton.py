@@ -76,7 +76,7 @@ def fused_glu_backward(
     act_AF: Tensor,
     dweights_A: Tensor,
 ) -> None:
-    """Compute the results of glu.glu_backward. dh1 overwrites dact; the others are written to the last three
+    """Compute the results of glu.glu_backward. dh1 overwrites dact; the other results are written to the last three
     arguments."""
     A, width = h1_AF.shape
     if A:

@@ -43,7 +43,7 @@ def plan_tables(config: TrainConfig, cluster: Cluster, batches: int | None) -> I
 
 
 def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Iterator[RenderableType]:
-    """If the config does not fit, yield a table of the smallest changes with which it fits. If `always` is set, yield a
+    """If the config does not fit, yield a table of the smallest changes that make it fit. If `always` is set, yield a
     table of the fastest settings that fit."""
     if cluster.gpu is None:
         return

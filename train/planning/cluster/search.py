@@ -103,19 +103,20 @@ def candidates(config: TrainConfig, cluster: Cluster) -> list[Candidate]:
 
 
 def fits(config: TrainConfig, cluster: Cluster) -> bool:
-    """Whether the GPU has at least as much memory as the config is predicted to need."""
+    """Whether each GPU of the cluster has at least the memory that a rank is predicted to need."""
     assert cluster.gpu is not None, "a search requires a known GPU"
     return memory_parts(config, cluster.ranks, gpu=True).total <= cluster.gpu.n_bytes
 
 
 def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Candidate]:
-    """Return up to `most` of the fastest candidates that fit. The candidates must be sorted by time."""
+    """Return up to `most` candidates that fit, fastest first. `found` must be sorted by predicted time, fastest
+    first."""
     return list(islice((each for each in found if fits(each.config, cluster)), most))
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Return up to `most` candidates that fit with the fewest changes of the config, fastest first. In addition to
-    `found`, some changes that the search does not cover are tried."""
+    """Of the candidates that fit, select those with the fewest changes of the config, and return up to `most` of these,
+    fastest first. In addition to the candidates in `found`, try some changes that the search does not cover."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
         level = sorted((each for each in changed if len(each.changes) == number), key=lambda each: each.step.total)

@@ -22,7 +22,7 @@ class RunFiles:
 
 def find_run(path: Path) -> RunFiles:
     """Return the files of a run. path: the log folder of the run, a parent folder of the log folder, or a file in the
-    log folder. Raises ConfigError."""
+    log folder. Raises ConfigError if no run, or more than one, is found."""
     refuse_path("RUN", str(path))
     with os_errors_named(path):
         if not path.exists():

@@ -27,7 +27,7 @@ class Run:
     metrics: Metrics
     record: Record
     state: str
-    """running, finished, stopped, failed, or silent: no new line for a long time, and no end line."""
+    """running, finished, stopped, failed, or silent: no new line for a long time, and no end line in the record."""
     age: float
     """Seconds since the last line was written."""
 
@@ -85,7 +85,7 @@ class Run:
 
 def read_run(path: Path, now: float | None = None) -> Run:
     """Read a run. now: the current time in Unix seconds, which decides whether the run is reported as running. Raises
-    ConfigError."""
+    ConfigError if the path contains no readable run."""
     files = find_run(path)
     metrics, record = read_metrics(files.metrics), read_record(files.record)
     metrics.series.update(_evaluations(metrics, record))

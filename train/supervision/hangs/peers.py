@@ -18,7 +18,7 @@ from train.distributed.failures import Failure, is_shown, note_shown, share, sha
 from train.supervision.hangs.stragglers import Heartbeat
 
 PERIOD = 1.0
-"""Seconds between two heartbeats; longer with many ranks (see _period)."""
+"""Seconds between two heartbeats. The interval is longer if there are many ranks (see _period)."""
 _SOON = 0.1
 """Seconds between two exchanges with the store while the run is ending."""
 _RANKS_PER_SECOND = 256
@@ -164,8 +164,8 @@ class Peers:
         self._read_at = now = self._clock()
         for rank, text in enumerate(self._store.multi_get(keys)):
             self.beats[rank] = beat = Heartbeat.from_json(text)
-            # The first heartbeat has number 0. A rank that is stopped right after it counts as silent from this time
-            # on.
+            # The first heartbeat has number 0. A rank that is stopped right after its first heartbeat counts as silent
+            # from this time on.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False

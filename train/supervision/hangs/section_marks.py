@@ -8,8 +8,8 @@ from train.supervision.hangs.sections import Sections
 
 
 class SectionMarks(Callback):
-    """Marks steps and evaluations. This callback runs before the other callbacks, so the time of the other callbacks
-    after a step counts towards the next step, unless they enter their own section."""
+    """Marks steps and evaluations. This callback runs before the other callbacks, so the time that other callbacks take
+    after a step counts towards the next step, unless these callbacks enter their own section."""
 
     def __init__(self, sections: Sections) -> None:
         self._sections = sections

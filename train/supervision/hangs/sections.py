@@ -99,7 +99,7 @@ class Sections:
 
 
 _watched: Sections | None = None
-"""The sections of the run that this process trains."""
+"""The sections of the run that is active in this process."""
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Watchdog:
         events: Events,
         heartbeat: float | None,
     ) -> None:
-        """members: one per rank. peers: None with a single rank. folder: the save folder."""
+        """members: the process of each rank. peers: None if there is only one rank. folder: the save folder."""
         self._sections, self._clock, self._members, self._peers = sections, clock, members, peers
         self._folder, self._events, self._heartbeat = folder, events, heartbeat
         self.rank = peers.rank if peers is not None else 0
@@ -108,7 +108,7 @@ class Watchdog:
         gone = [each for each in self._local if not each.exists()]
         if not gone or self._peers is None:
             return None
-        self._peers.read_now(_SHARE)  # their last heartbeats
+        self._peers.read_now(_SHARE)  # these ranks may have announced their end in their last heartbeat
         gone = [each for each in gone if not self._has_left(each.rank)]
         if not gone or not self._peers.connected:
             return None  # _unconnected handles the end of rank 0
