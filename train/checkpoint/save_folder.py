@@ -71,7 +71,7 @@ def batch_of(checkpoint: Path) -> int:
 
 
 def named_batch(path: Path) -> int | None:
-    """The batch in the name of a path; None if the name is not that of a checkpoint."""
+    """The batch in the name of the path; None if this is not the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match is not None else None
 

@@ -53,7 +53,7 @@ class Contents:
 
 @contextmanager
 def store_errors_named(key: str | None = None) -> Iterator[None]:
-    """Convert StoreError to ConfigError. key: the setting or argument that the error is about."""
+    """Convert a StoreError to a ConfigError. key: the setting or argument that the error is about."""
     try:
         yield
     except StoreError as error:

@@ -21,7 +21,7 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Number of blocks per read. Together, these blocks are larger than the disk's read-ahead, but still fit into the CPU
+"""Number of blocks per read. These blocks together are larger than the disk's read-ahead, but still fit into the CPU
 cache."""
 _KEPT_BLOCKS = 16
 """Number of partly requested blocks that are kept in memory, so that they are not read again when their other parts are
