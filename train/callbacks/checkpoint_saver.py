@@ -182,7 +182,7 @@ class CheckpointSaver(Callback):
     def _report(self, refused: OSError, batch: int, needed: int) -> None:
         subject = f"save_folder {self.saving.folder}"
         what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
-        with suppress(OSError):  # the folder may be gone
+        with suppress(OSError):  # the folder may no longer exist
             what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
         again = "start again with autoresume=true to resume from the previous checkpoint"
         try:
@@ -211,7 +211,7 @@ def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None
 
 
 def _model(state: State) -> DbrxForComposer:
-    model = getattr(state.model, "module", state.model)  # DistributedDataParallel wraps it
+    model = getattr(state.model, "module", state.model)  # DistributedDataParallel wraps the model
     assert isinstance(model, DbrxForComposer)
     return model
 

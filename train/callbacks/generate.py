@@ -99,7 +99,7 @@ class _Ending(Exception):
 
 
 def _last_batch(state: State) -> int:
-    # Composer is given every duration in batches (see train/run/trainer.py).
+    # All durations passed to Composer are in batches (see train/run/trainer.py).
     assert state.max_duration is not None
     return state.max_duration.value
 

@@ -54,8 +54,8 @@ class GlobalBatch(Callback):
 
     @staticmethod
     def _expert_counts(state: State, size: int) -> Tensor:
-        # The batch is split as Composer splits it. Only forward passes draw random numbers, so this extra pass and the
-        # real forward pass draw the same numbers.
+        # The batch is split in the same way as in Composer. Only forward passes draw random numbers, so this extra pass
+        # and the real forward pass draw the same numbers.
         device, batch = state.device, state.batch
         cuda = [torch.cuda.current_device()] if device.name == "gpu" else []
         precision = get_precision_context(state.precision, state.precision_config)

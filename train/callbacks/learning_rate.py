@@ -11,10 +11,10 @@ class LearningRate(Callback):
     """Sets the learning rate of batch n (counted from 0) to the initial learning rate times schedule(n), as
     transformers does, times the lr_scale of the stage.
 
-    This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before its clock
-    counts the batch, so batch n would be trained with schedule(n - 1), and the first two batches with schedule(0). The
-    rate that is logged at the end of a batch is the rate that was used in this batch. The rate depends only on the
-    batch number and on the groups' `initial_lr`, so it is not stored in checkpoints.
+    This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before it
+    increments the batch count, so batch n would be trained with schedule(n - 1), and the first two batches with
+    schedule(0). The rate that is logged at the end of a batch is the rate that was used in this batch. The rate depends
+    only on the batch number and on the groups' `initial_lr`, so it is not stored in checkpoints.
 
     Logs `lr`, the rate of the first parameter group.
     """

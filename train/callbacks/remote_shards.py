@@ -36,7 +36,7 @@ class RemoteShards(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         if dist.get_local_rank() != 0:
-            return  # only local rank 0 manages the cache and counts
+            return  # only local rank 0 manages the cache and counts shards
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
             message = (
                 f"{downloaded:,} shards were downloaded; the rows needed {needed:,} shards, counted once per epoch"

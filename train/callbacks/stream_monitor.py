@@ -20,7 +20,7 @@ class StreamMonitor(Callback):
 
     - `loss`: mean loss over the trained tokens of the stream in the step; not logged if the step has no such tokens;
     - `tokens`: tokens of the stream since the start of the run, excluding padding;
-    - `passes`: epochs of the stream, that is the number of rows drawn divided by the number of rows in the stream;
+    - `passes`: epochs of the stream, that is, the number of rows drawn divided by the number of rows in the stream;
     - `share`, `planned_share`: the stream's share of the step's rows;
     - `token_share`, `planned_token_share`: the stream's share of the step's tokens, excluding padding; `proportions`
       sets this share. The planned share assumes that each row has the mean length of the rows of its stream.

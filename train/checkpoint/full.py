@@ -71,7 +71,7 @@ class FullCheckpoint:
         out.copy_((whole if whole.dim() else whole.view(1))[start:stop])
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the tensors in place; of a DTensor, only this rank's shard is filled. Raises ConfigError if a tensor is
+        """Fill the tensors in place. For a DTensor, only this rank's shard is filled. Raises ConfigError if a tensor is
         missing or its shape differs."""
         for key, out in tensors.items():
             whole = self.tensors.get(key)

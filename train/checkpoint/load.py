@@ -30,7 +30,8 @@ def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     adapters, only the adapters are saved, because the base can be loaded from its source again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # torch 2.7 leaves the root's parameters gathered after a forward pass without a backward pass (evaluation).
+            # torch 2.7 leaves the root module's parameters gathered after a forward pass without a backward pass
+            # (evaluation).
             module.reshard()
     params = dict(named_parameters(model))
     adapters = {name: param for name, param in params.items() if is_adapter(name)}
@@ -121,7 +122,7 @@ def _some(names: list[str]) -> str:
 
 
 def _set_states(optimizer: torch.optim.Optimizer, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-    """Set the states with Optimizer.load_state_dict, which identifies parameters by number and moves tensors to their
+    """Set the states with Optimizer.load_state_dict, which identifies parameters by index and moves tensors to their
     devices."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     groups = optimizer.state_dict()["param_groups"]

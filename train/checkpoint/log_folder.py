@@ -18,11 +18,11 @@ DEFAULT = "runs/{run_name}"
 def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | None:
     """Return the log folder on this machine, without creating it.
 
-    check: whether this rank writes to the folder. If the folder cannot be written, ConfigError is raised if log_folder
-    is set; for a default folder, a warning is logged and None is returned.
+    check: whether this rank writes to the folder. If the folder is not writable, ConfigError is raised if log_folder is
+    set; otherwise, a warning is logged and None is returned.
     """
     if config.log_folder is None and config.save_folder is not None:
-        return local_folder(config, run_name)  # check_save_folder checks that the save folder can be written
+        return local_folder(config, run_name)  # check_save_folder checks that the save folder is writable
     folder = fill_in(config.log_folder or DEFAULT, run_name, "log_folder", "")
     try:
         if check:

@@ -11,8 +11,8 @@ from train.checkpoint.state import Groups
 
 
 def changed_settings(optimizer: str, saved: Groups, now: Groups, names: Mapping[torch.nn.Parameter, str]) -> list[str]:
-    """Return each setting that changed, such as `lr 0.1 -> 0.01`. If it did not change in all parameter groups, the
-    names of the groups in which it changed are added.
+    """Return a text for each setting that changed, such as `lr 0.1 -> 0.01`. If the setting did not change in all
+    parameter groups, the names of the groups in which it changed are appended.
 
     `optimizer` is the value of optimizer.name; `names` maps parameters to their names.
     """

@@ -42,8 +42,9 @@ STALE = 60.0
 POLL = 1.0
 """Seconds between two checks of another owner's heartbeat."""
 SETTLE = 1.0
-"""If no flock excludes other runs, seconds to wait after replacing the lock file before checking that no other run has
-replaced it. Longer than the time that a run needs between reading the lock file and writing its own."""
+"""Seconds between replacing the lock file and checking that no other run has replaced it in the meantime. Used only if
+no flock excludes other runs. Longer than the time that a run needs between reading the lock file and writing its
+own."""
 _PATIENCE = 10.0
 """Seconds to wait for the flock before continuing without it. Other processes hold the flock only for milliseconds."""
 _MAX_BYTES = 2**16
@@ -165,8 +166,8 @@ class FoundOwner:
     name: str
     """The run, host and process, as human-readable text."""
     alive: bool | None
-    """Whether the process is running. None if it is on another machine, because only its heartbeat is visible from
-    here."""
+    """Whether the process is running. None if the process is on another machine, because only its heartbeat is visible
+    from this machine."""
 
 
 def owner_of(folder: Path) -> FoundOwner | None:
@@ -206,8 +207,8 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
 
     If the lock file names a process on this machine that has ended, the folder is taken over immediately. If it names a
     process on another machine, the folder is taken over if there is no new heartbeat for BEAT seconds and the last
-    heartbeat is at least STALE seconds old. Raises ConfigError if the owner is alive or the folder cannot be written,
-    and DataError if the disk is full.
+    heartbeat is at least STALE seconds old. Raises ConfigError if the owner is alive or the folder is not writable, and
+    DataError if the disk is full.
     """
     record = _this_process(run_name)
     with (
@@ -285,7 +286,7 @@ def _age(folder: Path, found: _Found) -> float:
     in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            os.utime(file.fileno())  # like a heartbeat; on a network file system, this sets the server's time
+            os.utime(file.fileno())  # sets the time as a heartbeat does; on a network file system, the server's time
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0.0

@@ -8,8 +8,8 @@ from train.checkpoint.save_folder import RUN, checkpoints, damaged, leftovers
 
 
 def resolve_save_folder(path: Path) -> Path:
-    """Return the save folder that a path refers to. Any other path, such as that of a checkpoint, is returned
-    unchanged.
+    """Return the save folder that a path refers to. A path that does not refer to a save folder, such as that of a
+    checkpoint, is returned unchanged.
 
     Raises the same errors as `resolve_folder`.
     """

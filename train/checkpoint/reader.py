@@ -68,7 +68,7 @@ class CheckpointReader(FileSystemReader):
         return self.metadata
 
     def read_file(self, name: str) -> bytes:
-        """Read a whole, small file."""
+        """Read a small file as a whole."""
         return self._contents.read(name)
 
     @property
@@ -112,7 +112,7 @@ class CheckpointReader(FileSystemReader):
         return tuple(stored.size), stored.properties.dtype
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fill the tensors in place; of a DTensor, only this rank's shard is filled. Every rank must call this.
+        """Fill the tensors in place. For a DTensor, only this rank's shard is filled. Every rank must call this.
 
         Raises CheckpointException on every rank if reading fails on any rank; its `failures` contain the errors.
         """
@@ -122,7 +122,7 @@ class CheckpointReader(FileSystemReader):
 
     def pieces(self, name: str, dtype: torch.dtype) -> list[Piece] | None:
         """Return the locations of a parameter's bytes. Return None if the dtype differs, or if the bytes must be
-        verified against the manifest, so that they cannot be copied directly from file to file."""
+        verified against the manifest and therefore cannot be copied directly from file to file."""
         if self.manifest is not None:
             return None
         stored = self._stored(PREFIX + name)

@@ -1,4 +1,5 @@
-"""Which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed count as well."""
+"""Decide which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed also
+count."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -71,7 +71,7 @@ def batch_of(checkpoint: Path) -> int:
 
 
 def named_batch(path: Path) -> int | None:
-    """The batch in the name of a path; None if the name is not that of a checkpoint."""
+    """The batch in the name of the path; None if this is not the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match is not None else None
 
@@ -85,8 +85,8 @@ def is_complete(path: Path) -> bool:
 
 
 def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
-    """Raise CorruptCheckpointError if, according to its manifest, a checkpoint belongs to another batch than its name
-    or to another run than its save folder."""
+    """Raise CorruptCheckpointError if the batch in a checkpoint's manifest differs from the batch in its name, or the
+    run in the manifest differs from that of the save folder."""
     batch = named_batch(checkpoint)
     if manifest is None or batch is None:
         return
@@ -123,8 +123,8 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
-    """Return the content of run.json. It is empty if the file is missing or damaged, so that nothing is compared with
-    it."""
+    """Return the content of run.json. If the file is missing or damaged, return an empty dict, so that callers compare
+    nothing."""
     try:
         values = json.loads((folder / RUN).read_bytes())
         return values["run"] if text_hash(json.dumps(values["run"], sort_keys=True)) == values["xxh3_128"] else {}
@@ -198,8 +198,8 @@ def fill_name(folder: str, run_name: str, key: str) -> str:
 
 
 def check_save_folder(folder: Path, config: TrainConfig) -> None:
-    """Raise ConfigError if the folder cannot be written, or contains checkpoints that this run would neither resume
-    from nor may overwrite. Changes nothing in the folder.
+    """Raise ConfigError if the folder is not writable, or contains checkpoints that this run would neither resume from
+    nor may overwrite. Changes nothing in the folder.
     """
     present = checkpoints(folder)
     if present and not (config.autoresume or config.save_overwrite):
@@ -219,7 +219,7 @@ def check_save_folder(folder: Path, config: TrainConfig) -> None:
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Raise ConfigError if the folder that is the value of `key` cannot be written or created."""
+    """Raise ConfigError if the folder that is the value of `key` is not writable or cannot be created."""
     there = existing_parent(folder)
     with (
         os_errors_named(f"{key} {folder}", "written", hint="name another"),
@@ -244,7 +244,7 @@ def damaged(folder: Path) -> list[Path]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return partial files and folders of killed runs, and links that only earlier versions updated."""
+    """Return partial files and folders of killed runs, and links of earlier versions, which are no longer updated."""
     kept = {*checkpoints(folder), *damaged(folder)}
     return sorted(
         path

@@ -40,13 +40,13 @@ class LoadedConfig:
     written: Written
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """Return the error with file and line added to each problem that has a key, and with the problems in the order
-        of the file."""
+        """Return the error with its problems in the order of the file, and with file and line added to each problem
+        that has a key."""
         return self.written.placed(error)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Read the YAML at `path`, apply `key=value` overrides, and check the result. Does not access any hub.
+    """Read the YAML at `path`, apply `key=value` overrides, and check the result. Does not access the hub.
 
     Raises ConfigError with all problems, in the order of the file.
     """

@@ -17,7 +17,7 @@ from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4
-"""The bar is shown only if at least this number of text parts fits next to it."""
+"""Minimum number of text parts that must fit next to the bar. Otherwise, the bar is not shown."""
 _SECONDS = 0.1
 """Minimum seconds between two updates of the screen."""
 
@@ -71,7 +71,7 @@ class LiveBar:
         streams = sys.stdout, sys.stderr
         above = (_Above(streams[0], self), _Above(streams[1], self) if streams[1].isatty() else None)
         self._live.start()
-        # Show the cursor, because a killed process could not restore it.
+        # Keep the cursor visible, because a killed process could not show it again.
         self._console.show_cursor(True)
         sys.stdout, sys.stderr = above[0], above[1] or sys.stderr
         try:

@@ -28,7 +28,7 @@ from train.models.precision import FORMATS, Precision
 from train.models.shapes import parameter_shapes
 
 Written = Mapping[str, tuple[Path, Stored]]
-"""For each tensor of the folder, the file that contains it and its location in the file."""
+"""For each tensor in the folder, the file that contains it and its location in the file."""
 TOLERANCE = 1e-4
 """Maximum difference, relative to the token's largest absolute value. The fp32 rounding error is about 1e-6."""
 WHOLE_BYTES = parse_bytes("20gb")
@@ -52,8 +52,8 @@ def written_rows(tensors: Written, name: str, dtype: torch.dtype) -> Iterator[tu
 
 
 class _Weights:
-    """The fp32 weights of both models: ours from the checkpoint, rounded to the dtype of the export, and theirs from
-    the exported files."""
+    """The fp32 weights of both models. Our weights are those of the checkpoint, rounded to the dtype of the export. The
+    weights for transformers are those in the exported files."""
 
     def __init__(self, run: Run, precision: Precision, tensors: Written) -> None:
         self.run, self.dtype, self.tensors = run, FORMATS[precision].torch_dtype, tensors

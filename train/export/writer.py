@@ -23,7 +23,7 @@ _WORKERS = 2
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Bytes per write call. For larger writes, ext4 uses larger folios, and writing takes up to eight times as long if the
-machine's memory is fragmented, or if it is the memory of a virtual machine and was not used before."""
+machine's memory is fragmented, or if it belongs to a virtual machine and has not been used before."""
 _scratch = Scratch()
 
 

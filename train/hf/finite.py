@@ -17,7 +17,8 @@ def is_finite(rows: torch.Tensor) -> bool:
 
 
 def not_finite(where: str, places: Sequence[str], hint: str) -> str:
-    """Return the error message. `places` are the names of the tensors, with their files if there are several files."""
+    """Return the error message for numbers that are not finite. `places` are the names of the tensors, with their files
+    if there are several files."""
     return f"there are NaN or infinite numbers in {where}: {listed_clauses(places)}: {hint}"
 
 

@@ -73,8 +73,8 @@ def no_weights(names: list[str]) -> str:
 
 
 def find_folder(name: str) -> Path | None:
-    """Return the folder with this name, or None if it is the name of a repository on the hub. Raises ConfigError if it
-    is neither."""
+    """Return the folder at the path `name`, or None if `name` is that of a repository on the hub. Raises ConfigError if
+    it is neither."""
     refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():

@@ -28,9 +28,9 @@ class Verified:
     n_bytes: int = 0
     seconds: float = 0.0
     errors: tuple[ConfigError, ...] = ()
-    """An error for each corrupt file, or the error because of which nothing could be verified."""
+    """An error for each corrupt file, or the error that prevented the verification."""
     gone: bool = False
-    """Whether the run has deleted the checkpoint during the verification, which is not an error."""
+    """Whether the run deleted the checkpoint during the verification, which is not an error."""
 
     @property
     def known(self) -> bool:

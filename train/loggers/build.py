@@ -32,7 +32,7 @@ def build_loggers(config: TrainConfig, run: LoggedRun) -> list[LoggerDestination
     loggers: list[LoggerDestination] = []
     if (file := config.loggers.file) is not None:
         loggers.append(LogFile(log_file(file.filename, run.name), log_traces=False))
-    # wandb and MLflow may take long to connect to a server.
+    # wandb and MLflow may take a long time to connect to a server.
     on_first_rank(lambda: loggers.extend(_of_rank_0(config, run)), slow="loggers/built")
     return loggers
 

@@ -12,7 +12,8 @@ from train.loggers.step_logger import StepLogger
 
 
 class ServiceLogger(StepLogger):
-    """Warns once if the service or its library fails. The run continues, and its metrics are still in metrics.jsonl."""
+    """Base class of loggers that send metrics to a service. If the service or its library fails, a warning is logged
+    once and the run continues. All metrics are also in metrics.jsonl."""
 
     key: str
     """The config key, for the warning."""
@@ -28,7 +29,7 @@ class ServiceLogger(StepLogger):
         raise NotImplementedError
 
     def end(self, *, complete: bool) -> None:
-        """Send the remaining metrics. complete: whether all steps of the run were trained."""
+        """Send the remaining metrics. complete: whether the run completed all of its steps."""
         raise NotImplementedError
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:

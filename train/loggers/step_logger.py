@@ -11,7 +11,7 @@ _LEFT_OUT = {
     "trainer/device_train_microbatch_size",
     *(f"time/{unit}{of}" for unit in _CLOCK for of in ("", "_in_epoch", "_in_iteration")),
 }
-"""Values that Composer logs in addition to metrics: its clock before the step, and a config key."""
+"""Values that Composer logs in addition to metrics: its timestamp before the step, and a config key."""
 
 
 class StepLogger(LoggerDestination):

@@ -91,7 +91,7 @@ def fit(
                         )
                         built = _build(config, inputs, context, [SectionMarks(sections), *callbacks], dtype)
                         exporter = _fit(config, built, context)
-                    _check(exporter)  # after all uploads
+                    _check(exporter)  # raises export errors only after all uploads
                     return
             inputs = verify_end(config, inputs)
         with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
@@ -193,14 +193,14 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
         for loader in built.loaders:
             stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
-        stack.callback(_report, inputs)  # after the last save
+        stack.callback(_report, inputs)  # called after the last save
         stack.enter_context(finishing(built.savers))
         on_first_rank(lambda: _write_run_files(config, inputs))
         start = start_line(config, inputs, context.device.name, built.precision)
         stack.enter_context(recorded(supervision.events, start, trainer))
         try:
             _train(trainer, config, inputs, context.mirror, evaluate=built.preemption.evaluation_due)
-        except RunStopped as stop:  # on every rank
+        except RunStopped as stop:  # raised on every rank
             supervision.signals.ignore_all()
             if stop.code == ExitCode.UNSTABLE:
                 supervision.events.record("stopped", trainer.state.timestamp.batch.value, str(stop))

@@ -144,7 +144,7 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 
 
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
-    """Return the inputs with another run name and start. Only inputs that depend on the name or the start are
+    """Return the inputs for a different run name and starting checkpoint. Only inputs that depend on one of these are
     reopened."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
     if _is_same(start, inputs.start):
@@ -162,7 +162,7 @@ def _is_same(start: Start | None, other: Start | None) -> bool:
 
 
 def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
-    """Yield console lines about the start and the data of the run."""
+    """Yield console lines that describe the initial weights and the data of the run."""
     start = inputs.start
     if start is not None and start.resuming:
         yield fact("start", f"resuming from {start.path} (autoresume)")
@@ -186,7 +186,8 @@ def describe(inputs: Inputs, config: TrainConfig) -> Iterator[str]:
 
 
 def warnings_about(inputs: Inputs) -> Iterator[str]:
-    """Yield warnings about corrupt checkpoints that are newer than the start, and about unverified files."""
+    """Yield warnings about corrupt checkpoints that are newer than the one the run starts from, and about unverified
+    files."""
     start, weights = inputs.start, inputs.weights
     if start is not None:
         yield from map(str, start.corrupt)

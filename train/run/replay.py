@@ -89,8 +89,8 @@ class _Compare(Callback):
 
 
 def replay(path: Path) -> list[Replayed]:
-    """Return the result of each rank. path: the folder of an incident in the save folder of its run. The save folder is
-    not modified.
+    """Recompute the batch of an incident, and return the result of each rank. path: the folder of the incident in the
+    save folder of its run. The save folder is not modified.
 
     Training starts from the newest checkpoint before the batch, or in the same way as the original run if there is no
     such checkpoint. Raises the same errors as `fit`, and ConfigError, for example if the number of ranks differs from

@@ -21,9 +21,9 @@ from train.weights.start import Start, fall_back
 
 
 def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimizer: torch.optim.Optimizer) -> Inputs:
-    """Load and verify the tensors of the checkpoint that the run starts from. If the checkpoint is corrupt, an earlier
-    checkpoint becomes the start. Returns the inputs with the start that was used. The optimizer keeps the settings of
-    this run's config.
+    """Load and verify the tensors of the checkpoint that the run starts from. If this checkpoint is corrupt, an earlier
+    one is loaded instead. Returns the inputs with the checkpoint that was loaded as their start. The optimizer keeps
+    the settings of this run's config.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """
@@ -41,8 +41,8 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
 
 def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
     """Verify the last checkpoint of a finished run. Loading would verify it, but nothing is loaded from it. Each rank
-    verifies a part of the files. If it is corrupt, an earlier checkpoint becomes the start. Returns the inputs with the
-    start that was used.
+    verifies a part of the files. If the checkpoint is corrupt, an earlier one is used instead. Returns the inputs with
+    the checkpoint that was used as their start.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """

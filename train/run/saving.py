@@ -39,9 +39,9 @@ from train.weights.start import find_start
 
 @contextmanager
 def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, Inputs]]:
-    """In this context, the run owns its save folder. Yields the owner and the inputs. The owner is None on ranks other
-    than 0, and for a run without a save folder. If a killed run had written a newer checkpoint completely but had not
-    renamed it yet, the inputs start from that checkpoint.
+    """Own the save folder of the run for the duration of the context. Yields the owner and the inputs. The owner is
+    None on ranks other than 0, and for a run without a save folder. If a killed run had written a newer checkpoint
+    completely but had not renamed it yet, the inputs start from that checkpoint.
 
     Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or has saved into it
     since `inputs` were opened, if not all nodes share the folder, or if there is not enough space for a checkpoint.
@@ -156,8 +156,9 @@ def _retention(config: TrainConfig, inputs: Inputs) -> Retention:
 
 @contextmanager
 def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Iterator[Mirror | None]:
-    """In this context, the run owns its save folder in an object store. Yields the Mirror that uploads checkpoints, or
-    None for a run without an object store. On exit, all pending uploads are finished, unless the run has failed.
+    """Own the run's save folder in an object store for the duration of the context. Yields the Mirror that uploads
+    checkpoints, or None for a run without an object store. On exit, all pending uploads are finished, unless the run
+    has failed.
 
     Every rank must call this. Raises ConfigError, on every rank, if another run owns the folder or the object store
     denies access, and DataError if an upload fails.

@@ -85,7 +85,7 @@ def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
     file = path / f"batch-rank{rank}.safetensors"
     try:
         return load_file(file)
-    except Exception as error:  # safetensors has no common error class
+    except Exception as error:  # safetensors errors have no common base class
         raise ConfigError(f"{file} cannot be read: {error}") from None
 
 
@@ -102,7 +102,7 @@ def _write_batch(part: Path, batch: Mapping[str, Tensor]) -> str | None:
     try:
         tensors = {name: batch[name].cpu().contiguous() for name in _TENSORS if name in batch}
         save_file(tensors, part / f"batch-rank{dist.get_global_rank()}.safetensors")
-    except Exception as error:  # safetensors has no common error class
+    except Exception as error:  # safetensors errors have no common base class
         return str(error)
     return None
 

@@ -1,4 +1,4 @@
-"""Values of a step that all ranks need before the optimizer steps, computed with one reduction."""
+"""Values of a step that all ranks need before the optimizer step, computed with one reduction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class StepValues:
 
 
 class StepMeasurement:
-    """Sums the microbatches of a step on this rank without synchronizing with the device."""
+    """Sums values over the microbatches of a step on this rank without synchronizing with the device."""
 
     def __init__(self) -> None:
         self._rows = 0

@@ -33,7 +33,7 @@ class SpikeActions:
 
     def enter(self, batch: int, mix: list[Any], logger: Logger) -> None:
         """Begin a batch. mix: JSON values that describe the data mixture. If the mixture changes, the level of the loss
-        changes too. Earlier losses are then discarded, and a current spike ends."""
+        changes too. Earlier losses are then discarded, and the current spike, if any, ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
                 self._report_end(batch, logger, "the data mixture changes")

@@ -20,7 +20,7 @@ class SpikeDetector:
     def __init__(self, config: SpikesConfig) -> None:
         self.config = config
         self._losses: deque[float] = deque(maxlen=config.window)
-        """The last finite losses that were not spikes."""
+        """The most recent losses, excluding spikes and losses that were not finite."""
         self.length = 0
         """Number of consecutive spikes so far."""
 
@@ -56,8 +56,8 @@ class SpikeDetector:
         self.length = 0
 
     def return_to(self, state: Mapping[str, Any]) -> None:
-        """After a rollback, use the losses of the restored state for comparison if there are enough of them. A current
-        spike continues."""
+        """After a rollback, use the losses of the restored state for comparison if there are enough of them. The
+        current spike, if any, continues."""
         if len(state["losses"]) >= self.config.min_steps:
             self._losses = deque(state["losses"], maxlen=self.config.window)
 

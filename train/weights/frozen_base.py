@@ -46,7 +46,7 @@ def frozen_base(config: TrainConfig) -> CheckpointReader | None:
 
 
 class DrawnWeights:
-    """The random initial weights of a run without pretrained weights, generated again from its seed."""
+    """The random initial weights of a run without pretrained weights, regenerated from the seed."""
 
     files: Sequence[Path] = ()
 

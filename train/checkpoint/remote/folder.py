@@ -35,7 +35,8 @@ class Contents:
     committed: tuple[str, ...]
     """Checkpoints that have a manifest, oldest first. They may be corrupt."""
     incomplete: tuple[str, ...]
-    """Checkpoints without a manifest. A run was killed while it sent or deleted them, or is still sending them."""
+    """Checkpoints without a manifest. A run was killed while it was sending or deleting them, or is still sending
+    them."""
     sizes: dict[str, int]
     """Sizes of all objects, by name."""
 
@@ -52,7 +53,7 @@ class Contents:
 
 @contextmanager
 def store_errors_named(key: str | None = None) -> Iterator[None]:
-    """Convert StoreError to ConfigError. key: the setting or argument that the error is about."""
+    """Convert a StoreError to a ConfigError. key: the setting or argument that the error is about."""
     try:
         yield
     except StoreError as error:

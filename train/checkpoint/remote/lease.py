@@ -19,7 +19,7 @@ BEAT = 20.0
 STALE = 90.0
 """Seconds without a renewal after which an owner on another machine is considered dead."""
 POLL = 3.0
-"""Seconds between two checks of another owner's object."""
+"""Seconds between two checks of whether another owner has renewed its lease."""
 
 
 class TakenOverError(Exception):
@@ -47,7 +47,7 @@ class Lease:
                 return
             found = self.folder.store.read(OWNER)
             if found is not None and _owner_in(found[0]) == self.owner:
-                return  # written by an attempt whose response was lost, or by another thread
+                return  # written by an earlier attempt whose response was lost, or by another thread
         why = "its object was deleted" if found is None else f"taken over by {_described(found[0]).name}"
         raise TakenOverError(f"save_folder {self.folder.url} no longer belongs to this run: {why}")
 
@@ -78,7 +78,7 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
         described = None if found is None else _described(found[0])
         version = None
         if found is not None and _owner_in(found[0]) == owner:
-            return Lease(folder, owner)  # written by an attempt whose response was lost
+            return Lease(folder, owner)  # an earlier attempt wrote the object, but its response was lost
         if found is None or described is None:
             version = folder.store.write(OWNER, _content(owner, 0), replaces="")
         elif described.alive:

@@ -69,7 +69,7 @@ class Mirror(Callback):
         on_first_rank(send_named, slow="mirror/begun")
 
     def on_committed(self, checkpoint: Path) -> None:
-        """Start sending a checkpoint. Returns when at most PENDING checkpoints are unsent. Every rank must call
+        """Start sending a checkpoint, and wait until at most PENDING checkpoints are unsent. Every rank must call
         this."""
         self._commits += 1
         try:

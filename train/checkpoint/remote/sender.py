@@ -226,13 +226,13 @@ class Sender:
         self._restarts += 1
         self._close_pipes()
         logger.warning(f"{reason}: restarting it")
-        with suppress(OSError):  # starting it is tried again with the next checkpoint
+        with suppress(OSError):  # starting the process is retried at the next checkpoint
             self._start()
             self.end_error = None
 
 
 def _link(order: _Order) -> None:
-    """Create hard links to the checkpoint's files. Raises OSError, and removes the links first."""
+    """Create hard links to the checkpoint's files. If this fails, removes the links and raises OSError."""
     try:
         order.path.mkdir()
         for file in order.checkpoint.iterdir():

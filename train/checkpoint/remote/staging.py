@@ -62,7 +62,7 @@ def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
 
 
 def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
-    """Open a folder in a store. Raises ConfigError, which names `key`."""
+    """Open the folder at `url` in an object store. Raises ConfigError, which names `key`."""
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
     try:

@@ -33,8 +33,8 @@ from train.checkpoint.storage.manifest import CorruptCheckpointError
 SCAN = 15.0
 """Seconds between two checks for changed files next to the checkpoints, such as record.jsonl."""
 _SENT_OFTEN = 8 * 2**20
-"""Files next to the checkpoints that are larger than this, such as a long metrics.jsonl, are sent only after a
-checkpoint and at the end of the run. In bytes."""
+"""Size in bytes above which a file next to the checkpoints, such as a long metrics.jsonl, is sent only after a
+checkpoint and at the end of the run."""
 _LOOK = 0.5
 """Seconds between two checks of whether the parent is alive."""
 
@@ -164,7 +164,7 @@ def _at_rest(path: Path) -> Iterator[Path]:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when this process ends
-    reports, sys.stdout = sys.stdout, sys.stderr  # so that libraries cannot print to the reports
+    reports, sys.stdout = sys.stdout, sys.stderr  # so that the output of libraries is not mixed with the reports
     begin = json.loads(sys.stdin.readline())
     folder = RemoteFolder(open_store(begin["url"]))
     lease = Lease(folder, begin["owner"])

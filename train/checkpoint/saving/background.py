@@ -147,7 +147,7 @@ class BackgroundSaver:
         return written
 
     def abandon(self, seconds: float) -> None:
-        """Finish the current save when the run ends with an error, perhaps only on this rank. The threads of all ranks
+        """Finish the current save after an error that ends the run, perhaps only on this rank. The threads of all ranks
         continue to save. Waits at most `seconds`, because other ranks may have ended. Raises no errors."""
         if self._pending is None:
             return

@@ -74,7 +74,8 @@ class Ranks:
         return [value for value, _ in found]  # pyright: ignore[reportReturnType]
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set on any rank. A collective of a few bytes, cheap enough for every step."""
+        """Return, for each flag, whether it is set on any rank. The collective sends only a few bytes, so it can be
+        called in every step."""
         if self.world_size == 1:
             return list(flags)
         of_all = torch.tensor(flags, dtype=torch.int32)

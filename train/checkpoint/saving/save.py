@@ -34,7 +34,7 @@ class Saved:
     files: tuple[str, ...] = ()
     """The files that this rank has written."""
     refused: OSError | None = None
-    """The file system's error on the first rank on which there was one; None if there was none. After an error, no
+    """The file system's error on the first rank that had an error; None if no rank had an error. After an error, no
     files remain."""
 
 
@@ -68,7 +68,7 @@ def save_checkpoint(
         manifest = replace(about, files=files)
         refused = _refused_on_first(ranks, lambda: _commit(part, checkpoint, state, config, manifest, confirm))
     if refused is not None:
-        # Done on each node, because the cause may be that the nodes do not share a file system.
+        # The folder is deleted on each node, because a possible cause is that the nodes do not share a file system.
         ranks.on_each(lambda: dist.get_local_rank() or shutil.rmtree(part, ignore_errors=True))
     mine = (*digests, STATE, CONFIG) if ranks.is_first else tuple(digests)
     return Saved(mine, refused)

@@ -124,7 +124,8 @@ class _Memory:
 
     def __init__(self, n_bytes: int) -> None:
         self.mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # A data loader worker that is forked later would keep the old pages, which would double the memory.
+        # Without this, a data loader worker that is forked later would keep the old pages, which would double the
+        # memory use.
         if hasattr(mmap, "MADV_DONTFORK"):  # Linux only
             self.mapped.madvise(mmap.MADV_DONTFORK)
         self._pinned: int | None = None

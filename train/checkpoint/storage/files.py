@@ -21,11 +21,11 @@ from train.checkpoint.storage.manifest import (
 )
 
 _READ_BLOCKS = 8
-"""Number of blocks per read. Together, these blocks are larger than the disk's read-ahead, but still fit into the CPU
+"""Number of blocks per read. These blocks together are larger than the disk's read-ahead, but still fit into the CPU
 cache."""
 _KEPT_BLOCKS = 16
-"""Number of blocks that are kept in memory after a part of them was requested, so that they are not read again for
-their other parts."""
+"""Number of partly requested blocks that are kept in memory, so that they are not read again when their other parts are
+requested."""
 
 
 class CheckpointFiles:
@@ -60,7 +60,7 @@ class CheckpointFiles:
             os.close(handle)
 
     def read(self, name: str) -> bytes:
-        """Read a whole, small file. Raises CorruptCheckpointError."""
+        """Read a small file as a whole. Raises CorruptCheckpointError."""
         with self.open(name) as file:
             data = bytearray(file.size)
             file.read_into(0, memoryview(data))

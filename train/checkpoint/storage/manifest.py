@@ -135,7 +135,8 @@ def check_files(checkpoint: Path, manifest: Manifest) -> None:
 
 
 def corrupt_block(checkpoint: Path, name: str, start: int, stop: int) -> CorruptCheckpointError:
-    """Return the error for a block, bytes [start, stop) of a file, whose hash differs from the manifest."""
+    """Return the error for a block whose hash differs from the manifest. The block consists of the bytes [start, stop)
+    of a file."""
     defect = f"does not match its hash in bytes [{start:,}, {stop:,}){_other_owner(checkpoint, name)}"
     return CorruptCheckpointError(checkpoint, name, defect)
 

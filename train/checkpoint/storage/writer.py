@@ -86,7 +86,7 @@ class _HashingFiles(FileSystem):
 
 
 class _Buffered(io.BufferedWriter):
-    """Buffers writes: torch writes a tensor in about 40 calls, most of them of a few bytes."""
+    """Buffers writes, because torch writes a tensor in about 40 calls, most of which write only a few bytes."""
 
     def __init__(self, raw: "_Hashed") -> None:
         super().__init__(raw, BLOCK_BYTES)

@@ -117,7 +117,7 @@ def _text(tree: dict[str, Any], key: str) -> str | None:
     """Return the string at a key of the model, with references resolved. Return None if the value is not a string."""
     model = tree.get("model")
     value = model.get(key) if isinstance(model, dict) else "${"
-    if isinstance(value, str) and "${" in value:  # only then, because resolving the whole tree takes time
+    if isinstance(value, str) and "${" in value:  # resolve only if necessary, because it takes time
         value = _model_of(tree).get(key)
     return value if isinstance(value, str) else None
 

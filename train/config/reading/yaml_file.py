@@ -38,8 +38,8 @@ class Written:
         return {key: line for key, line in found.items() if not self.is_overridden(key)}
 
     def placed(self, error: ConfigError) -> ConfigError:
-        """Return the error with file and line added to each problem that has a key, and with the problems in the order
-        of the file."""
+        """Return the error with its problems in the order of the file, and with file and line added to each problem
+        that has a key."""
         errors = error.errors if isinstance(error, ConfigErrors) else [error]
         if all(problem.key is None for problem in errors) and not isinstance(error, ConfigErrors):
             return error
@@ -124,7 +124,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: the keys of a config must be strings: {_first_line(error)}") from None
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists nested thousands deep
+    except (ValueError, RecursionError) as error:  # very long numbers, deeply nested lists
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from None
 
 
