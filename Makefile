@@ -34,7 +34,7 @@ lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, mer
 test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
-test-minute: .venv/installed  ## run the fast tests of model, data order, config and planner (1 minute on 2 cores)
+test-minute: .venv/installed  ## run the fast tests of the model, the data order, the config and the planner (1 minute on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST) $(MINUTE)
 
 test-fast: .venv/installed  ## run only the fast tests, without ranks and subprocesses (1.5 minutes on 2 cores)

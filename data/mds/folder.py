@@ -166,7 +166,7 @@ class MdsFolder:
         return self._files.here()
 
     def bytes_of(self, shard: int) -> int:
-        """Size of the shard in bytes, when decompressed."""
+        """Size of the decompressed shard in bytes."""
         return self.shards[shard].raw_data.bytes
 
     def defect(self, shard: int) -> str | None:

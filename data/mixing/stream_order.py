@@ -18,8 +18,8 @@ class StreamOrder:
     """The order of one stream's rows. Each epoch is a permutation of all rows.
 
     In an epoch, the order of the shards depends on a key, and rows are permuted inside windows of consecutive shards,
-    so that each shard is read in one window only. Without shuffle, every epoch has the order of the files. Only integer
-    arithmetic modulo 2^64 is used, so the order is the same on every machine and for every version of NumPy.
+    so that each shard is read in one window only. Without shuffling, the rows of every epoch are in file order. Only
+    integer arithmetic modulo 2^64 is used, so the order is the same on every machine and for every version of NumPy.
     """
 
     def __init__(

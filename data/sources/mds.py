@@ -46,8 +46,8 @@ class MdsSource:
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` is the result of open_mds. Raises ConfigError if the remote is too large, or if the columns of its
-        samples are not the columns of examples."""
+        """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples
+        are already prepared rows, or if their columns are not supported and there is no `preprocessing_fn`."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"

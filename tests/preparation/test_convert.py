@@ -224,7 +224,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--preprocessor", "dollo"], "--preprocessor is 'dollo', but no such function is registered"),
         (
             ["--preprocessor", "{prompt: a"],
-            "--preprocessor is '{prompt: a', but a mapping must be like {prompt: COLUMN",
+            "--preprocessor is '{prompt: a', but a mapping must have the form {prompt: COLUMN",
         ),
         (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
         (["--skip-preprocessing", "--splits", "a", "b"], "--data_files has 1 and --splits 2"),

@@ -136,7 +136,7 @@ class HFCheckpointer(Callback):
             raise ConfigError(f"{self.checkpoint_folder} has no checkpoint of this batch")
         output = self.folder / f"ba{batch}"
         if output.is_dir():
-            # An earlier start of the run wrote this folder. The run was then resumed from an earlier checkpoint.
+            # This folder was written before the run was resumed from an earlier checkpoint.
             shutil.rmtree(output)
         console.logger.info(f"hf_checkpointer: exporting {saved[-1].name} to {output}")
         export(saved[-1], output, self.precision, verify=True)

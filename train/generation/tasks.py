@@ -140,7 +140,9 @@ def _names_in(path: Path, manager: Any) -> list[str]:
         and (path in Path(entry.yaml_path).resolve().parents or Path(entry.yaml_path).resolve() == path)
     ]
     if not names:
-        raise ConfigError(f"--tasks has {str(path)!r}, but it defines no task (a YAML file with the key `task`)")
+        raise ConfigError(
+            f"--tasks contains {str(path)!r}, which defines no task: specify a YAML file with the key `task`"
+        )
     return sorted(names)
 
 

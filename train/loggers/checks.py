@@ -8,7 +8,7 @@ from train.config.callbacks import LoggersConfig
 
 
 def check_loggers(config: LoggersConfig) -> None:
-    """Check the loggers. Only the rank that runs the loggers must call this. Raises ConfigError."""
+    """Check the loggers. Call this only on the rank that runs the loggers. Raises ConfigError."""
     if config.mlflow is not None and importlib.util.find_spec("mlflow") is None:
         raise ConfigError(
             "is given, but MLflow is not installed: pip install -e '.[mlflow]'",

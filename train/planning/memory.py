@@ -1,4 +1,4 @@
-"""A lower bound of the memory that a rank needs, computed from the config. Does not import torch.
+"""A lower bound on the memory that a rank needs, computed from the config. Does not import torch.
 
 It includes weights, gradients and optimizer states, the largest gathered unit, and the tensors that a microbatch must
 keep for its backward pass. It does not include fragmentation of the allocator, the logits of the head, buffers of the

@@ -26,7 +26,7 @@ class MeshDim:
     size: int
     """Number of ranks."""
     stride: int
-    """The difference between the numbers of neighboring ranks along this dimension."""
+    """The difference between the global ranks of neighbors along this dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,9 @@ def add_traffic(traffic: Counter[Traffic], operation: Any, args: tuple[Any, ...]
 
 
 def answer(operation: Any, args: tuple[Any, ...]) -> Any:
-    """Return the result of a collective, without communication. Token counts are tensors with data. They are received
-    as if every rank had sent the same counts as this rank, because routing is even."""
+    """Return the result of a collective, without communication. Unlike the other tensors, which are fake, the token
+    counts have data. They are received as if every rank had sent the same counts as this rank, because routing is
+    even."""
     # The `Work` object that the fake backend returns for a completed collective. torch 2.7 also has this class.
     from torch._C._distributed_c10d import FakeWork
 

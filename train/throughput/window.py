@@ -1,4 +1,5 @@
-"""Throughput over a window of steps, and the time of interruptions, for the estimate of the remaining time."""
+"""Measures the throughput over a window of steps, and the time spent in interruptions, from which the remaining time is
+estimated."""
 
 from collections import deque
 from dataclasses import asdict, dataclass

@@ -71,7 +71,7 @@ def _mapping(text: str) -> dict[str, str]:
         return {str(key): str(value) for key, value in yaml.safe_load(text).items()}
     except (yaml.YAMLError, AttributeError):
         form = "{prompt: COLUMN, response: COLUMN}"
-        raise ConfigError(f"--preprocessor is {text!r}, but a mapping must be like {form}") from None
+        raise ConfigError(f"--preprocessor is {text!r}, but a mapping must have the form {form}") from None
 
 
 def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:

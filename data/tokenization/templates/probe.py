@@ -77,7 +77,7 @@ def shape_of(conversation: Conversation) -> Shape:
 
 @lru_cache(maxsize=1024)
 def probe(tokenizer: Tokenizer, shape: Shape) -> Probed:
-    """The style with which the template leaves out the fewest parts of a conversation of this shape, and these
+    """Return the style with which the template omits the fewest parts of a conversation of this shape, and the omitted
     parts."""
     tools, messages, words = _probe_messages(shape)
     has_calls = any(n_calls for _, _, n_calls in shape[1])

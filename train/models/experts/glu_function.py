@@ -72,8 +72,8 @@ class LayerProducts(Protocol):
     """The number of assignments of each part."""
 
     def parts(self, keep: bool) -> Iterable[Products]:
-        """All assignments, as a single part or as one part per expert. keep: whether the pre-activations of a part are
-        still needed after the next part is computed."""
+        """Yield all assignments, either as a single part or as one part per expert. keep: whether the pre-activations
+        of a part are still needed after the next part is computed."""
         ...
 
     def output(self) -> Tensor:

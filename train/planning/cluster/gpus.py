@@ -139,8 +139,8 @@ _CUDA_NAMES = {
     "NVIDIA L40S": "l40s",
     "NVIDIA GeForce RTX 5090": "rtx5090",
 }
-"""Maps CUDA's names of GPUs to names in GPUS. PCIe variants have the same peak throughput, but different links between
-GPUs."""
+"""Maps the GPU names that CUDA reports to the keys of GPUS. PCIe variants have the same peak throughput, but different
+links between GPUs."""
 
 
 def known_gpu(cuda_name: str) -> Gpu | None:
