@@ -31,7 +31,7 @@ lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, mer
 	$(BIN)/composer -n 2 train.py yamls/finetune/dbrx_tiny_lora.yaml device=cpu model.pretrained_model_name_or_path=runs/tiny_base
 	$(BIN)/python scripts/convert_checkpoint_to_hf.py --composer_path runs/dbrx_tiny_lora/checkpoints --hf_output_path runs/dbrx_tiny_lora/hf
 
-test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (at most 8 minutes on 2 cores)
+test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests (about 9 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not proof" $(XDIST)
 
 test-minute: .venv/installed  ## run the fast tests of the model, the data order, the config and the planner (1 minute on 2 cores)
