@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import struct
@@ -17,6 +16,7 @@ import torch
 from data.base.errors import ConfigError
 from tests.helpers.committed import commit
 from tests.helpers.load_script import load_script
+from tests.helpers.missing import skip_or_fail
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_run import write_toy_run
 from tests.helpers.verify_here import verify_here
@@ -130,8 +130,7 @@ def logits_by_peft(base: str, adapter: str) -> tuple[str, torch.Tensor]:
 
 def test_peft_loads_the_adapters_onto_the_base_with_the_same_logits(trained: Path, tmp_path: Path) -> None:
     if not PEFT.is_dir():
-        reason = f"{PEFT} is missing: make .venv/peft"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        skip_or_fail(f"{PEFT} is missing: make .venv/peft")
     export_peft(trained, tmp_path / "out")
     ((unmerged, merged),) = run_ranks(logits_by_peft, 1, str(trained.parents[1] / "base"), str(tmp_path / "out"))
     # Its README.md says the same: without merging, transformers reads the experts' weights without PEFT's wrapper.

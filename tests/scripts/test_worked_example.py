@@ -15,6 +15,7 @@ from scripts.dev.example.commands import Commands, Output, plain, quoted
 from scripts.dev.example.page import console, lines, percent
 from scripts.dev.example.questions import kind_questions, make_questions, name_questions, parameters_questions
 from scripts.dev.example.server import PACKAGES
+from tests.helpers.missing import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 SOURCE = '''
@@ -124,8 +125,7 @@ def check_page(page: Path, folder: Path) -> dict[str, float]:
 
 def require_server() -> None:
     if importlib.util.find_spec("openai") is None and not PACKAGES.is_dir():
-        reason = f"{PACKAGES} is missing: make .venv/serve"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+        skip_or_fail(f"{PACKAGES} is missing: make .venv/serve")
 
 
 @pytest.mark.subprocess
