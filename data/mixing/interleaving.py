@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_QUERIES = 4096
+"""Number of rows whose positions are computed in one call, which limits the memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
@@ -94,12 +97,17 @@ class Interleaving:
 
     def planned(self, x: float) -> np.ndarray:
         """T(x), the planned number of rows of each stream among the first x rows; float64 [S]."""
-        stage = int(np.searchsorted(self._starts_J, x, side="right")) - 1
-        v = x - self._starts_J[stage]
-        if self._C_J[stage]:
-            A, C = self._A_J[stage], self._C_J[stage]
-            v = 2 * v / (A + math.sqrt(max(A * A + 4 * C * v, 0.0)))
-        return self._taken_JS[stage] + self._a_JS[stage] * v + self._c_JS[stage] * v * v
+        return self._planned(np.array([x], dtype=np.float64))[0]
+
+    def _planned(self, x_N: np.ndarray) -> np.ndarray:
+        """`planned` for several x; float64 [N, S]."""
+        j_N = np.searchsorted(self._starts_J, x_N, side="right") - 1
+        v_N = x_N - self._starts_J[j_N]
+        if self._curved:
+            A_N, C_N = self._A_J[j_N], self._C_J[j_N]
+            v_N = np.where(C_N == 0, v_N, 2 * v_N / (A_N + np.sqrt(np.maximum(A_N * A_N + 4 * C_N * v_N, 0.0))))
+        v_N1 = v_N[:, None]
+        return self._taken_JS[j_N] + self._a_JS[j_N] * v_N1 + self._c_JS[j_N] * v_N1 * v_N1
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """For rows start..stop-1: the stream, and the row's number in the stream, counted over all epochs; int64 [N]
@@ -112,6 +120,34 @@ class Interleaving:
         s_N, _, before = self._around(x, x)
         low_S = self._due_by(max(x - self._slack, self.first))
         return low_S + np.bincount(s_N[: x - before], minlength=self.n_streams)
+
+    def positions(self, s_N: np.ndarray, k_N: np.ndarray) -> np.ndarray:
+        """The inverse of `rows`: the position in the run of row k of stream s, for rows that the plan draws; int64
+        [N]."""
+        position_N = np.empty(len(s_N), dtype=np.int64)
+        for first in range(0, len(s_N), _QUERIES):
+            part = slice(first, first + _QUERIES)
+            position_N[part] = self._positions(s_N[part], k_N[part])
+        return position_N
+
+    def _positions(self, s_N: np.ndarray, k_N: np.ndarray) -> np.ndarray:
+        # The position is the number of rows that precede the row in the order of (due time, stream, k).
+        due_N1, streams = self._due(s_N, k_N)[:, None], np.arange(self.n_streams)
+        if not np.isfinite(due_N1).all():
+            raise ValueError("the plan never draws some of these rows")
+        precedes_ties_NS = streams < s_N[:, None]
+
+        def precedes(k_NS: np.ndarray) -> np.ndarray:
+            s_NS = np.broadcast_to(streams, k_NS.shape)
+            due_NS = self._due(s_NS.ravel(), k_NS.ravel()).reshape(k_NS.shape)
+            return (due_NS < due_N1) | ((due_NS == due_N1) & precedes_ties_NS)
+
+        before_NS = np.floor(self._planned(due_N1[:, 0]) + 0.5).astype(np.int64)
+        # Because of rounding, the result may differ by one from the order of the due times, as in _due_by.
+        before_NS -= ~precedes(before_NS - 1) & (before_NS > self._taken_JS[0])
+        before_NS += precedes(before_NS)
+        before_NS[np.arange(len(s_N)), s_N] = k_N
+        return before_NS.sum(axis=1)
 
     def _around(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, int]:
         """A range of rows in the run's order that includes rows start..stop-1, and the position of the range's first

@@ -1,5 +1,7 @@
 """Keyed permutations of integers, the same on every machine and for every version of NumPy."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 _ROUNDS = 6
@@ -28,11 +30,23 @@ def permute(i: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
     This is a Feistel network on the smallest domain with an even number of bits that contains range(n), applied
     repeatedly until the result is below n (cycle walking).
     """
+    return _walk(_feistel, i, n, key)
+
+
+def unpermute(place: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The inverse of `permute`: the i whose position is `place`. All arrays are as in `permute`."""
+    return _walk(_feistel_inverse, place, n, key)
+
+
+_Rounds = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _walk(rounds: _Rounds, i: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
     half = ((np.frexp((n - 1).astype(np.float64))[1] + 1) // 2).astype(np.uint64)
     out = i.astype(np.uint64)
     walking = np.arange(len(out))
     while len(walking):
-        out[walking] = _feistel(out[walking], half[walking], key[walking])
+        out[walking] = rounds(out[walking], half[walking], key[walking])
         walking = walking[out[walking] >= n[walking].astype(np.uint64)]
     return out.astype(np.int64)
 
@@ -43,4 +57,13 @@ def _feistel(x: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
     for number in range(_ROUNDS):
         round_key = splitmix64(key + np.uint64(number))
         left, right = right, left ^ (splitmix64(round_key ^ right) & mask)
+    return (left << half) | right
+
+
+def _feistel_inverse(x: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for number in reversed(range(_ROUNDS)):
+        round_key = splitmix64(key + np.uint64(number))
+        left, right = right ^ (splitmix64(round_key ^ left) & mask), left
     return (left << half) | right

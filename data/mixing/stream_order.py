@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data.mixing.permutation import make_key, permute, splitmix64
+from data.mixing.permutation import make_key, permute, splitmix64, unpermute
 
 WINDOW_SHARDS = 8
 """Number of shards in a window. The rows of a window are shuffled together, and all shards of a window must be local at
@@ -36,6 +36,34 @@ class StreamOrder:
         """Ids (indices in the files) of the rows numbered k in the stream, where rows are numbered from 0 over all
         epochs; int64, with the shape of k."""
         return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
+
+    def draws(self, row_N: np.ndarray, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The inverse of `rows`: all draws of these rows among the stream's first `stop` draws. For each draw, the index
+        in row_N and the number k of the draw; int64 [M] each, sorted by k."""
+        row_N = np.asarray(row_N, dtype=np.int64)
+        n_epochs = -(-stop // self.n_rows)
+        k_EN = np.array([self._draws_in(epoch, row_N) for epoch in range(n_epochs)], dtype=np.int64)
+        k = k_EN.reshape(-1)
+        index = np.tile(np.arange(len(row_N)), n_epochs)
+        chosen = np.flatnonzero(k < stop)
+        chosen = chosen[np.argsort(k[chosen], kind="stable")]
+        return index[chosen], k[chosen]
+
+    def _draws_in(self, epoch: int, row_N: np.ndarray) -> np.ndarray:
+        """The number k of the draw of each row in the epoch."""
+        first = epoch * self.n_rows
+        if not self.shuffle:
+            return first + row_N
+        starts, first_rows, order = self._table(epoch)
+        shard_N = np.searchsorted(np.cumsum(self.shard_sizes), row_N, side="right")
+        place_of_shard = np.empty_like(order)
+        place_of_shard[order] = np.arange(len(order))
+        place_N = place_of_shard[shard_N]
+        place_N = starts[place_N] + (row_N - first_rows[place_N])
+        # All rows of a window stay in the window, so the window of the position after the permutation is the same as
+        # the window of the position before.
+        start_N, size_N, key_N = self.windows(first + place_N)
+        return first + start_N + unpermute(place_N - start_N, size_N, key_N)
 
     def windows(self, k_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each row: the position in the epoch at which the row's window starts, the number of rows in the window,
