@@ -32,6 +32,16 @@ class Batches:
         cut = [(max(begin, first), min(end, stop)) for begin, end in self.ranges]
         return Batches(tuple((begin, end) for begin, end in cut if begin < end))
 
+    def without(self, other: "Batches") -> "Batches":
+        """The batches of this set that are not in the other set."""
+        rest = []
+        for first, stop in self.ranges:
+            for begin, end in other.between(first, stop).ranges:
+                rest.append((first, begin))
+                first = end
+            rest.append((first, stop))
+        return Batches(tuple((first, stop) for first, stop in rest if first < stop))
+
     def contain(self, batch_N: np.ndarray) -> np.ndarray:
         """For each of the batches, whether it is in this set."""
         edges = np.array([edge for pair in self.ranges for edge in pair], dtype=np.int64)

@@ -35,7 +35,8 @@ class Reference:
 class Wanted:
     """The documents of a stream that a reference refers to: those between `first` and `last`, inclusive."""
 
-    reference: Reference
+    number: int
+    """Index of the reference in the list."""
     stream: str
     first: Document
     last: Document
@@ -73,10 +74,10 @@ def find_documents(references: Sequence[Reference], folders: Mapping[str, Folder
     files = {reference.path: _files(reference.path, folders) for reference in references}
     lines = _line_starts(references)
     found = []
-    for reference in references:
+    for number, reference in enumerate(references):
         first, last = _positions(reference, lines)
         found += [
-            Wanted(reference, stream, Document(file, first), Document(file, last))
+            Wanted(number, stream, Document(file, first), Document(file, last))
             for stream, file in files[reference.path]
         ]
     return found

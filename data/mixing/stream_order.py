@@ -38,8 +38,8 @@ class StreamOrder:
         return shuffled([(self, np.asarray(k, dtype=np.int64))])[0]
 
     def draws(self, row_N: np.ndarray, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The inverse of `rows`: all draws of these rows among the stream's first `stop` draws. For each draw, the index
-        in row_N and the number k of the draw; int64 [M] each, sorted by k."""
+        """The inverse of `rows`: all draws of these rows among the first `stop` draws of the stream. For each draw, the
+        index in row_N and the number k of the draw; int64 [M] each, sorted by k."""
         row_N = np.asarray(row_N, dtype=np.int64)
         n_epochs = -(-stop // self.n_rows)
         k_EN = np.array([self._draws_in(epoch, row_N) for epoch in range(n_epochs)], dtype=np.int64)

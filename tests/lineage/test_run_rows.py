@@ -1,5 +1,6 @@
 """The rows of batches and the batches of rows, compared with a replay of the run batch by batch."""
 
+import json
 import time
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import pytest
 from data.lineage.batches import Batches
 from data.lineage.run_rows import RunRows
 from tests.helpers.curriculum import Shape, loader, make, stage
-from tests.helpers.replayed_run import Replayed, random_run
+from tests.helpers.replayed_run import Process, Replayed, random_run, random_shapes
 
 ROWS = {"a": 23, "b": 60, "c": 7}
 
@@ -17,7 +18,7 @@ ROWS = {"a": 23, "b": 60, "c": 7}
 @pytest.fixture(scope="module", params=range(6))
 def run(request: pytest.FixtureRequest) -> Replayed:
     """One to three segments."""
-    return random_run(request.param, ROWS, 1 + request.param % 3)
+    return random_run(request.param, random_shapes(request.param, ROWS), 1 + request.param % 3)
 
 
 def lineage(run: Replayed) -> RunRows:
@@ -56,14 +57,14 @@ def test_draws_are_counted_as_in_the_replay(run: Replayed) -> None:
 
 def test_runs_have_several_segments_ramps_and_epochs() -> None:
     """Check that the replayed runs cover these cases."""
-    runs = [random_run(seed, ROWS, 1 + seed % 3) for seed in range(6)]
+    runs = [random_run(seed, random_shapes(seed, ROWS), 1 + seed % 3) for seed in range(6)]
     assert max(len(run.data_state.segments) for run in runs) > 2
     assert any(piece.start != piece.end for run in runs for each in run.data_state.segments for piece in each.pieces)
     assert any(sum(stream == "c" for batch in run.rows for stream, _ in batch) > 3 * ROWS["c"] for run in runs)
 
 
 def test_rows_without_shuffle() -> None:
-    run = random_run(1, ROWS, 1)
+    run = random_run(1, random_shapes(1, ROWS), 1)
     state = replace(run.data_state, seed=None, shuffle=False)
     rows = RunRows(state, run.shard_sizes)
     drawn = [[*zip(*(each.tolist() for each in rows.rows(batch)), strict=True)] for batch in range(8)]
@@ -80,9 +81,9 @@ def test_a_row_a_billion_rows_into_a_run_is_found_in_less_than_a_second() -> Non
     ]
     plan = make(loader(stages, "ab"), shapes, 1_000_000, 2048)
     plan_rows = plan.rows(488_300, 0, 2048)
-    state = Replayed([], plan.state(10**9)["position"], shapes)
+    process = Process(0, 0, json.loads(plan.state(10**9)["position"]), [])
     began = time.process_time()
-    rows = lineage(state)
+    rows = lineage(Replayed([process], shapes))
     s_N, id_N = rows.rows(488_300)
     assert 488_300 * 2048 > 10**9
     assert np.array_equal(s_N, plan_rows[0])

@@ -1,5 +1,6 @@
 """The values that a run logs in addition to metrics, mainly the start and end lines of record.jsonl."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,7 @@ def start_line(config: TrainConfig, inputs: Inputs, device: str, precision: str)
         "git": git_state(),
         "environment": environment(),
         "data": _data(inputs),
+        "data_plan": _data_plan(inputs),
         "stages": [
             {"name": name, "first": first, "end": end} for name, first, end in inputs.data.plan.stages() if name
         ],
@@ -140,6 +142,12 @@ def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
     return {key: {name: _rows(rows) for name, rows in streams.items()} for key, streams in loaders.items() if streams}
 
 
+def _data_plan(inputs: Inputs) -> dict[str, Any]:
+    """Return the plan of the rows of all batches, in the format of the data state in checkpoints."""
+    segment = inputs.data.plan.segments[-1]
+    return json.loads(inputs.data.plan.state(segment.row(inputs.first_batch))["position"])
+
+
 def _rows(rows: Rows) -> dict[str, Any]:
     """Describe one stream. Values that are not in its manifest are omitted."""
     manifest = rows.mds.manifest or {}
@@ -151,6 +159,8 @@ def _rows(rows: Rows) -> dict[str, Any]:
         "documents": manifest.get("examples_kept"),
         "trained_tokens": rows.trained_tokens,
         "fingerprint": rows.fingerprint,
+        "folder": str(rows.folder.absolute()),
+        "remote": rows.mds.name if rows.is_remote else None,
         "source": paths[:_MOST_PATHS] or [rows.mds.name],
         "files": len(paths) or None,
         **{key: manifest[key] for key in _MANIFEST_KEYS if key in manifest},
