@@ -70,7 +70,8 @@ def seen_tables(streams: Sequence[StreamSeen]) -> list[str]:
     ]
     lines = table(("stream", "rows", "epochs", "documents", "tokens"), body)
     licenses = [
-        (name, f"{each['documents']:,}", _tokens([each["tokens"]])) for name, each in sorted(by_license(streams).items())
+        (name, f"{each['documents']:,}", _tokens([each["tokens"]]))
+        for name, each in sorted(by_license(streams).items())
     ]
     lines += ["", *table(("license", "documents", "tokens"), licenses)]
     files = [(each, file) for each in streams for file in each.files]

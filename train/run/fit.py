@@ -31,12 +31,13 @@ from train.distributed.agreement import facts_of_start
 from train.distributed.first_rank import on_first_rank
 from train.distributed.process_group import initialize_dist, sharing_failures
 from train.hardware.device import Device, choose_device
+from train.lineage.openlineage import lineage_written
 from train.models.precision import on_device
 from train.optim.optimizers import build_optimizer
 from train.planning.run_data import RunData
 from train.report import report
 from train.run.inputs import Inputs, describe, open_inputs, starting_from, warnings_about
-from train.run.logs import disk_full_as_data_error, logged_run, recorded, run_record, start_line
+from train.run.logs import disk_full_as_data_error, logged_run, recorded, run_lineage, run_record, start_line
 from train.run.model import build_model
 from train.run.restore import restore, verify_end
 from train.run.saving import build_savers, clean_up, finishing, mirrored, owned
@@ -197,6 +198,7 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
         stack.enter_context(finishing(built.savers))
         on_first_rank(lambda: _write_run_files(config, inputs))
         start = start_line(config, inputs, context.device.name, built.precision)
+        stack.enter_context(lineage_written(run_lineage(config, inputs)))
         stack.enter_context(recorded(supervision.events, start, trainer))
         try:
             _train(trainer, config, inputs, context.mirror, evaluate=built.preemption.evaluation_due)

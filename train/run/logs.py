@@ -15,8 +15,10 @@ from data.base.redaction import redacted
 from data.base.versions import installed_versions, versions
 from data.loading.rows import Rows
 from train.callbacks.run_record import RunRecord
+from train.checkpoint.save_folder import fill_name
 from train.config.redaction import differing, masked
 from train.config.schema import TrainConfig
+from train.lineage.openlineage import RunLineage
 from train.loggers.build import LoggedRun
 from train.models.shapes import count_parameters
 from train.optim.states import trainable_shapes, trained_names
@@ -40,6 +42,21 @@ _LONGEST_MESSAGE = 2000
 def logged_run(inputs: Inputs) -> LoggedRun:
     """Return the properties of the run that loggers need in addition to its config."""
     return LoggedRun(name=inputs.run_name, id=inputs.run_id, folder=inputs.log_folder, first_batch=inputs.first_batch)
+
+
+def run_lineage(config: TrainConfig, inputs: Inputs) -> RunLineage | None:
+    """Return the values for lineage.json, or None if the run has no save folder."""
+    if inputs.folder is None or config.save_folder is None:
+        return None
+    return RunLineage(
+        run_id=inputs.run_id,
+        run_name=inputs.run_name,
+        folder=inputs.folder,
+        save_folder=fill_name(config.save_folder, inputs.run_name, "save_folder"),
+        loaders=_loaders(inputs),
+        first_batch=inputs.first_batch,
+        max_batches=inputs.max_batches,
+    )
 
 
 def run_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
@@ -135,11 +152,15 @@ def _parameters(config: TrainConfig) -> dict[str, int]:
 
 
 def _data(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    loaders: Mapping[str, Mapping[str, Rows] | None] = {
+    return {key: {name: _rows(rows) for name, rows in streams.items()} for key, streams in _loaders(inputs).items()}
+
+
+def _loaders(inputs: Inputs) -> dict[str, Mapping[str, Rows]]:
+    """Return the rows of each stream, by loader."""
+    return {
         "train_loader": inputs.data.streams,
-        "eval_loader": inputs.eval_streams,
+        **({"eval_loader": inputs.eval_streams} if inputs.eval_streams else {}),
     }
-    return {key: {name: _rows(rows) for name, rows in streams.items()} for key, streams in loaders.items() if streams}
 
 
 def _data_plan(inputs: Inputs) -> dict[str, Any]:
