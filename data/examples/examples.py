@@ -68,10 +68,10 @@ _WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 
 
 def read_examples(
-    rows: Iterable[tuple[str, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
-) -> Iterator[Example]:
-    """Yield the valid examples of `(place, row)` pairs; `place` is the location of the row in its source. All other
-    rows are recorded in `reading` with their locations.
+    rows: Iterable[tuple[Any, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
+) -> Iterator[tuple[Any, Example]]:
+    """Yield `(place, example)` for the valid examples of `(place, row)` pairs. The place is the location of the row in
+    its source, usually a Place (data/base/problems.py). All other rows are recorded in `reading` with their locations.
 
     A row may already be a Problem (such as a line that is not JSON). If `preprocess` raises an exception for a row,
     this is recorded as a problem of the row; if it returns None, the row is dropped.
@@ -96,12 +96,11 @@ def read_examples(
             continue
         reading.form = result.form
         reading.n_valid += 1
-        reading.place = place
-        reading.first_place = reading.first_place or place
+        reading.first_place = reading.first_place or str(place)
         _count_ignored(value, result, reading.ignored)
         if isinstance(preprocess, TakeColumns) and isinstance(row, Mapping):
             reading.ignored.update(_unused(row, preprocess.columns.values()))
-        yield result
+        yield place, result
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:

@@ -15,12 +15,13 @@ import numpy as np
 import xxhash
 
 from data.base.errors import ConfigError, setting
-from data.base.problems import listed
+from data.base.problems import Place, listed
 from data.config.dataset import DatasetConfig
 from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
 from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
+from data.sources.source import Piece, Slice, grouped
 
 _AS_JSON = ("messages", "turns")
 """Columns that contain a list, or the JSON text of a list."""
@@ -88,18 +89,29 @@ class MdsSource:
         about = {"samples": self.total, "bytes": self.mds.n_bytes, "columns": self.mds.columns}
         return [{"path": self.mds.name, **about, "fingerprint": self.fingerprint}]
 
-    def chunks(self) -> Iterator[MdsChunk]:
-        """Chunks of about a megabyte on average. Their sizes are computed from the index, so no shard is downloaded
-        here."""
+    def slices(self, n_bytes: int) -> list[Slice]:
+        """Slices of whole shards. They are computed from the index, so no shard is downloaded here."""
         self.mds.check()
-        for shard, end in zip(self.mds.shards, self.mds.ends.tolist(), strict=True):
-            size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
-            for first in range(end - shard.samples, end, size):
-                yield MdsChunk(first, min(size, end - first))
+        shards = zip(self.mds.shards, self.mds.ends.tolist(), strict=True)
+        pieces = (Piece(file=0, size=shard.samples, start=end - shard.samples, stop=end) for shard, end in shards)
+        return grouped(pieces, max(n_bytes * self.total // max(self.mds.n_bytes, 1), 1))
 
-    def rows(self, chunk: MdsChunk) -> Iterator[tuple[str, Any]]:
+    def chunks(self, slice: Slice) -> Iterator[MdsChunk]:
+        """Chunks of about a megabyte on average."""
+        shard_by_end = dict(zip(self.mds.ends.tolist(), self.mds.shards, strict=True))
+        for piece in slice.pieces:
+            assert piece.stop is not None
+            shard = shard_by_end[piece.stop]
+            size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
+            for first in range(piece.start, piece.stop, size):
+                yield MdsChunk(first, min(size, piece.stop - first))
+
+    def check_done(self, files: set[int]) -> None:
+        """Shards are verified when they are read."""
+
+    def rows(self, chunk: MdsChunk) -> Iterator[tuple[Place, Any]]:
         for sample in range(chunk.first, chunk.first + chunk.size):
-            place = f"{self.mds.name} sample {sample}"
+            place = Place(0, sample, f"{self.mds.name} sample {sample}")
             n_bytes = self.mds.sample_bytes(sample)
             if n_bytes > c.MAX_ROW_BYTES:
                 yield place, c.too_large(n_bytes)

@@ -1,20 +1,64 @@
-"""Open the source that a config specifies. A source yields chunks, and a chunk yields `(place, record)` pairs; the
-place is the location of the record, for messages.
+"""Open the source that a config specifies. A source is cut into slices, which are prepared independently of each other.
+A slice yields chunks, and a chunk yields `(place, record)` pairs; the place is the location of the record.
 
 The content of records is checked in data/examples/examples.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data.base.errors import ConfigError, setting
+from data.base.problems import Place
 from data.config.dataset import DatasetConfig
 from data.sources.input_files import InputFiles
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive records of one file."""
+
+    file: int
+    """Index of the file in the source's `inputs`."""
+    size: int
+    """Size in the unit of the source."""
+    start: int = 0
+    """The first byte (files of lines), row group (Parquet) or sample (MDS)."""
+    stop: int | None = None
+    """The end of this range, which is not included; None: the end of the file."""
+    rows: tuple[int, int] | None = None
+    """The rows that `split` selects, counted from 0, if it selects rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """The pieces that one task prepares. Slices depend only on the source and on the requested size."""
+
+    number: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """Size in the unit of the source."""
+        return sum(piece.size for piece in self.pieces)
+
+
+def grouped(pieces: Iterable[Piece], size: int) -> list[Slice]:
+    """Slices of consecutive pieces. Each slice except the last one has at least `size` units."""
+    slices: list[Slice] = []
+    held: list[Piece] = []
+    for piece in pieces:
+        held.append(piece)
+        if sum(each.size for each in held) >= size:
+            slices.append(Slice(number=len(slices), pieces=tuple(held)))
+            held = []
+    if held:
+        slices.append(Slice(number=len(slices), pieces=tuple(held)))
+    return slices
+
+
 class Chunk(Protocol):
-    """A part of a source, about a megabyte in size. Chunks are made in the parent process and sent to workers, so they
-    can be pickled."""
+    """A part of a slice, about a megabyte in size. Chunks can be pickled, because they may be sent to workers."""
 
     @property
     def size(self) -> int:
@@ -45,13 +89,24 @@ class Source(Protocol):
         revision."""
         ...
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The chunks, which are the same in each call. Raises DataError if the content has changed since the
-        fingerprint was computed."""
+    def slices(self, n_bytes: int) -> list[Slice]:
+        """The slices, each with about `n_bytes` bytes of input. A file that can only be read from its start, such as a
+        compressed file, is not cut. Slices are the same in each call and on each machine, and are computed without
+        reading the content."""
         ...
 
-    def rows(self, chunk: Any) -> Iterator[tuple[str, Any]]:
-        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in forked workers."""
+    def chunks(self, slice: Slice) -> Iterator[Chunk]:
+        """The chunks of a slice, which are the same in each call. Raises DataError if the content has changed since
+        the fingerprint was computed. Called in workers."""
+        ...
+
+    def rows(self, chunk: Any) -> Iterator[tuple[Place, Any]]:
+        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in workers."""
+        ...
+
+    def check_done(self, files: set[int]) -> None:
+        """Called when all slices were read. `files` are the indices of the files in which rows were found. Raises
+        DataError if a file has changed since the fingerprint was computed, or if no rows were found."""
         ...
 
 

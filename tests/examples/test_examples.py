@@ -20,8 +20,8 @@ CHAT = {"messages": [USER, ANSWER]}
 def read(rows, preprocess=None, **reading):
     """The examples of rows at row 1, row 2, ..., and the result of reading them."""
     reading = Reading(**reading)
-    examples = list(read_examples(((f"row {n}", row) for n, row in enumerate(rows, start=1)), preprocess, reading))
-    return examples, reading
+    places = ((f"row {n}", row) for n, row in enumerate(rows, start=1))
+    return [example for _, example in read_examples(places, preprocess, reading)], reading
 
 
 def error_of(rows, preprocess=None) -> str:
@@ -278,10 +278,10 @@ def test_ignored_columns_can_be_printed():
     assert read([row])[1].ignored == {"\\ud800": 1}
 
 
-def test_the_place_of_the_last_example_is_known():
+def test_examples_have_their_places():
     reading = Reading()
     rows = (("here", GOOD), ("there", {}), ("yonder", GOOD))
-    assert [reading.place for _ in read_examples(rows, None, reading)] == ["here", "yonder"]
+    assert [place for place, _ in read_examples(rows, None, reading)] == ["here", "yonder"]
     assert reading.first_place == "here"
 
 

@@ -62,7 +62,7 @@ def test_other_parts_are_named(content, text):
 def test_a_system_message_without_text_is_left_out_and_counted(content):
     empty = {"role": "system", "content": content}
     reading = Reading()
-    (example,) = read_examples([("here", {"messages": [empty, USER, ANSWER]})], None, reading)
+    ((_, example),) = read_examples([("here", {"messages": [empty, USER, ANSWER]})], None, reading)
     assert example == Conversation([USER, ANSWER])
     assert reading.ignored == {"empty system messages": 1}
     assert "messages[3] (user) is the last" in problem_of({"messages": [empty, USER, ANSWER, USER]})
@@ -170,7 +170,7 @@ def test_a_prompt_that_repeats_a_message_is_not_a_second_form():
     """As in UltraChat's rows. A prompt that is in none of the messages would be lost."""
     reading = Reading()
     row = {"prompt": "2 + 2? ", "prompt_id": "x", "messages": [USER, ANSWER]}
-    (example,) = read_examples([("here", row)], None, reading)
+    ((_, example),) = read_examples([("here", row)], None, reading)
     assert example == Conversation([USER, ANSWER])
     assert reading.ignored == {"prompt": 1, "prompt_id": 1}
     text = problem_of(row | {"prompt": "Be brief."})

@@ -11,7 +11,7 @@ from data.base.errors import DataError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.sources.source import open_source
-from tests.helpers.read_source import of_file, of_folder, read, refusal, rows_of, values
+from tests.helpers.read_source import chunks_of, of_file, of_folder, read, refusal, rows_of, values
 from tests.helpers.toy_tokenizer import write_jsonl
 
 ROWS = [{"prompt": f"{i}?", "response": "a"} for i in range(30)]
@@ -158,7 +158,7 @@ def test_lines_of_csv_may_end_with_cr(tmp_path, monkeypatch, block):
         (f"{path} row 3 (line 6)", {"prompt": "3?", "response": "e"}),
     ]
     source = open_source(of_file(path))
-    assert sum(chunk.size for chunk in source.chunks()) == len(content) - len(b"prompt,response\r")
+    assert sum(chunk.size for chunk in chunks_of(source)) == len(content) - len(b"prompt,response\r")
 
 
 def test_a_cr_inside_a_row_of_other_csv_is_still_a_problem(tmp_path):

@@ -17,6 +17,7 @@ from data.config.dataset import DatasetConfig, HFKwargs
 from data.hub import reach
 from data.sources.source import open_source
 from tests.helpers.hub_server import Hub, Repository, serve, use_hub
+from tests.helpers.read_source import read
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"prompt": f"{i}?", "response": "12"} for i in range(5)]
@@ -93,10 +94,6 @@ def config(tmp_path, dataset="acme/tiny", split=None, safe_load=True, **kwargs) 
         max_seq_len=8,
         cache_dir=str(tmp_path / "cache"),
     )
-
-
-def read(source) -> list:
-    return [pair for chunk in source.chunks() for pair in source.rows(chunk)]
 
 
 def refusal(config) -> str:
@@ -353,7 +350,8 @@ from data.base.errors import ConfigError
 from data.sources.source import open_source
 try:
     source = open_source(DatasetConfig(hf_name=sys.argv[1], max_seq_len=8, cache_dir=sys.argv[2]))
-    print(sum(1 for chunk in source.chunks() for row in source.rows(chunk)), "rows")
+    chunks = [chunk for slice in source.slices(1 << 40) for chunk in source.chunks(slice)]
+    print(sum(1 for chunk in chunks for row in source.rows(chunk)), "rows")
 except ConfigError as error:
     print(error)
 """

@@ -12,7 +12,7 @@ from data.base.problems import Problem
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.find import find
 from data.sources.source import open_source
-from tests.helpers.read_source import of_file, read, refusal, rows_of, values
+from tests.helpers.read_source import chunks_of, of_file, read, refusal, rows_of, values
 from tests.helpers.toy_tokenizer import dataset_config, write_jsonl
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
@@ -138,8 +138,8 @@ def test_chunks_are_whole_lines_and_the_same_each_time(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl"
     assert values(rows_of(path, content)) == rows
     source = open_source(of_file(path))
-    chunks = list(source.chunks())
-    assert chunks == list(source.chunks())
+    chunks = list(chunks_of(source))
+    assert chunks == list(chunks_of(source))
     assert len(chunks) > 50
     assert sum(chunk.size for chunk in chunks) == source.total == len(content)
 
@@ -173,7 +173,7 @@ def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
 @pytest.mark.parametrize("more", [b"\n" + LINE, b" "])
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, small_blocks, more):
     path = write_jsonl(tmp_path / "a.jsonl", [GOOD] * 20)
-    chunks = open_source(of_file(path)).chunks()
+    chunks = chunks_of(open_source(of_file(path)))
     next(chunks)
     with path.open("ab") as file:
         file.write(more)
@@ -345,16 +345,16 @@ def test_parquet_comes_row_by_row_over_groups(tmp_path, monkeypatch):
     rows = [{"prompt": str(i), "turns": [{"role": "user", "n": i}], "none": None} for i in range(25)]
     path = write_parquet(tmp_path / "a.parquet", rows, row_group_size=10)
     source = open_source(of_file(path))
-    chunks = list(source.chunks())
+    chunks = list(chunks_of(source))
     assert len(chunks) == 4 + 4 + 2
-    assert chunks == list(source.chunks())
+    assert chunks == list(chunks_of(source))
     assert read(source) == [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def test_chunks_of_parquet_are_of_about_a_megabyte(tmp_path):
     pick = random.Random(5)
     rows = [{"text": pick.randbytes(8000).hex()} for _ in range(400)]
-    chunks = list(open_source(of_file(write_parquet(tmp_path / "a.parquet", rows))).chunks())
+    chunks = list(chunks_of(open_source(of_file(write_parquet(tmp_path / "a.parquet", rows)))))
     assert all(500_000 < len(chunk.content) < 2_000_000 for chunk in chunks[:-1])
     assert 5 < len(chunks) < 13
 

@@ -60,7 +60,8 @@ def read_questions(
     reading = Reading()
     if with_answers or file.suffix == ".jsonl":
         parsed = ((place, parse_line(line)) for place, line in rows)
-        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), preprocess, reading)
+        placed = read_examples(parsed if with_answers else _with_any_answer(parsed), preprocess, reading)
+        examples = (example for _, example in placed)
     else:
         examples = (PromptResponse(_text(line, place), "") for place, line in rows)
     questions = [_only_questions(example, file) for example in examples]

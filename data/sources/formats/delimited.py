@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import DataError
-from data.base.problems import Problem, describe
+from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 from data.sources.formats.names import suffix_of
 
@@ -54,17 +54,26 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
         if lines.size >= c.BLOCK_BYTES or cells is None:
             if held:
                 packed = marshal.dumps(held)
-                yield c.FileChunk("csv", content.name, packed, lines.size, row=row, header=header, n_rows=len(held))
+                yield c.FileChunk(
+                    "csv",
+                    content.name,
+                    packed,
+                    lines.size,
+                    row=row,
+                    header=header,
+                    n_rows=len(held),
+                    file=content.number,
+                )
             row, held, lines.size = row + len(held), [], 0
         if cells is None:
             return
 
 
-def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
     """A row is `{column: text}`."""
     for row, packed in enumerate(marshal.loads(chunk.content), start=chunk.row):
         line, cells = marshal.loads(packed)
-        yield f"{chunk.name} row {row} (line {line})", _row(cells, chunk.header)
+        yield Place(chunk.file, row - 1, f"{chunk.name} row {row} (line {line})"), _row(cells, chunk.header)
 
 
 class _Lines:
@@ -81,7 +90,7 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         row_line, row_size = self.row_line, 0
         line_end = _line_end(self.content.path, self.content.name)
-        for number, block in c.whole_lines(self.content, line_end):
+        for number, _, block in c.whole_lines(self.content, line_end):
             if isinstance(block, int):
                 raise DataError(f"{self.content.name}:{number}: {c.too_large(block, 'the line').text}")
             for line in _lines_of(block, line_end):
