@@ -52,6 +52,7 @@ ORDER = [
     "data.mixing",
     "data.preparation.conversion",
     "data.preparation",
+    "data.preparation.parts",
     "data.tokenization",
     "data.sources",
     "data.sources.formats",
