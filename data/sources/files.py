@@ -47,8 +47,8 @@ class FileSource:
 
     A `json` file contains one object per line, or an array if the file begins with `[`. A text file is one document; a
     file larger than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped.
-    `names` maps files to the names used in messages, where these differ from the paths. `order` is the order of the
-    files in `inputs`, where it differs from the order in `parts`.
+    `names` maps files to their names in messages, for files whose names differ from their paths. `order` is the order
+    of the files in `inputs`, if it differs from the order in `parts`.
     """
 
     unit = "B"
@@ -186,7 +186,7 @@ class FileSource:
         if slices and (n_rows := sum(map(self._count, self._files))):
             return f"split selects none of the {n_rows:,} rows of {listed(names)}: use a larger slice"
         if len(names) == 1:
-            return f"{names[0]}: {why}: remove it, or add rows to it"
+            return f"{names[0]}: {why}: remove the file, or add rows to it"
         return f"none of the {len(names):,} files has any rows ({listed(names)}): choose other files"
 
 

@@ -289,7 +289,7 @@ def test_a_document_that_does_not_fit_is_dropped_or_an_error_as_configured(lengt
         return
     assert dropped == "longer than max_seq_len"
     assert problem.text.startswith(
-        "has 5 tokens, but max_seq_len is 4: raise it, shorten the row, or set excess_length"
+        "has 5 tokens, but max_seq_len is 4: increase the value, shorten the row, or set excess_length"
     )
 
 
