@@ -14,7 +14,7 @@ def take_encoded_samples(writer: Any) -> None:
     """Make MDSWriter.write accept samples that are already encoded as bytes.
 
     Streaming 0.13 always encodes samples itself, column by column. Our encoding is faster and makes fewer copies in
-    memory (data/preparation/rows.py). There is no upstream issue.
+    memory (data/preparation/packing/rows.py). There is no upstream issue.
     """
     if _takes_encoded_samples(writer):
         return

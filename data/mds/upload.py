@@ -53,13 +53,14 @@ class Remote:
         if self.whole:
             return
         files = [file_of(entry) for entry in read_json(self.folder / INDEX)["shards"]]
+        files += read_json(self.folder / MANIFEST).get("documents", [])
         try:
             self._uploader.upload_file(MANIFEST)
             there = sizes(self.remote, [file["basename"] for file in files]) or {}
-            shards = [file["basename"] for file in files if there.get(file["basename"]) != file["bytes"]]
+            missing = [file["basename"] for file in files if there.get(file["basename"]) != file["bytes"]]
             with ThreadPoolExecutor(UPLOADS) as threads:
-                sent = threads.map(self._uploader.upload_file, shards)
-                for _ in tqdm(sent, total=len(shards), desc=f"Uploading to {self.remote}", unit="shard", delay=2):
+                sent = threads.map(self._uploader.upload_file, missing)
+                for _ in tqdm(sent, total=len(missing), desc=f"Uploading to {self.remote}", unit="file", delay=2):
                     pass
             self._uploader.upload_file(INDEX)
         except Exception as error:

@@ -13,28 +13,26 @@ from typing import Any
 from data.base.console import node_logger
 from data.base.errors import ConfigError, DataError, plain_os_errors, setting
 from data.base.locks import exclusive
-from data.base.problems import listed
 from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import is_own, resolve_preprocessing_fn
 from data.mds.upload import Remote
-from data.mds.writer import (
-    MANIFEST,
-    UNFINISHED,
-    MadeFrom,
-    Shards,
-    check_compression,
-    is_whole,
-    read_journal,
-    read_json,
-    refuse_other,
+from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
+from data.preparation.engines.local import run_local
+from data.preparation.packing.recipe import Recipe
+from data.preparation.packing.tokenizing import Tokenizing
+from data.preparation.parts.manifest import (
+    EARLIER_VERSIONS,
+    describe,
+    fingerprint_inputs,
+    fingerprint_of,
+    in_version,
 )
-from data.preparation.manifest import describe, fingerprint_inputs, fingerprint_of, manifest_of
-from data.preparation.progress import Progress, Waiting
-from data.preparation.recipe import Recipe
+from data.preparation.parts.merge import merge
+from data.preparation.parts.part import PartError
+from data.preparation.parts.plan import plan, read_plan
+from data.preparation.parts.progress import Waiting
 from data.preparation.summary import summary
-from data.preparation.tokenizing import Tokenizing
-from data.preparation.windows import write_windows
 from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
@@ -49,9 +47,10 @@ def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None =
     Raises ConfigError for a configuration error, and DataError for a data error. The DataError lists all invalid rows.
     """
     source = open_source(config) if source is None else source
-    made_from = fingerprint_inputs(config, source, tokenizer)
-    folder = Path(config.cache_dir) / fingerprint_of(made_from)
+    inputs = fingerprint_inputs(config, source, tokenizer)
     with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to another folder"):
+        made_from = _made_from_in_cache(Path(config.cache_dir), inputs)
+        folder = Path(config.cache_dir) / fingerprint_of(made_from)
         recipe = _tokenizing(folder, config, source, tokenizer)
         return write_once(folder, recipe, config, made_from, describe(config, tokenizer))
 
@@ -80,6 +79,20 @@ def prepare_into(
         return write_once(folder, recipe, config, made_from, details, compression=compression, remote=remote)
 
 
+def _made_from_in_cache(cache_dir: Path, made_from: dict[str, Any]) -> MadeFrom:
+    """`made_from`, in an earlier version if the rows were prepared by this version."""
+    earlier = (in_version(made_from, version) for version in EARLIER_VERSIONS)
+    return next((each for each in earlier if is_whole(cache_dir / fingerprint_of(each), each)), made_from)
+
+
+def _made_from_in(folder: Path, made_from: MadeFrom) -> MadeFrom:
+    """`made_from`, in the version in which the folder was prepared."""
+    if not (folder / INDEX).exists() or not (folder / MANIFEST).exists():
+        return made_from
+    version = read_json(folder / MANIFEST).get("format")
+    return in_version(made_from, version) if version in EARLIER_VERSIONS else made_from
+
+
 def _tokenizing(folder: Path, config: DatasetConfig, source: Source, tokenizer: Tokenizer) -> Tokenizing:
     return Tokenizing(
         source=source,
@@ -101,11 +114,12 @@ def write_once(
     remote: str | None = None,
 ) -> Path:
     """Prepare the folder if it is not complete. `details` are added to the manifest unchanged."""
+    made_from = _made_from_in(folder, made_from)
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
-        journal = read_journal(folder)
-        if journal is not None:
-            refuse_other(folder, journal["made_from"], made_from)
+        planned = read_plan(folder)
+        if planned is not None:
+            refuse_other(folder, planned["made_from"], made_from)
         started = time.monotonic()
         with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder, recipe.source.unit)):
             if not is_whole(folder, made_from):
@@ -126,18 +140,27 @@ def _write(
     details: dict[str, Any],
     compression: str | None,
 ) -> None:
-    shards = Shards(folder, made_from, compression)
     try:
-        progress = write_windows(shards, recipe, config)
-        _refuse_if_nothing_is_kept(progress, config)
+        job = plan(folder, recipe, config, made_from, compression)
+        merge(job, made_from, details, run_local(job))
+    except PartError:
+        raise
     except (ConfigError, DataError):
-        shards.discard()  # a resumed preparation would raise the same error again
+        _discard(folder)  # a resumed preparation would raise the same error again
         raise
     except WorkerEnded as error:
         if error.status >= 0:
-            shards.discard()
+            _discard(folder)
         raise _of_worker(error, config) from None
-    shards.finish(manifest_of(config, recipe.source, made_from, details, progress))
+
+
+def _discard(folder: Path) -> None:
+    """Remove the unfinished files, if they belong to a preparation."""
+    if read_plan(folder) is None:
+        return
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
@@ -164,18 +187,3 @@ def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
         f"{setting('preprocessing_fn')} is {name!r}, but this function ended its process: {error.how}: return an "
         "example, return None to drop the row, or raise an error"
     )
-
-
-def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> None:
-    if progress.tally.examples_kept:
-        return
-    dropped = progress.dropped()
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "the source is empty"
-    raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_hint(progress, config)}")
-
-
-def _hint(progress: Progress, config: DatasetConfig) -> str:
-    if progress.tally.dropped:
-        return f"{setting('max_seq_len')} is {config.max_seq_len}: increase the value, or shorten the rows"
-    kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"fix the bad rows ({kinds})" if kinds else f"check {setting('preprocessing_fn')}"

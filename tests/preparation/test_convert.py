@@ -194,7 +194,8 @@ def test_s3_gets_all_of_it_and_nothing_stays(tmp_path, monkeypatch, toy, files):
         flags = ["--dataset", files[0], "--splits", "train", "--skip-preprocessing", "--tokenizer", "toy"]
         assert finetuning([*flags, "--out_root", "s3://bucket/rows"]) == 0
         found = {item["Key"] for item in client.list_objects_v2(Bucket="bucket")["Contents"]}
-        assert found == {f"rows/train/{name}" for name in ("index.json", "manifest.json", "shard.00000.mds")}
+        names = ("index.json", "manifest.json", "shard.00000.00.mds", "documents.00000.bin")
+        assert found == {f"rows/train/{name}" for name in names}
         assert not list((tmp_path / ".cache").rglob("*.mds"))
         assert finetuning([*flags, "--out_root", "s3://no-such-bucket/rows"]) == 2
     finally:

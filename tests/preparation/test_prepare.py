@@ -19,8 +19,8 @@ from data.base.errors import ConfigError, DataError
 from data.base.locks import exclusive
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.row import COLUMNS, Row
+from data.preparation.parts.progress import Waiting
 from data.preparation.prepare import prepare, prepare_into
-from data.preparation.progress import Waiting
 from data.sources.input_files import RECORD
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
@@ -41,7 +41,9 @@ def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:
 def small_pieces(monkeypatch):
     """Small inputs have many chunks, windows and shards."""
     monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 700)
-    monkeypatch.setattr("data.preparation.windows.WINDOW_TOKENS", 1500)
+    monkeypatch.setattr("data.preparation.parts.plan.SLICE_BYTES", 2000)
+    monkeypatch.setattr("data.preparation.parts.plan.ROWS_PER_SLICE", 1)
+    monkeypatch.setattr("data.preparation.parts.write.WINDOW_TOKENS", 1500)
     monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 5000)
 
 
@@ -86,7 +88,7 @@ def test_texts_are_cut_and_continue_in_the_next_row(tmp_path):
 def test_a_large_text_is_sent_in_a_file(tmp_path, monkeypatch):
     texts = ["a" * 1000, "b", "c" * 500]
     expected = contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "a")), TOY))
-    monkeypatch.setattr("data.preparation.documents.SPOOLED_BYTES", 100)
+    monkeypatch.setattr("data.preparation.packing.documents.SPOOLED_BYTES", 100)
     assert contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "b")), TOY)) == expected
 
 
@@ -248,7 +250,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, small_pieces, rows
     for workers in (1, 2, 5):
         prepare_into(tmp_path / str(workers), dataset_config(tmp_path, prepare_workers=workers), TOY)
     names = contents(tmp_path / "1").keys()
-    assert {"index.json", "manifest.json", "shard.00003.mds"} < names
+    assert {"index.json", "manifest.json", "shard.00003.00.mds"} < names
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
 
 
@@ -534,8 +536,8 @@ def test_processes_that_prepare_the_same_do_the_work_once(tmp_path):
 
 
 def test_waiting_processes_show_the_progress(tmp_path, small_pieces, capsys, monkeypatch):
-    monkeypatch.setattr("data.preparation.progress.BAR_DELAY", 0)
-    monkeypatch.setattr("data.preparation.progress.MININTERVAL", 0)
+    monkeypatch.setattr("data.preparation.parts.progress.BAR_DELAY", 0)
+    monkeypatch.setattr("data.preparation.parts.progress.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     in_child(die_at_rename, 12, tmp_path / "out", dataset_config(tmp_path, prepare_workers=1))
     waiting = Waiting(tmp_path / "out", "B")
@@ -560,7 +562,7 @@ def test_compressed_shards_are_what_streaming_reads(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(100))
     prepare_into(tmp_path / "plain", dataset_config(tmp_path), TOY)
     prepare_into(tmp_path / "zstd", dataset_config(tmp_path), TOY, compression="zstd")
-    assert "shard.00001.mds.zstd" in contents(tmp_path / "zstd")
+    assert "shard.00001.00.mds.zstd" in contents(tmp_path / "zstd")
     assert documents_of(tmp_path / "zstd") == documents_of(tmp_path / "plain")
     with pytest.raises(ConfigError, match=r"compression is 'rar', but it must be one of .*zstd"):
         prepare_into(tmp_path / "rar", dataset_config(tmp_path), TOY, compression="rar")
