@@ -72,8 +72,8 @@ def test_an_override_reaches_into_a_list(tmp_path):
     ("override", "message"),
     [
         ("foo", "'foo' is not key=value, such as optimizer.lr=1e-5"),
-        ("--lr=3", "the key '--lr' must be names separated by dots: use lr=3, without dashes"),
-        ("a..b=3", "the key 'a..b' must be names separated by dots"),
+        ("--lr=3", "the key '--lr' must consist of names separated by dots: use lr=3, without dashes"),
+        ("a..b=3", "the key 'a..b' must consist of names separated by dots"),
         ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys"),
         ("run_name={a:", "'run_name={a:': the value is not valid YAML"),
         (
