@@ -34,7 +34,7 @@ PATCHES = (
         replacement="stream));",
         fixed=r"stream\)\);",
         places=2,
-        why="CUB of CUDA 13 dropped the argument debug_synchronous, which CUB of CUDA 12.6 accepts and ignores",
+        why="CUB of CUDA 13 removed the argument debug_synchronous, which CUB of CUDA 12.6 accepts and ignores",
     ),
     Patch(
         file="grouped_gemm-0.3.0/setup.py",

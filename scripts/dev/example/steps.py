@@ -78,7 +78,9 @@ def run_steps(commands: Commands, settings: Settings) -> Results:
     results.served = _serve(commands, settings)
     counted = results.exact[RUNS[-1]][KINDS[-1]]
     if results.served["exact"] != round(counted["share"] * counted["asked"]):
-        raise ConfigError(f"the server answered {results.served['exact']} questions exactly, evaluate.py {counted}")
+        raise ConfigError(
+            f"the server answered {results.served['exact']} questions exactly, but evaluate.py reports {counted}"
+        )
     return results
 
 
