@@ -36,7 +36,7 @@ class Compiled(NamedTuple):
 
 
 def why_not_compiled() -> str | None:
-    """Return why kernels cannot be compiled here, or None."""
+    """Return the reason why kernels cannot be compiled on this machine, or None."""
     could_not = "the Triton kernels could not be compiled"
     try:
         import triton

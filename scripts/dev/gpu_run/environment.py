@@ -48,7 +48,7 @@ def _gpu() -> dict[str, str]:
 
 
 def _why_no_launch(device: torch.device) -> str | None:
-    """Return why Triton cannot launch one of our kernels, or None."""
+    """Return the reason why Triton cannot launch one of our kernels, or None."""
     if device.type != "cuda":
         return f"not tested on {device.type}"
     h1, h2 = torch.randn(2, 3, 1300, device=device).unbind()

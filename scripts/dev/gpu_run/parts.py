@@ -22,7 +22,7 @@ class Found:
     figures: Any = None
     """All measured values, only for the JSON file."""
     failure: str = ""
-    """Why the part failed; empty if it passed."""
+    """The reason why the part failed; empty if the part passed."""
 
 
 class Part(NamedTuple):

@@ -78,8 +78,8 @@ def preload() -> None:
 
 
 def why_no_gpu() -> str | None:
-    """Return why there is no GPU, or None. Another process checks this, because the parts are forked from this process,
-    which must not initialize CUDA."""
+    """Return the reason why no GPU is available, or None. A separate process checks for a GPU, because the parts are
+    forked from this process, which must not initialize CUDA."""
     from train.hardware.device import look, why_no_gpu
 
     context = multiprocessing.get_context("fork")
