@@ -251,7 +251,7 @@ def script():
         (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot needs --tasks"),
         (
             ["--tasks", "x"],
-            "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
+            "is not an exported model, which --tasks requires: export it with scripts/convert_checkpoint_to_hf.py",
         ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder does not exist or is not writable"),
