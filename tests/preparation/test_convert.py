@@ -243,7 +243,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but it must be at least 0"),
-        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs needs exactly one of model_name"),
+        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs requires exactly one of model_name"),
         (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, which requires --tokenizer"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs requires --tokenizer"),
         (
