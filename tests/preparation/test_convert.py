@@ -330,7 +330,7 @@ def test_a_command_that_an_error_suggests_works(tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing"]
     flags += ["--tokenizer", "tiktoken", "--tokenizer_kwargs", tokenizer, "--out_root", str(tmp_path / "out")]
     assert finetuning(flags) == 2
-    suggested = capsys.readouterr().err.strip().rpartition("allow this with ")[2].split()
+    suggested = capsys.readouterr().err.strip().rpartition("allow the omission with ")[2].split()
     assert suggested == ["--chat_template_drops", "tools"]
     assert finetuning([*flags, *suggested]) == 0
 
