@@ -33,9 +33,9 @@ def open_uploader(folder: Path, remote: str) -> Any:
     """A CloudUploader that sends files from the folder, which may not exist yet. Raises the errors that Streaming
     raises.
 
-    Streaming 0.13 creates the folder, and the preparation would then assume that another program owns it. Streaming
-    also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming pull
-    request 520, open). The uploader is therefore created for a temporary folder.
+    Streaming 0.13 creates the folder, and the preparation would then assume that the folder belongs to another program.
+    Streaming also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming
+    pull request 520, open). The uploader is therefore created for a temporary folder.
     """
     from streaming.base.storage.upload import CloudUploader
 

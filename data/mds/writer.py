@@ -29,8 +29,8 @@ class Shards:
     """The folder and its journal. Only one process at a time may use the folder: see data/base/locks.py."""
 
     def __init__(self, folder: Path, made_from: MadeFrom, compression: str | None) -> None:
-        """Start a new folder, or resume one that a killed process has begun. Raises ConfigError if the folder contains
-        other files."""
+        """Start a new folder, or resume a folder that a killed process has started. Raises ConfigError if the folder
+        contains other files."""
         self.folder, self.made_from, self.compression = folder, made_from, compression
         self.unfinished = folder / UNFINISHED
         self.entries: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
     if changed:
         raise ConfigError(
             f"{folder} was prepared from other data or settings ({'; '.join(changed)}): choose another folder, or "
-            "delete this one"
+            "delete this folder"
         )
 
 
@@ -190,7 +190,7 @@ def refuse_names_in_the_way(folder: Path) -> None:
     if there:
         raise ConfigError(
             f"{folder} already contains {there[0]}, which does not belong to a preparation that can be resumed: choose "
-            "another folder, or remove it"
+            f"another folder, or remove {there[0]}"
         )
 
 
@@ -206,7 +206,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, text: str) -> None:
-    """Write and sync the file, so that a full disk raises here and not later."""
+    """Write and sync the file, so that a full disk raises an error here and not later."""
     with file.open("w", encoding="utf-8") as out:
         out.write(text)
         out.flush()

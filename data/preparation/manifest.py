@@ -14,7 +14,7 @@ from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 
 FORMAT_VERSION = 3
-"""Part of the fingerprint. Increase it when a code change leads to different rows for the same input."""
+"""Part of the fingerprint. Increase the version when a code change leads to different rows for the same input."""
 
 
 def fingerprint_inputs(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:

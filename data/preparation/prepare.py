@@ -111,7 +111,7 @@ def write_once(
             if not is_whole(folder, made_from):
                 _write(folder, recipe, config, made_from, details, compression)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        # Local rank 0 prints the summary, even if another rank did the work.
+        # Local rank 0 prints the summary, even if another rank prepared the rows.
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
     if upload is not None:
         upload.send()
@@ -144,24 +144,25 @@ def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
     if error.status == -signal.SIGKILL:
         return DataError(
             f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again with "
-            f"a smaller {setting('prepare_workers')}; completed work is kept"
+            f"a smaller value of {setting('prepare_workers')}; completed work is not repeated"
         )
     if error.status == -signal.SIGVTALRM:
         return DataError(
             f"a worker process was ended ({error.how}), because the chat template spent more than a minute in a single "
-            "operation: use a tokenizer with another chat template, or change this one"
+            "operation: use a tokenizer with another chat template, or change this template"
         )
     name = config.preprocessing_fn
     if not is_own(name):
-        return DataError(f"a worker process ended before its work was done ({error.how}): start again")
+        return DataError(f"a worker process ended before its work was complete ({error.how}): start again")
     if error.status < 0:
         return DataError(
-            f"{setting('preprocessing_fn')} is {name!r}, but a process running it was ended by {error.how}: fix the "
-            "crash, perhaps in an extension module, and start again; completed work is kept"
+            f"{setting('preprocessing_fn')} is {name!r}, but a process that ran this function was ended by "
+            f"{error.how}: fix the crash, perhaps in an extension module, and start again; completed work is not "
+            "repeated"
         )
     return DataError(
-        f"{setting('preprocessing_fn')} is {name!r}, but it ended its process: {error.how}: return an example, return "
-        "None to drop the row, or raise an error"
+        f"{setting('preprocessing_fn')} is {name!r}, but this function ended its process: {error.how}: return an "
+        "example, return None to drop the row, or raise an error"
     )
 
 
@@ -175,6 +176,6 @@ def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> Non
 
 def _hint(progress: Progress, config: DatasetConfig) -> str:
     if progress.tally.dropped:
-        return f"{setting('max_seq_len')} is {config.max_seq_len}: raise it, or shorten the rows"
+        return f"{setting('max_seq_len')} is {config.max_seq_len}: increase the value, or shorten the rows"
     kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"fix them ({kinds})" if kinds else f"check {setting('preprocessing_fn')}"
+    return f"fix the bad rows ({kinds})" if kinds else f"check {setting('preprocessing_fn')}"

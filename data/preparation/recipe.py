@@ -44,14 +44,14 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A chunk, with what was known about the source when the chunk was submitted."""
+    """A chunk, and the information about the source that was available when the chunk was submitted."""
 
     chunk: Any
     form: str | None
     first_place: str
     """Location of the source's first valid row, which defined the form."""
     check_only: bool = False
-    """True if invalid rows were found before. This chunk is then only checked for more invalid rows."""
+    """True if earlier chunks contained invalid rows. This chunk is then only checked for more invalid rows."""
 
 
 @dataclass(kw_only=True)

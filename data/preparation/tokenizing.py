@@ -85,7 +85,8 @@ class Tokenizing:
     def _join(self, documents: list[Document]) -> Documents | Spooled:
         are_texts = documents[0].is_text
         tokens = np.concatenate([document.tokens for document in documents])
-        # If all ids fit into 16 bits, this halves the size of messages to the parent, and of the parent's window.
+        # If all ids fit into 16 bits, uint16 halves the size of the messages to the parent process and of the window in
+        # the parent process.
         tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
         nothing = np.empty(0, dtype=DTYPES["loss_mask"])
         joined = Documents(

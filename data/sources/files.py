@@ -42,7 +42,7 @@ class FileSource:
 
     A `json` file contains one object per line, or an array if the file begins with `[`. A text file is one document; a
     file larger than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped.
-    `names` maps files to the names used in messages, where these differ from the paths.
+    `names` maps files to their names in messages, for files whose names differ from their paths.
     """
 
     unit = "B"
@@ -160,7 +160,7 @@ class FileSource:
         if slices and (n_rows := sum(map(self._count, self._files))):
             return f"split selects none of the {n_rows:,} rows of {listed(names)}: use a larger slice"
         if len(names) == 1:
-            return f"{names[0]}: {why}: remove it, or add rows to it"
+            return f"{names[0]}: {why}: remove the file, or add rows to it"
         return f"none of the {len(names):,} files has any rows ({listed(names)}): choose other files"
 
 

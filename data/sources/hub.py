@@ -41,7 +41,7 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
     others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
-            f"is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
+            f"is true, but not all files of {name!r} end in {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
             f"specify the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
@@ -142,7 +142,9 @@ def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) ->
         table = builder.as_dataset(split=split)
     except (ValueError, DatasetsError) as error:
         why = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise DataError(f"{commit.dataset}: the `datasets` library cannot read it ({first_line(why)})") from None
+        raise DataError(
+            f"{commit.dataset}: the `datasets` library cannot read this dataset ({first_line(why)})"
+        ) from None
     assert isinstance(table, datasets.Dataset)
     name, row = f"{commit.dataset}[{split}]", 1
     for part in table.with_format("arrow").iter(CHUNK_ROWS):

@@ -46,14 +46,14 @@ class MdsSource:
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples
-        are already prepared rows, or if their columns are not supported and there is no `preprocessing_fn`."""
+        """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples are
+        already prepared rows, or if their columns are not supported and there is no `preprocessing_fn`."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
         has = f"is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
         if self.mds.is_rows:
-            raise ConfigError(f"{has}: they are already prepared rows", key=key)
+            raise ConfigError(f"{has}: the samples are already prepared rows", key=key)
         if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
             forms = "; ".join(" and ".join(form) for form in TEXT_FORMS)
             fix = f"set {setting('preprocessing_fn')} to convert the samples"
@@ -62,7 +62,7 @@ class MdsSource:
             raise ConfigError(
                 f"is {config.remote!r}, whose samples contain {self.mds.n_bytes:,} bytes to tokenize, but "
                 f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert the original data once with "
-                "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes",
+                "scripts/convert_finetuning_dataset.py --tokenizer, or increase max_prepare_bytes",
                 key="remote",
             )
 

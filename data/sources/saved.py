@@ -45,7 +45,7 @@ def saved_files(key: str, folder: Path, split: str) -> list[Path]:
             )
         folder = folder / PurePath(split).name
         if not _is_dataset(folder):
-            raise DataError(f"{folder} has no {_STATE} and {_INFO}, but {_DICT} lists it: copy or save it again")
+            raise DataError(f"{folder} must contain {_STATE} and {_INFO}: copy or save the dataset again")
         return _files(folder, _read(folder / _STATE))
     state = _read(folder / _STATE)
     own = state.get("_split") if isinstance(state.get("_split"), str) else None
@@ -66,7 +66,8 @@ def _files(folder: Path, state: dict[str, Any]) -> list[Path]:
     if any(value for key, value in state.items() if key.startswith("_indices")):
         raise DataError(
             f"{folder}: its rows are selected by an index file (from select, shuffle or filter), as written by older "
-            "versions of `datasets`: save it again with load_from_disk(...).flatten_indices().save_to_disk(...)"
+            "versions of `datasets`: save the dataset again with "
+            "load_from_disk(...).flatten_indices().save_to_disk(...)"
         )
     files = state.get("_data_files")
     items = files if isinstance(files, list) else []

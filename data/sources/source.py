@@ -92,7 +92,7 @@ def _open_hub(config: DatasetConfig, name: str, record: InputFiles) -> Source:
 
     if name == "text":
         raise ConfigError(
-            f"is 'text', but plain text files are set in `{setting('text')}` instead of {setting('hf_name')}",
+            f"is 'text', but plain text files are specified in `{setting('text')}` instead of {setting('hf_name')}",
             key="hf_name",
         )
     for format, suffixes in FORMATS.items():

@@ -195,7 +195,7 @@ def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
 
     with pytest.raises(DataError, match=r"x.jsonl:2: response is null"):
         asked("--preprocessor", "{prompt: question, response: answer}")
-    with pytest.raises(DataError, match="choose the columns with --preprocessor"):
+    with pytest.raises(DataError, match="select columns with --preprocessor"):
         asked()
     assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
     assert "--preprocessor skipped 1 of its rows" in capsys.readouterr().out

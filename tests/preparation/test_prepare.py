@@ -266,7 +266,7 @@ def test_all_bad_rows_are_found_in_one_pass_and_leave_nothing(tmp_path, small_pi
     write_jsonl(tmp_path / "train.jsonl", [*questions(100), *bad])
     with pytest.raises(DataError, match="3 rows cannot be used") as error:
         prepare(dataset_config(tmp_path, prepare_workers=workers), TOY)
-    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but the rows")):
+    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but earlier rows")):
         assert f"{tmp_path / 'train.jsonl'}:{line}: {problem}" in str(error.value)
     assert left_behind(tmp_path / "cache") == []
 
@@ -281,7 +281,9 @@ def test_problems_found_in_tokens_are_reported_with_other_bad_rows(tmp_path, sma
 
 def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "too long", "response": "a"}] * 3)
-    text = r"none of the 3 rows .*: the prompt leaves no room for a response \(3\): max_seq_len is 4: raise it"
+    text = (
+        r"none of the 3 rows .*: the prompt leaves no room for a response \(3\): max_seq_len is 4: increase the value"
+    )
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, max_seq_len=4), TOY)
     assert left_behind(tmp_path / "cache") == []
@@ -289,7 +291,7 @@ def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
 
 def test_a_dataset_of_bad_rows_alone_is_refused_with_what_is_wrong(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}] * 3)
-    text = r"none of the 3 rows can be used: bad rows \(3\): fix them \(response is missing \(3\)\)"
+    text = r"none of the 3 rows can be used: bad rows \(3\): fix the bad rows \(response is missing \(3\)\)"
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)
 
@@ -385,7 +387,7 @@ class DyingTokenizer(ToyTokenizer):
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
-    with pytest.raises(DataError, match=r"a worker process was killed \(signal 9 .*smaller prepare_workers"):
+    with pytest.raises(DataError, match=r"a worker process was killed \(signal 9 .*smaller value of prepare_workers"):
         prepare(dataset_config(tmp_path, prepare_workers=2), DyingTokenizer())
     assert not list((tmp_path / "cache").rglob("index.json"))
 
@@ -393,7 +395,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
 ENDS = {
     "sys.exit(0)": r"exit code 0 \(SystemExit at .*ends.py:3\)",
     "os._exit(3)": r"exit code 3",
-    "os.kill(os.getpid(), 31)": r"a process running it was ended by signal 31 \(SIGSYS\)",
+    "os.kill(os.getpid(), 31)": r"a process that ran this function was ended by signal 31 \(SIGSYS\)",
 }
 
 
@@ -579,7 +581,7 @@ def test_a_remote_folder_gets_all_of_it_the_index_last(tmp_path, small_pieces, m
 
     monkeypatch.setattr(LocalUploader, "upload_file", note)
     settings = {"config": dataset_config(tmp_path), "tokenizer": TOY, "remote": str(tmp_path / "remote")}
-    with pytest.raises(DataError, match=r"out could not be sent completely to .*remote' .*the network is gone"):
+    with pytest.raises(DataError, match=r"out could not be uploaded completely to .*remote' .*the network is gone"):
         prepare_into(tmp_path / "out", **settings)
     assert not (tmp_path / "remote" / "index.json").exists()
     prepare_into(tmp_path / "out", **settings)

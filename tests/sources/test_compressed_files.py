@@ -121,4 +121,4 @@ def test_compressed_text_is_a_document(tmp_path):
 
 def test_a_file_that_is_compressed_twice_is_refused(tmp_path):
     text = refusal(tmp_path / "a.jsonl.gz", gzip.compress(gzip.compress(JSONL)))
-    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: decompress it first")
+    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: decompress the file first")

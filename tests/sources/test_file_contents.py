@@ -102,7 +102,7 @@ def test_a_key_with_a_space_is_quoted_for_jq(tmp_path):
 def test_objects_over_several_lines_are_refused_with_the_command(tmp_path, suffix):
     content = "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()
     text = refusal(tmp_path / f"a.{suffix}", content)
-    assert "has JSON objects that span several lines: write one per line with `jq -c . FILE" in text
+    assert "has JSON objects that span several lines: write one object per line with `jq -c . FILE" in text
 
 
 LONG = {"dialog": [{"text": "x" * 200_000}]}

@@ -61,7 +61,7 @@ def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **set
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """The destination of an output."""
+    """The local folder and the remote folder to which an output is written."""
 
     folder: Path
     remote: str | None
@@ -73,7 +73,7 @@ class _Place:
         is_url = bool(urlsplit(args.out_root).scheme)
         remote = args.out_root if is_url or args.local is not None else args.remote
         if args.remote is not None and remote != args.remote:
-            raise ConfigError(f"--remote is {args.remote!r}, but the output already goes to {remote!r}: remove one")
+            raise ConfigError(f"--remote is {args.remote!r}, but --out_root is {remote!r}: specify only one remote")
         if args.local is not None:
             root = Path(args.local)
         else:
@@ -91,6 +91,6 @@ def _convert(
     else:
         prepare_into(place.folder, config, tokenizer, source=source, compression=compression, remote=place.remote)
     if was_whole:
-        node_logger.info(f"{place.folder} was already complete")
+        node_logger.info(f"{place.folder} was already complete and is unchanged")
     if place.passing:
         shutil.rmtree(place.folder)

@@ -77,10 +77,12 @@ class Untokenized:
 
 def _as_columns(example: Example) -> dict[str, Any]:
     if isinstance(example, TokenTurns):
-        raise ConfigError("the rows have turns, which are already tokenized: set --tokenizer to their tokenizer")
+        raise ConfigError(
+            "the rows contain turns, which are already tokenized: set --tokenizer to the tokenizer of the turns"
+        )
     if isinstance(example, Conversation):
         if example.tools is not None:
-            raise ConfigError("a row has tools, which LLM Foundry's columns do not support: set --tokenizer")
+            raise ConfigError("a row contains tools, which LLM Foundry's columns do not support: set --tokenizer")
         return {"messages": example.messages}
     return (
         {"text": example.text}

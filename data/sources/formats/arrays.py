@@ -56,7 +56,7 @@ class _Scanner:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Raises DataError if the array ends before the file does."""
+    """Raises DataError if the array ends before the end of the file."""
     cutter = _Cutter(content.name)
     scanner = _Scanner()
     while block := content.read():

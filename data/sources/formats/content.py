@@ -188,8 +188,8 @@ def _kind_by_nul(head: bytes) -> str | None:
 
 def _hint(kind: str) -> str:
     if kind.startswith("UTF"):
-        return f"save it as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
-    return f"write `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "decompress it first"
+        return f"save the file as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
+    return f"set `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "decompress the file first"
 
 
 def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, bytes | int]]:
@@ -220,7 +220,9 @@ def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int,
 
 def too_large(n_bytes: int, what: str = "the row") -> Problem:
     size, most = format_bytes(n_bytes), format_bytes(MAX_ROW_BYTES)
-    return Problem(f"larger than {most}", f"{what} has {size}, but the maximum is {most}: split it, or remove it")
+    return Problem(
+        f"larger than {most}", f"{what} has a size of {size}, but the maximum is {most}: split {what}, or remove it"
+    )
 
 
 def parse_json(text: str) -> Any:
@@ -243,7 +245,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateKey(f"has the duplicate key {describe(key)} in an object: remove one")
+        raise _DuplicateKey(f"has the duplicate key {describe(key)} in an object: remove one of the duplicates")
     return made
 
 
@@ -261,4 +263,6 @@ def decode(value: bytes) -> str | Problem:
         return value.decode()
     except UnicodeDecodeError as error:
         byte = value[error.start]
-        return Problem("not UTF-8", f"is not UTF-8 (byte 0x{byte:02x} at {error.start}): save the file as UTF-8")
+        return Problem(
+            "not UTF-8", f"is not UTF-8 (byte 0x{byte:02x} at position {error.start}): save the file as UTF-8"
+        )

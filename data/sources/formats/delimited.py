@@ -129,22 +129,24 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
     if not header:
         return ()
     if re.fullmatch(r"sep=.?", ",".join(header).strip()):
-        raise DataError(f"{name}:1: the first line is {','.join(header)!r}, which Excel reads as a setting: remove it")
+        raise DataError(
+            f"{name}:1: the first line is {','.join(header)!r}, which Excel reads as a setting: remove this line"
+        )
     other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
     if len(header) == 1 and other is not None:
         raise DataError(f"{name}:1: the header is {describe(header[0])}: separate columns by commas, not by {other!r}")
     for number, column in enumerate(header, start=1):
         if not column.strip() and (number > 1 or len(header) == 1):
-            raise DataError(f"{name}:1: column {number} of the header has no name: give each column one")
+            raise DataError(f"{name}:1: column {number} of the header has no name: add a name for each column")
         if header.index(column) != number - 1:
-            raise DataError(f"{name}:1: two columns of the header are named {column!r}: rename one")
+            raise DataError(f"{name}:1: two columns of the header are named {column!r}: rename one of the columns")
     return tuple(header)
 
 
 def _row(cells: list[str] | str, header: tuple[str, ...]) -> dict[str, str] | Problem:
     """The row, or a Problem. For a row that could not be parsed, `cells` is the parser's error message."""
     if isinstance(cells, str):
-        fix = "quote every cell that contains a comma, a quote or a line end, and double its quotes"
+        fix = "quote every cell that contains a comma, a quote or a line end, and double the quotes in the cell"
         return Problem("not CSV", f"is not CSV ({cells}): {fix}")
     if len(cells) != len(header):
         if not any(cell.strip() for cell in cells):
@@ -167,4 +169,4 @@ def _decode(text: str) -> str | Problem:
 
 
 def _not_closed(name: str, row: int, line: int) -> str:
-    return f"{name} row {row} (line {line}): a quote that opens here is never closed: close it, or double it"
+    return f"{name} row {row} (line {line}): a quote that opens here is never closed: close the quote, or double it"
