@@ -141,12 +141,12 @@ class Reading:
 
 
 def other_form(form: str, reading: Reading) -> Problem:
-    since = f" (since {reading.first_place})" if reading.first_place else ""
+    since = f" (first: {reading.first_place})" if reading.first_place else ""
     text = (
-        f"has {form}, but the rows before it have {reading.form}{since}, and all rows of a source must have the same "
+        f"has {form}, but earlier rows have {reading.form}{since}, and all rows of a source must have the same "
         f"form: move the row to a separate stream, or convert both forms with a {setting('preprocessing_fn')}"
     )
-    return Problem("a form that differs from the rows before", text)
+    return Problem("a form that differs from earlier rows", text)
 
 
 def describe(value: Any) -> str:
@@ -158,8 +158,8 @@ def describe(value: Any) -> str:
 
 
 def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row") -> Problem | None:
-    """The problem with a value that must be a non-empty string, or None if it is valid. `name` is shown as the value's
-    name."""
+    """The problem with a value that must be a non-empty string, or None if the value is valid. `name` is shown as the
+    value's name."""
     kind = name.rpartition(".")[2]
     if value is None:
         return Problem(f"{kind} is null", f"{name} is null, but it must be text: {fix}")

@@ -117,7 +117,7 @@ def test_rows_for_another_tokenizer_or_length_are_refused(prepared):
     class Other(ToyTokenizer):
         name, fingerprint = "other", "other-1"
 
-    with pytest.raises(ConfigError, match=r"with the tokenizer toy \(fingerprint toy-1\), but this run's is other"):
+    with pytest.raises(ConfigError, match=r"with the tokenizer toy \(fingerprint toy-1\), but this run uses other"):
         open_rows(mds_config(prepared.folder), Other())
 
 
@@ -180,7 +180,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             TOKENS,
             {"tokens": np.array([1, 258])},
-            "it contains the id 258, but the tokenizer's ids must be from 0 to 257",
+            "the row contains the id 258, but the tokenizer's ids must be from 0 to 257",
         ),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
         (
@@ -201,7 +201,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             COLUMNS,
             {"tokens": np.int32([1, 2]), "loss_mask": np.uint8([1, 1]), "lengths": np.int32([3])},
-            "2 tokens, 2 in the loss mask, lengths sum to 3",
+            "2 tokens, 2 values in the loss mask, and lengths that sum to 3",
         ),
     ],
 )
@@ -216,7 +216,9 @@ def test_a_wrong_row_in_the_middle_is_named_when_it_is_read(tmp_path):
     rows = open_mds_rows(write_mds(tmp_path / "mds", TOKENS, samples))
     place = 70 - int(np.cumsum(rows.shard_sizes)[1])
     assert [rows.read(row_id).tokens[0] for row_id in range(70)] == list(range(70))
-    with pytest.raises(DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(it contains the id 500"):
+    with pytest.raises(
+        DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(the row contains the id 500"
+    ):
         rows.read(70)
 
 

@@ -244,7 +244,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but it must be at least 0"),
-        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs needs exactly one of model_name"),
+        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs requires exactly one of model_name"),
         (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, which requires --tokenizer"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs requires --tokenizer"),
         (
@@ -331,7 +331,7 @@ def test_a_command_that_an_error_suggests_works(tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing"]
     flags += ["--tokenizer", "tiktoken", "--tokenizer_kwargs", tokenizer, "--out_root", str(tmp_path / "out")]
     assert finetuning(flags) == 2
-    suggested = capsys.readouterr().err.strip().rpartition("allow this with ")[2].split()
+    suggested = capsys.readouterr().err.strip().rpartition("allow the omission with ")[2].split()
     assert suggested == ["--chat_template_drops", "tools"]
     assert finetuning([*flags, *suggested]) == 0
 

@@ -268,7 +268,7 @@ def test_all_bad_rows_are_found_in_one_pass_and_leave_nothing(tmp_path, small_pi
     write_jsonl(tmp_path / "train.jsonl", [*questions(100), *bad])
     with pytest.raises(DataError, match="3 rows cannot be used") as error:
         prepare(dataset_config(tmp_path, prepare_workers=workers), TOY)
-    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but the rows")):
+    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but earlier rows")):
         assert f"{tmp_path / 'train.jsonl'}:{line}: {problem}" in str(error.value)
     assert left_behind(tmp_path / "cache") == []
 

@@ -231,7 +231,8 @@ def test_a_tokenizer_without_a_template_takes_no_messages(template):
     tokenizer = template(None)
     assert tokenizer.chat_template is None
     with pytest.raises(
-        DataError, match=r"the rows have messages, but tokenizer .* has no chat template: use a tokenizer that has one"
+        DataError,
+        match=r"the rows have messages, but tokenizer .* has no chat template: use a tokenizer with a chat template",
     ):
         tokenize(talk("a", "b"), tokenizer, config())
 
