@@ -5,20 +5,20 @@ A row is a sample with the columns of data/mds/row.py. `index.json` and the shar
 """
 
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from data.base.console import node_logger
-from data.base.errors import ConfigError, DataError, plain_os_errors, setting
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.locks import exclusive
 from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
-from data.examples.preprocessing import is_own, resolve_preprocessing_fn
+from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.upload import Remote
 from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
-from data.preparation.engines.local import run_local
+from data.preparation.engines.choice import LOCAL, Engine
+from data.preparation.engines.run import run, run_share
 from data.preparation.packing.recipe import Recipe
 from data.preparation.packing.tokenizing import Tokenizing
 from data.preparation.parts.manifest import (
@@ -33,6 +33,7 @@ from data.preparation.parts.part import PartError
 from data.preparation.parts.plan import plan, read_plan
 from data.preparation.parts.progress import Waiting
 from data.preparation.summary import summary
+from data.preparation.worker_errors import error_of_worker
 from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ def prepare_into(
     source: Source | None = None,
     compression: str | None = None,
     remote: str | None = None,
+    engine: Engine = LOCAL,
 ) -> Path:
     """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
@@ -75,8 +77,8 @@ def prepare_into(
     made_from = {**fingerprint_inputs(config, source, tokenizer), "compression": compression}
     with plain_os_errors(str(folder), "choose another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)
-        details = describe(config, tokenizer)
-        return write_once(folder, recipe, config, made_from, details, compression=compression, remote=remote)
+        output: dict[str, Any] = {"compression": compression, "remote": remote, "engine": engine}
+        return write_once(folder, recipe, config, made_from, describe(config, tokenizer), **output)
 
 
 def _made_from_in_cache(cache_dir: Path, made_from: dict[str, Any]) -> MadeFrom:
@@ -112,6 +114,7 @@ def write_once(
     *,
     compression: str | None = None,
     remote: str | None = None,
+    engine: Engine = LOCAL,
 ) -> Path:
     """Prepare the folder if it is not complete. `details` are added to the manifest unchanged."""
     made_from = _made_from_in(folder, made_from)
@@ -120,14 +123,18 @@ def write_once(
         planned = read_plan(folder)
         if planned is not None:
             refuse_other(folder, planned["made_from"], made_from)
+        elif engine.merge_only:
+            raise ConfigError(f"{folder} has no parts to merge: prepare all parts first (--part 0/N to N-1/N)")
+        if engine.share is not None:
+            return _write_share(folder, recipe, config, made_from, compression, engine.share)
         started = time.monotonic()
         with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder, recipe.source.unit)):
             if not is_whole(folder, made_from):
-                _write(folder, recipe, config, made_from, details, compression)
+                _write(folder, recipe, config, made_from, details, compression, engine)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         # Local rank 0 prints the summary, even if another rank prepared the rows.
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
-    if upload is not None:
+    if upload is not None and engine.share is None:
         upload.send()
     return folder
 
@@ -139,10 +146,11 @@ def _write(
     made_from: MadeFrom,
     details: dict[str, Any],
     compression: str | None,
+    engine: Engine,
 ) -> None:
     try:
         job = plan(folder, recipe, config, made_from, compression)
-        merge(job, made_from, details, run_local(job))
+        merge(job, made_from, details, run(job, engine))
     except PartError:
         raise
     except (ConfigError, DataError):
@@ -151,7 +159,31 @@ def _write(
     except WorkerEnded as error:
         if error.status >= 0:
             _discard(folder)
-        raise _of_worker(error, config) from None
+        raise error_of_worker(error, config) from None
+
+
+def _write_share(
+    folder: Path,
+    recipe: Recipe,
+    config: DatasetConfig,
+    made_from: MadeFrom,
+    compression: str | None,
+    share: tuple[int, int],
+) -> Path:
+    """Prepare a share of the slices. Other jobs may prepare other shares in the same folder, so nothing is removed if
+    an error is raised."""
+    index, count = share
+    try:
+        job = plan(folder, recipe, config, made_from, compression)
+        run_share(job, index, count)
+    except WorkerEnded as error:
+        raise error_of_worker(error, config) from None
+    n_slices = len(range(index, len(job.slices), count))
+    node_logger.info(
+        f"Prepared part {index}/{count} ({n_slices:,} of {len(job.slices):,} slices) in {folder}: when all parts are "
+        "prepared, merge them with --merge"
+    )
+    return folder
 
 
 def _discard(folder: Path) -> None:
@@ -161,29 +193,3 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     if not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
-    if error.status == -signal.SIGKILL:
-        return DataError(
-            f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again with "
-            f"a smaller value of {setting('prepare_workers')}; completed work is not repeated"
-        )
-    if error.status == -signal.SIGVTALRM:
-        return DataError(
-            f"a worker process was ended ({error.how}), because the chat template spent more than a minute in a single "
-            "operation: use a tokenizer with another chat template, or change this template"
-        )
-    name = config.preprocessing_fn
-    if not is_own(name):
-        return DataError(f"a worker process ended before its work was complete ({error.how}): start again")
-    if error.status < 0:
-        return DataError(
-            f"{setting('preprocessing_fn')} is {name!r}, but a process that ran this function was ended by "
-            f"{error.how}: fix the crash, perhaps in an extension module, and start again; completed work is not "
-            "repeated"
-        )
-    return DataError(
-        f"{setting('preprocessing_fn')} is {name!r}, but this function ended its process: {error.how}: return an "
-        "example, return None to drop the row, or raise an error"
-    )

@@ -21,7 +21,7 @@ from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
 from data.sources.formats.compressed import is_compressed
 from data.sources.formats.content import Content, FileChunk, InputFile, check_head, check_unchanged
 from data.sources.input_files import InputFiles, Opened
-from data.sources.source import Piece, Slice, grouped
+from data.sources.slices import Piece, Slice, grouped, size_of_slices
 
 READERS: dict[str, Any] = {
     "lines": lines,
@@ -123,6 +123,7 @@ class FileSource:
         return [{"path": self._names[file.path], "bytes": file.bytes, "xxh3_128": file.xxh3} for file in files]
 
     def slices(self, n_bytes: int) -> list[Slice]:
+        n_bytes = size_of_slices(n_bytes, self.total)
         return grouped(self._pieces(n_bytes), n_bytes)
 
     def _pieces(self, n_bytes: int) -> Iterator[Piece]:

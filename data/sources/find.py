@@ -16,7 +16,10 @@ from data.sources.folders import (
     files_below,
     files_of_split,
     is_file_or_broken_link,
+    is_saved,
     notice_unread_in,
+    refuse_saved_below,
+    saved_files,
     without_duplicates,
 )
 from data.sources.formats.names import (
@@ -29,7 +32,6 @@ from data.sources.formats.names import (
     named_format,
     suffix_of,
 )
-from data.sources.saved import is_saved, refuse_saved_below, saved_files
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from data.sources.formats.parquet import arrow_chunk
 from data.sources.hub_choice import Chosen, choose
 from data.sources.hub_commit import Commit, find_commit, record_of
 from data.sources.input_files import InputFiles
-from data.sources.source import Piece, Slice
+from data.sources.slices import Piece, Slice
 
 if TYPE_CHECKING:
     import pyarrow as pa

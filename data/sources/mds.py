@@ -21,7 +21,7 @@ from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
 from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
-from data.sources.source import Piece, Slice, grouped
+from data.sources.slices import Piece, Slice, grouped, size_of_slices
 
 _AS_JSON = ("messages", "turns")
 """Columns that contain a list, or the JSON text of a list."""
@@ -94,6 +94,7 @@ class MdsSource:
         self.mds.check()
         shards = zip(self.mds.shards, self.mds.ends.tolist(), strict=True)
         pieces = (Piece(file=0, size=shard.samples, start=end - shard.samples, stop=end) for shard, end in shards)
+        n_bytes = size_of_slices(n_bytes, self.mds.n_bytes)
         return grouped(pieces, max(n_bytes * self.total // max(self.mds.n_bytes, 1), 1))
 
     def chunks(self, slice: Slice) -> Iterator[MdsChunk]:

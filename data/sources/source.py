@@ -4,57 +4,14 @@ A slice yields chunks, and a chunk yields `(place, record)` pairs; the place is 
 The content of records is checked in data/examples/examples.py.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from data.base.errors import ConfigError, setting
 from data.base.problems import Place
 from data.config.dataset import DatasetConfig
 from data.sources.input_files import InputFiles
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Consecutive records of one file."""
-
-    file: int
-    """Index of the file in the source's `inputs`."""
-    size: int
-    """Size in the unit of the source."""
-    start: int = 0
-    """The first byte (files of lines), row group (Parquet) or sample (MDS)."""
-    stop: int | None = None
-    """The end of this range, which is not included; None: the end of the file."""
-    rows: tuple[int, int] | None = None
-    """The rows that `split` selects, counted from 0, if it selects rows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """The pieces that one task prepares. Slices depend only on the source and on the requested size."""
-
-    number: int
-    pieces: tuple[Piece, ...]
-
-    @property
-    def size(self) -> int:
-        """Size in the unit of the source."""
-        return sum(piece.size for piece in self.pieces)
-
-
-def grouped(pieces: Iterable[Piece], size: int) -> list[Slice]:
-    """Slices of consecutive pieces. Each slice except the last one has at least `size` units."""
-    slices: list[Slice] = []
-    held: list[Piece] = []
-    for piece in pieces:
-        held.append(piece)
-        if sum(each.size for each in held) >= size:
-            slices.append(Slice(number=len(slices), pieces=tuple(held)))
-            held = []
-    if held:
-        slices.append(Slice(number=len(slices), pieces=tuple(held)))
-    return slices
+from data.sources.slices import Slice
 
 
 class Chunk(Protocol):

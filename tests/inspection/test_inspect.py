@@ -197,7 +197,7 @@ def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
     shard.write_bytes(content)
     lines = verification_lines(verify(rows.folder))
     assert lines[0].endswith("1 shards, 40 samples, 1 shards corrupt")
-    assert lines[1].startswith("  shard.00000.mds, samples 0 to 39: ")
+    assert lines[1].startswith("  shard.00000.00.mds, samples 0 to 39: ")
 
 
 @pytest.fixture

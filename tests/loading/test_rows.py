@@ -63,7 +63,7 @@ def test_rows_are_found_in_their_shards(prepared):
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "index", "manifest"])
 def test_damaged_folders_are_refused_when_opened(prepared, damage):
-    shard = prepared.folder / "shard.00001.mds"
+    shard = prepared.folder / "shard.00000.01.mds"
     content = shard.read_bytes()
     if damage == "missing":
         shard.unlink()
@@ -75,7 +75,7 @@ def test_damaged_folders_are_refused_when_opened(prepared, damage):
         (prepared.folder / f"{damage}.json").write_text("{")
     with pytest.raises(DataError) as error:
         again(prepared)
-    name = f"{damage}.json" if damage in ("index", "manifest") else "shard.00001.mds"
+    name = f"{damage}.json" if damage in ("index", "manifest") else "shard.00000.01.mds"
     assert str(prepared.folder / name) in str(error.value)
     assert f"delete the folder {prepared.folder.name} to prepare it again" in str(error.value)
 
@@ -89,12 +89,12 @@ def test_hashes_are_checked_once(prepared, monkeypatch):
 
 
 def test_a_shard_that_breaks_later_is_named_when_it_is_read(prepared):
-    shard = prepared.folder / "shard.00000.mds"
+    shard = prepared.folder / "shard.00000.00.mds"
     shard.write_bytes(shard.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"row \d+ of .*shard.00000.mds cannot be read"):
+    with pytest.raises(DataError, match=r"row \d+ of .*shard.00000.00.mds cannot be read"):
         documents(prepared)
     shard.unlink()
-    with pytest.raises(DataError, match=r"row 0 of .*shard.00000.mds cannot be read \(FileNotFoundError"):
+    with pytest.raises(DataError, match=r"row 0 of .*shard.00000.00.mds cannot be read \(FileNotFoundError"):
         prepared.read(0)
 
 

@@ -169,7 +169,9 @@ def test_rows_are_sent_to_gs(gs, tmp_path):
     write_jsonl(tmp_path / "train.jsonl", questions(100))
     config = dataset_config(tmp_path, prepare_workers=1)
     folder = prepare_into(tmp_path / "out", config, ToyTokenizer(), remote="gs://bucket/rows")
-    assert gs.uploaded == [f"rows/{name}" for name in ("manifest.json", "shard.00000.mds", "index.json")]
+    assert gs.uploaded == [
+        f"rows/{name}" for name in ("manifest.json", "shard.00000.00.mds", "documents.00000.bin", "index.json")
+    ]
     sent = {name.removeprefix("rows/"): gs.buckets["bucket"][name] for name in gs.uploaded}
     assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
     del gs.buckets["bucket"]["rows/index.json"]  # as after a killed upload

@@ -37,16 +37,6 @@ def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:
     return [(each["prompt"], each["response"]) for each in examples]
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """Small inputs have many chunks, windows and shards."""
-    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 700)
-    monkeypatch.setattr("data.preparation.parts.plan.SLICE_BYTES", 2000)
-    monkeypatch.setattr("data.preparation.parts.plan.ROWS_PER_SLICE", 1)
-    monkeypatch.setattr("data.preparation.parts.write.WINDOW_TOKENS", 1500)
-    monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 5000)
-
-
 def in_child(function, *args, **kwargs) -> int:
     """Run the function in a forked process, and return the exit code."""
     process = FORK.Process(target=function, args=args, kwargs=kwargs)

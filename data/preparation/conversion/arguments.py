@@ -5,6 +5,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from data.base.errors import ConfigError, setting
 from data.base.paths import is_file_name
@@ -13,6 +14,7 @@ from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.sections import unchecked
 from data.config.tokenizer import TokenizerConfig
 from data.examples.preprocessing import PREPROCESSORS
+from data.preparation.engines.choice import Engine, parse_share
 from data.sources.formats.names import FORMATS
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
@@ -106,3 +108,16 @@ def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
             f"--excess_length is {args.excess_length}, which requires --tokenizer: without a tokenizer, the length of "
             "examples is not limited"
         )
+
+
+def engine_of(args: argparse.Namespace) -> Engine:
+    if args.master is not None and args.engine != "spark":
+        raise ConfigError(f"--master is {args.master!r}, which requires --engine spark")
+    if args.part is None:
+        return Engine(name=args.engine, master=args.master, merge_only=args.merge)
+    for flag, given in (("--merge", args.merge), ("--engine spark", args.engine == "spark")):
+        if given:
+            raise ConfigError(f"--part is {args.part!r}, which cannot be combined with {flag}: remove one of the two")
+    if urlsplit(args.out_root).scheme:
+        raise ConfigError(f"--part requires a folder that all jobs can access, but --out_root is {args.out_root!r}")
+    return Engine(share=parse_share(args.part))

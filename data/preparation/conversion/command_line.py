@@ -11,6 +11,7 @@ from data.base.paths import refuse_path_arguments
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
 from data.preparation.conversion.flags import as_flag
+from data.preparation.engines.choice import ENGINES
 
 _PATHS = (
     *("--out_root", "--local", "--remote", "--path", "--input_folder", "--dataset", "--data_files", "--splits"),
@@ -116,6 +117,13 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", "--processes", type=int, help="number of processes (default: one per CPU core)"
     )
+    where = "where the input is prepared: local (processes on this machine) or spark (default: %(default)s)"
+    parser.add_argument("--engine", choices=ENGINES, default="local", help=where)
+    master = "URL of Spark's master, such as 'local[2]' or spark://HOST:7077 (default: the active session)"
+    parser.add_argument("--master", help=master)
+    one = "prepare only part I of N (I counts from 0), so that N jobs share the work; combine the parts with --merge"
+    parser.add_argument("--part", metavar="I/N", help=one)
+    parser.add_argument("--merge", action="store_true", help="combine the parts that jobs with --part have prepared")
 
 
 def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, required: bool = False) -> None:

@@ -16,6 +16,7 @@ from data.examples.examples import Reading, read_examples
 from data.examples.forms import Conversation, Example, PromptResponse, Text, TokenTurns
 from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.writer import check_compression
+from data.preparation.engines.choice import LOCAL, Engine
 from data.preparation.packing.recipe import Converted, Tally, Task, places_of
 from data.preparation.parts.manifest import fingerprint_inputs
 from data.preparation.prepare import write_once
@@ -30,14 +31,20 @@ COLUMNS = {
 
 
 def write_untokenized(
-    folder: Path, config: DatasetConfig, source: Source, *, compression: str | None = None, remote: str | None = None
+    folder: Path,
+    config: DatasetConfig,
+    *,
+    source: Source,
+    compression: str | None = None,
+    remote: str | None = None,
+    engine: Engine = LOCAL,
 ) -> None:
     """Write the valid examples in the order of the source, in LLM Foundry's columns."""
     check_compression(compression)
     made_from = {**fingerprint_inputs(config, source, None), "columns": "untokenized", "compression": compression}
     recipe = Untokenized(source=source, preprocess=resolve_preprocessing_fn(config.preprocessing_fn))
     with plain_os_errors(str(folder), "choose another folder"):
-        write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote)
+        write_once(folder, recipe, config, made_from, {}, compression=compression, remote=remote, engine=engine)
 
 
 @dataclass(frozen=True)

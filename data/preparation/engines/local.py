@@ -8,7 +8,7 @@ from data.preparation.parts.part import Part
 from data.preparation.parts.plan import SLICE_BYTES, Job, done
 from data.preparation.parts.progress import source_bar
 from data.preparation.parts.write import write_part
-from data.sources.source import Slice
+from data.sources.slices import Slice
 
 LARGE = 8
 """A slice of more than this number of times the mean size is prepared by all workers together."""

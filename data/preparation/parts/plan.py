@@ -19,7 +19,7 @@ from data.examples.preprocessing import is_own
 from data.mds.writer import UNFINISHED, MadeFrom, read_json, refuse_names_in_the_way, refuse_other, write_text
 from data.preparation.packing.recipe import Recipe
 from data.preparation.parts.part import PARTS
-from data.sources.source import Slice
+from data.sources.slices import Slice
 
 PLAN = "plan.json"
 SLICE_BYTES = 4 << 20

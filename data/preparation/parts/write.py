@@ -22,7 +22,7 @@ from data.preparation.packing.recipe import Converted, Task
 from data.preparation.parts.part import PART, Part, part_folder
 from data.preparation.parts.plan import Job
 from data.preparation.parts.row_documents import RowDocuments
-from data.sources.source import Slice
+from data.sources.slices import Slice
 
 WINDOW_TOKENS = 16 << 20
 """Maximum number of tokens that are packed together, and kept in memory at the same time."""
