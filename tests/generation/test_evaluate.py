@@ -145,7 +145,7 @@ def test_missing_tasks_are_reported(exported, tasks, tmp_path):
             tasks_here(exported, [name])
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(
-        ConfigError, match=r"'sorting', whose data does not exist \(.*rows.jsonl'\): add it, or correct the task"
+        ConfigError, match=r"'sorting', whose data does not exist \(.*rows.jsonl'\): add the data, or correct the task"
     ):
         tasks_here(exported, [str(tasks / "sorting.yaml")])
 
@@ -198,7 +198,7 @@ def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
     with pytest.raises(DataError, match="select columns with --preprocessor"):
         asked()
     assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
-    assert "--preprocessor skipped 1 of its rows" in capsys.readouterr().out
+    assert "--preprocessor skipped 1 of the rows in this file" in capsys.readouterr().out
     assert evaluate.main([str(tmp_path), "--tasks", "x", "--preprocessor", "alpaca"]) == 2
 
 
