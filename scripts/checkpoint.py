@@ -3,7 +3,7 @@
   checkpoint.py ls runs/mine                              or the save folder: runs/mine/checkpoints
   checkpoint.py verify runs/mine/checkpoints              all checkpoints; or one: runs/mine/checkpoints/ep0-ba500
   checkpoint.py diff runs/mine/checkpoints/ep0-ba500 runs/mine/checkpoints/ep0-ba1000
-  checkpoint.py prune runs/mine/checkpoints --keep 2      lists what it would delete; with --yes, it deletes these files
+  checkpoint.py prune runs/mine/checkpoints --keep 2      lists the files to delete; with --yes, deletes these files
 
 The exit code is 2 after an error, such as a corrupt checkpoint. diff returns 1 if the checkpoints differ.
 """
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "list the checkpoints of a save folder from their manifests, and the owner of the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    text = "a run's folder or a checkpoint; also in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    text = "a run's folder or a checkpoint, or its URL in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
     ls.add_argument("folder", type=_place, help=text)
     ls.add_argument("--json", action="store_true", help="print JSON for programs, with sizes in bytes")
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "compare two checkpoints: manifest, config, state, tensors"
     diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
     diff.add_argument("a", type=_folder, help="a checkpoint, or a run's folder, whose newest checkpoint is used")
-    diff.add_argument("b", type=_folder, help="the checkpoint to compare it with")
+    diff.add_argument("b", type=_folder, help="the second checkpoint, or a run's folder")
     diff.add_argument("--top", type=int, default=10, metavar="N", help="show at most N tensors (default: %(default)s)")
 
     text = "delete older checkpoints, and incomplete files of killed runs"
@@ -179,7 +179,7 @@ def _prune(args: argparse.Namespace) -> int:
             done = prune(folder, keep=args.keep, keep_every=args.keep_every, progress=bar.update)
         print(f"freed {format_bytes(done.size, down=True)}")
     else:
-        print(f"nothing was deleted: with --yes this frees {format_bytes(planned.size, down=True)}")
+        print(f"nothing was deleted: with --yes, the command frees {format_bytes(planned.size, down=True)}")
     return 0
 
 

@@ -16,11 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.models.precision import PRECISIONS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a run's folder, whose newest checkpoint is used; also "
-    what += "s3://bucket/runs/x/ep0-ba100 or s3://bucket/runs/x/latest, and gs://"
+    what = "a sharded checkpoint such as runs/x/ep0-ba100, or a run's folder, whose newest checkpoint is used; or a "
+    what += "URL (s3:// or gs://) such as s3://bucket/runs/x/ep0-ba100 or s3://bucket/runs/x/latest"
     parser.add_argument("--composer_path", required=True, help=what)
     parser.add_argument(
-        "--hf_output_path", required=True, help="the folder to write, which must be new or empty; also s3:// or gs://"
+        "--hf_output_path", required=True, help="the new or empty folder to write, or its URL (s3:// or gs://)"
     )
     parser.add_argument("--output_precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     what = "maximum size of a weights file: a number of bytes, or a size such as 500mb (default: 5gb)"
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
     if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
-        parser.error("--verify and --max_shard_size are for DBRX folders, which --adapter peft does not write")
+        parser.error("--adapter peft does not support --verify and --max_shard_size: remove these options")
 
     # Check the arguments before torch is imported, which is slow.
     from data.base.console import show_error, show_on_console

@@ -99,7 +99,7 @@ def _check_exported(folder: Path) -> None:
 
     read_kept(folder)
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written, but the results are saved in it: evaluate a copy")
+        raise ConfigError(f"{folder} is not writable, but the results are saved in this folder: evaluate a copy")
 
 
 def _read_questions(args: argparse.Namespace) -> "list[Question]":
@@ -133,7 +133,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         _check_exported(args.folder)
     elif args.tasks:
         raise ConfigError(
-            f"{args.folder} is not an exported model, which --tasks needs: export it with "
+            f"{args.folder} is not an exported model, which --tasks requires: export it with "
             "scripts/convert_checkpoint_to_hf.py"
         )
     device = choose_device(args.device)

@@ -86,7 +86,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ConfigError(f"--batch_size is {args.batch_size}, but it must be at least 1")
     if args.file is not None and args.prompts:
-        raise ConfigError("--file and prompts are both given: put the prompts into the file, or remove one of them")
+        raise ConfigError("--file and prompts are both given: put the prompts into the file, or remove --file")
     asked = args.file is not None or bool(args.prompts)
     if args.output is not None:
         if not asked:

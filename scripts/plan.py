@@ -41,10 +41,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="a YAML file for train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     parser.add_argument("--nodes", type=int, help="nodes of the run (default: 1)")
-    parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, else 1)")
+    parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, otherwise 1)")
     parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
     parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
-    parser.add_argument("--simulate", action="store_true", help="run a step of one rank with tensors that hold no data")
+    parser.add_argument("--simulate", action="store_true", help="simulate a step of one rank without data")
     parser.add_argument(
         "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
     )

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
-        print("stopped: make quickstart resumes from the newest checkpoint", file=sys.stderr)
+        print("stopped: run the same command again to resume from the newest checkpoint", file=sys.stderr)
         return 130
     if total["after"] < args.at_least * total["asked"]:
         answered = f"{total['after']} of {total['asked']} questions were answered exactly"

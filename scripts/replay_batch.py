@@ -4,7 +4,7 @@
   composer -n 2 scripts/replay_batch.py runs/mine/checkpoints/incidents/ba700      with as many ranks as in the run
 
 Training starts from the newest checkpoint before the batch and ends at the batch; nothing is saved. The exit code is 0
-if all losses are equal, and 1 if not. After an error, the exit code is the same as that of train.py.
+if all losses are equal, and 1 otherwise. After an error, the exit code is the same as that of train.py.
 """
 
 import sys
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         os.environ.update(ranks_of_srun(os.environ))
         refuse_path_arguments(args, "incident")
-        with sharing_failures():  # a single rank may fail to read its batch
+        with sharing_failures():  # some ranks may fail to read their batches
             from train.run.replay import replay
 
             ranks = replay(args.incident)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     RunStopped; or 128 + n if signal n was received before training."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        # Loggers such as wandb record the command line.
+        # Loggers such as wandb record the command line, so secrets in the arguments are masked.
         sys.argv[1:] = map(redacted, arguments)
     show_on_console()
     silence_expected_warnings()

@@ -25,7 +25,7 @@ def parse_duration(text: str) -> tuple[float, str]:
     if not math.isfinite(value):
         raise ValueError(f"is {shown(text)}, which is too long")
     if unit in ("ba", "tok") and value != int(value):
-        raise ValueError(f"is {text!r}, but a number of {unit} must be an integer")
+        raise ValueError(f"is {text!r}, but a duration in {unit} must be an integer")
     return value, unit
 
 
@@ -80,7 +80,7 @@ class Clock:
     max_batches: int | None = None
     """The run's length in batches, needed for durations in `dur`; None if the length is not known yet."""
     counts_epochs: bool = False
-    """Whether the run's length is given in epochs, so that it also determines how often rows are repeated."""
+    """Whether the run's length is specified in epochs. The length then also determines how often rows are repeated."""
 
     def until(self, max_duration: str, *, batch: int = 0, rows: int = 0) -> "Clock":
         """A copy of this clock for a run of length max_duration that has drawn `rows` rows before batch `batch`.
@@ -111,5 +111,7 @@ class Clock:
         if unit == "ep":
             return math.ceil(round(value * self.rows_per_epoch, 6) / self.rows_per_batch)
         if self.max_batches is None:
-            raise ValueError(f"is {text!r}, but dur is a fraction of max_duration, which therefore needs another unit")
+            raise ValueError(
+                f"is {text!r}, but dur is a fraction of max_duration, which therefore requires another unit"
+            )
         return math.ceil(round(value * self.max_batches, 6))

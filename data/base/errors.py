@@ -1,4 +1,4 @@
-"""The two kinds of errors that a user can cause. Their messages name the location of the error (a config key, or a
+"""The two kinds of errors that a user can cause. Their messages contain the location of the error (a config key, or a
 position in a file), the value and a fix, and are shown without a traceback."""
 
 import errno
@@ -114,7 +114,7 @@ class RowError(DataError):
 
 @contextmanager
 def under(key: str) -> Iterator[None]:
-    """Prepend `key` to the key of any ConfigError raised in the block, so that checks do not need to know their
+    """Prepend `key` to the key of any ConfigError raised in the block, so that checks do not depend on their
     section."""
     try:
         yield

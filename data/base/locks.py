@@ -11,10 +11,10 @@ from typing import IO
 from data.base.console import is_first
 
 HEAD_START = 1.0
-"""Seconds that other ranks wait before they try to take a lock, so that local rank 0 takes the lock first. Launchers
-show only the output of local rank 0."""
+"""Seconds that other ranks wait before they try to acquire a lock, so that local rank 0 acquires the lock first.
+Launchers show only the output of local rank 0."""
 POLL = 1.0
-"""Seconds between attempts to take a lock that another process holds."""
+"""Seconds between attempts to acquire a lock that another process holds."""
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def path_defect(value: object) -> str | None:
         if longest > MAX_NAME_BYTES or length > MAX_PATH_BYTES:
             what = f"a name of {longest:,} bytes" if longest > MAX_NAME_BYTES else f"{length:,} bytes"
             most = MAX_NAME_BYTES if longest > MAX_NAME_BYTES else MAX_PATH_BYTES
-            return f"is {shown(path)}, which has {what}, but file systems allow at most {most:,}: shorten it"
+            return f"is {shown(path)}, which has {what}, but the maximum is {most:,}: shorten the path"
     return None
 
 
@@ -102,8 +102,8 @@ def is_file_name(text: str) -> bool:
 
 
 def refuse_path(key: str, value: object) -> None:
-    """Raise ConfigError if `value` is not a valid path. For paths outside config sections only: those in config
-    sections are checked in data/config/values.py."""
+    """Raise ConfigError if `value` is not a valid path. Used only for paths outside config sections. Paths in
+    config sections are checked in data/config/values.py."""
     if (defect := path_defect(value)) is not None:
         raise ConfigError(defect, key=key)
 

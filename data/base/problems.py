@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,41 @@ class Problem:
     """The problem and a fix. In messages, this text is appended to the location of the row."""
 
 
+class Place(NamedTuple):
+    """The location of a record in a source. `str(place)` is the location as it is shown in messages."""
+
+    file: int
+    """Index of the file in the source's `inputs`."""
+    position: int
+    """For lines and text files: offset of the record's first byte in the decompressed file. For other formats: number
+    of the record, from 0."""
+    text: str
+    """The location, such as `a.parquet row 3`; for lines, the name of the file."""
+    line: int | None = None
+    """Number of the line, where the line at `start` has number 1. None if `text` is the complete location."""
+    start: int = 0
+    """Offset in bytes of the first line that the task reads."""
+    path: str = ""
+    """The file in which the lines before `start` are counted."""
+
+    def __str__(self) -> str:
+        if self.line is None:
+            return self.text
+        return f"{self.text}:{self.line + (_lines_before(self.path, self.start) if self.start else 0)}"
+
+
+@cache
+def _lines_before(path: str, stop: int) -> int:
+    """Number of line ends in the first `stop` bytes of the file. Tasks do not count these lines, because the number is
+    only needed for messages."""
+    count = 0
+    with Path(path).open("rb") as file:
+        while stop > 0 and (block := file.read(min(stop, 1 << 20))):
+            count += block.count(b"\n")
+            stop -= len(block)
+    return count
+
+
 @dataclass
 class Reading:
     """The result of reading a part of a source. Parts are merged in their order. Can be pickled."""
@@ -44,16 +81,14 @@ class Reading:
     """Kind of problem -> number of rows."""
     first: dict[str, str] = field(default_factory=dict)
     """Kind of problem -> text of its first problem."""
-    places: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, list[object]] = field(default_factory=dict)
     """Kind of problem -> the locations of the first rows with this problem."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Unused column -> number of rows that have it."""
-    place: str = ""
-    """Location of the last example that read_examples yielded."""
     first_place: str = ""
     """Location of the first valid row."""
 
-    def add(self, place: str, problems: Sequence[Problem]) -> None:
+    def add(self, place: object, problems: Sequence[Problem]) -> None:
         """Count one invalid row, and all problems of this row."""
         self.bad_rows += 1
         for problem in problems:
@@ -73,12 +108,11 @@ class Reading:
         self.bad_rows += other.bad_rows
         self.n_dropped += other.n_dropped
         self.first_place = self.first_place or other.first_place
-        self.place = other.place or self.place
         for kind, count in other.kinds.items():
             self._count(Problem(kind, other.first[kind]), other.places[kind], count)
         self.ignored.update(other.ignored)
 
-    def _count(self, problem: Problem, places: Sequence[str], count: int) -> None:
+    def _count(self, problem: Problem, places: Sequence[object], count: int) -> None:
         """`places` are the locations of the first few of the `count` rows."""
         self.kinds[problem.kind] += count
         self.first.setdefault(problem.kind, problem.text)
@@ -96,7 +130,7 @@ class Reading:
         return lines
 
     def _more(self, kind: str) -> str:
-        more, places = self.kinds[kind] - 1, self.places[kind][1:]
+        more, places = self.kinds[kind] - 1, [str(place) for place in self.places[kind][1:]]
         such_as = f", such as {' and '.join(places)}" if len(places) < more else f": {' and '.join(places)}"
         return f" (and {_count(more, 'more row')}{such_as if places else ''})" if more else ""
 
@@ -107,12 +141,12 @@ class Reading:
 
 
 def other_form(form: str, reading: Reading) -> Problem:
-    since = f" (since {reading.first_place})" if reading.first_place else ""
+    since = f" (first: {reading.first_place})" if reading.first_place else ""
     text = (
-        f"has {form}, but the rows before it have {reading.form}{since}, and all rows of a source must have the same "
+        f"has {form}, but earlier rows have {reading.form}{since}, and all rows of a source must have the same "
         f"form: move the row to a separate stream, or convert both forms with a {setting('preprocessing_fn')}"
     )
-    return Problem("a form that differs from the rows before", text)
+    return Problem("a form that differs from earlier rows", text)
 
 
 def describe(value: Any) -> str:
@@ -124,8 +158,8 @@ def describe(value: Any) -> str:
 
 
 def check_text(value: Any, name: str, fix: str = "fill it in, or remove the row") -> Problem | None:
-    """The problem with a value that must be a non-empty string, or None if it is valid. `name` is shown as the value's
-    name."""
+    """The problem with a value that must be a non-empty string, or None if the value is valid. `name` is shown as the
+    value's name."""
     kind = name.rpartition(".")[2]
     if value is None:
         return Problem(f"{kind} is null", f"{name} is null, but it must be text: {fix}")

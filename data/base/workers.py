@@ -141,7 +141,7 @@ def _run(task: Any) -> Any:
 
 def _survived(work: Callable[..., Result], *args: Any) -> Result:
     """Return work(*args). Raises WorkerEnded in place of SystemExit and KeyboardInterrupt, which would end this
-    process, or the parent process if the pool raised them there."""
+    process, or the parent process if the pool raised these exceptions there."""
     try:
         return work(*args)
     except (SystemExit, KeyboardInterrupt) as error:

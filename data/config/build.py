@@ -116,7 +116,7 @@ class Builder:
             return [self._cleaned(below, item, f"{key}[{index}]") for index, item in enumerate(value)]
         if isinstance(value, str) and not is_unicode(value):
             self.invalid.add(key)
-            self.defects.append(Defect(key, f"is {show(value)}, which is not UTF-8: write it in UTF-8"))
+            self.defects.append(Defect(key, f"is {show(value)}, which is not UTF-8: write the value in UTF-8"))
             return ""
         if not isinstance(value, str | int | float | None) and value is not UNRESOLVED:
             self._note_wrong_type(hint, value, key)
@@ -127,7 +127,9 @@ class Builder:
         """Whether the key is kept: a known key with a value, or an unknown key that is not ignored and will be
         reported."""
         if not is_unicode(name):
-            self.defects.append(Defect(section, f"has the key {show(name)}, which is not UTF-8: write it in UTF-8"))
+            self.defects.append(
+                Defect(section, f"has the key {show(name)}, which is not UTF-8: write the key in UTF-8")
+            )
             return False
         return value != "???" if known else not self.hints.ignores(join(section, name), value)
 

@@ -208,7 +208,7 @@ def _stream_names(dataset: "DatasetConfig") -> Iterator[Defect]:
 def _cache_limit(dataset: "DatasetConfig") -> Iterator[Defect]:
     streams = (dataset.streams or {"": dataset}).values()
     if dataset.cache_limit is not None and not any(stream.remote for stream in streams):
-        yield Defect("cache_limit", f"is {dataset.cache_limit!r}, but there is no remote to cache: remove it")
+        yield Defect("cache_limit", f"is {dataset.cache_limit!r}, but no source is remote: remove cache_limit")
 
 
 def _own_source(dataset: "DatasetConfig") -> Iterator[Defect]:
@@ -280,8 +280,8 @@ class DatasetConfig(StreamConfig):
     """Number of processes that prepare rows. `null` uses one process per core. The number does not affect the rows."""
     cache_limit: Size | None = None
     """Maximum size of downloaded shards of all remote streams on a node's disk: bytes, or a size such as `100gb`. When
-    this size is reached, shards that are no longer needed are evicted. They are downloaded again in the next epoch.
-    `null` keeps all shards."""
+    this size is reached, shards that are no longer needed are evicted. Evicted shards are downloaded again in the
+    next epoch. `null` keeps all shards."""
     max_prepare_bytes: Count = 10 << 30
     """Maximum size, in bytes, of a remote MDS folder with text that must be tokenized and packed."""
 

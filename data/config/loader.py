@@ -53,7 +53,7 @@ def _learning_rate(stage: "StageConfig") -> Iterator[Defect]:
 def _end_of_ramp(stage: "StageConfig") -> Iterator[Defect]:
     ramp = stage.mixes()[0] != stage.mixes()[1] or stage.lr_scales()[0] != stage.lr_scales()[1]
     if ramp and stage.duration is None:
-        yield Defect("duration", "is missing, but a ramp needs one")
+        yield Defect("duration", "is missing, but a ramp requires a duration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +126,20 @@ def _unknown_stream(dataset: DatasetConfig, name: str, key: str) -> Iterator[Def
     streams = dataset.streams
     if streams is None:
         hint = "but the dataset has no streams: move its source to dataset.streams"
-        yield Defect(key, f"names {name!r}, {hint}")
+        yield Defect(key, f"refers to {name!r}, {hint}")
     elif name not in streams:
         close = get_close_matches(name, streams, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        yield Defect(key, f"names {name!r}, but the streams are {', '.join(streams)}{hint}")
+        yield Defect(key, f"refers to {name!r}, but the streams are {', '.join(streams)}{hint}")
 
 
 def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
     for name, stream in (loader.dataset.streams or {}).items() if loader.stages else ():
         for key in AMOUNTS:
             if getattr(stream, key) is not None:
-                yield Defect(f"dataset.streams.{name}.{key}", "is set together with stages, which set the mix")
+                yield Defect(
+                    f"dataset.streams.{name}.{key}", "is set together with stages, which define the proportions"
+                )
 
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
@@ -152,8 +154,8 @@ def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[D
         yield Defect(
             "stages",
             f"last {known:,.10g}{unit}, but max_duration is {max_duration}, so {loader.stages[-1].name} would not be "
-            "reached or not be completed: shorten them or raise max_duration, or for a short test "
-            "train_loader.stages=[]",
+            "reached or not be completed: shorten the stages, increase max_duration, or "
+            "for a short test train_loader.stages=[]",
         )
 
 

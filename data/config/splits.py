@@ -50,7 +50,7 @@ def _parse(text: str, split: str) -> SplitPart:
     found = _PART.fullmatch(text)
     if found is None or not text.isprintable():
         raise ConfigError(
-            f"is {split!r}, but {text!r} is not a split or a slice of one: write it like train, train[:90%], "
+            f"is {split!r}, but {text!r} is not a split or a slice of a split: use a form such as train, train[:90%], "
             "train[1000:2000], train[-5%:] or train+validation (percentages must be integers)",
             key="split",
         )
@@ -58,7 +58,9 @@ def _parse(text: str, split: str) -> SplitPart:
     percent = [bound.endswith("%") for bound in given]
     if len(set(percent)) > 1:
         raise ConfigError(
-            f"is {split!r}, but one bound of {text!r} is in percent and one in rows: use the same unit", key="split"
+            f"is {split!r}, but one bound of {text!r} is in percent and the other is in rows: use the same unit "
+            "for both",
+            key="split",
         )
     start, end = (int(found[key].rstrip("%")) if found[key] else None for key in ("start", "end"))
     if any(percent) and max(abs(start or 0), abs(end or 0)) > 100:

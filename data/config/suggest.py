@@ -97,7 +97,7 @@ def intended_key(root: type[Section], name: str, key: str, names: Sequence[str])
     alike = _nearest(name, names, cutoff=0.65)
     # A very similar name in this section is preferred to the same name in a distant section.
     if same and (_common(same[0].split("."), key.split(".")) or _nearest(name, names, cutoff=0.7) is None):
-        return same[0], f" here; it belongs at {same[0]}"
+        return same[0], f" here; the right key is {same[0]}"
     if alike is not None:
         return join(key, alike), f"; did you mean {alike}?"
     close = _nearest(name, [known.rpartition(".")[2] for known in everywhere], cutoff=0.75)
@@ -106,7 +106,7 @@ def intended_key(root: type[Section], name: str, key: str, names: Sequence[str])
         return known, f"; did you mean {known}?"
     if not names:
         return None, f"; {setting(key)} has no keys"
-    return None, f"; the keys in {setting(key)} are {', '.join(names)}" if key else " here or anywhere below"
+    return None, f"; the keys in {setting(key)} are {', '.join(names)}" if key else " of any section"
 
 
 def _common(one: list[str], other: list[str]) -> list[str]:

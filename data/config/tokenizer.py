@@ -30,7 +30,7 @@ def _sources(config: "TokenizerConfig") -> Iterator[Defect]:
     given = [key for key, value in sources.items() if value is not None]
     if config.name == "tiktoken" and len(given) != 1:
         found = f"{' and '.join(given)} are set" if given else "none of them is set"
-        yield Defect("kwargs", f"needs exactly one of {', '.join(sources)} for tiktoken, but {found}")
+        yield Defect("kwargs", f"requires exactly one of {', '.join(sources)} for tiktoken, but {found}")
     if config.name != "tiktoken" and given:
         yield Defect(f"kwargs.{given[0]}", f"requires `name: tiktoken`, but name is {config.name!r}")
 
@@ -43,7 +43,9 @@ def _date(config: "TokenizerConfig") -> Iterator[Defect]:
     except ValueError:
         yield Defect("chat_date", f"is {config.chat_date!r}, but a date must be written like '2026-11-29'")
     if config.name == "tiktoken":
-        yield Defect("chat_date", f"is {config.chat_date!r}, but the chat template of tiktoken has no date: remove it")
+        yield Defect(
+            "chat_date", f"is {config.chat_date!r}, but the chat template of tiktoken has no date: remove chat_date"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,13 +68,13 @@ _WEIGHTS = frozenset(("weight", "loss_weight", "train"))
 
 
 def read_examples(
-    rows: Iterable[tuple[str, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
-) -> Iterator[Example]:
-    """Yield the valid examples of `(place, row)` pairs; `place` is the location of the row in its source. All other
-    rows are recorded in `reading` with their locations.
+    rows: Iterable[tuple[Any, Any]], preprocess: Callable[[Any], Any] | None, reading: Reading
+) -> Iterator[tuple[Any, Example]]:
+    """Yield `(place, example)` for the valid examples of `(place, row)` pairs. The place is the location of the row in
+    its source, usually a Place (data/base/problems.py). All other rows are recorded in `reading` with their locations.
 
-    A row may already be a Problem (such as a line that is not JSON). If `preprocess` raises an exception for a row,
-    this is recorded as a problem of the row; if it returns None, the row is dropped.
+    A row may already be a Problem (such as a line that is not JSON). If `preprocess` raises an exception for a row, the
+    exception is recorded as a problem of the row. If `preprocess` returns None, the row is dropped.
     """
     origin = THE_ROW if preprocess is None else f"the result of {setting('preprocessing_fn')}"
     for place, row in rows:
@@ -96,12 +96,11 @@ def read_examples(
             continue
         reading.form = result.form
         reading.n_valid += 1
-        reading.place = place
-        reading.first_place = reading.first_place or place
+        reading.first_place = reading.first_place or str(place)
         _count_ignored(value, result, reading.ignored)
         if isinstance(preprocess, TakeColumns) and isinstance(row, Mapping):
             reading.ignored.update(_unused(row, preprocess.columns.values()))
-        yield result
+        yield place, result
 
 
 def check_example(value: Any, origin: str = THE_ROW) -> Example | list[Problem]:
@@ -159,7 +158,7 @@ def _unsupported(row: Mapping[str, Any], form: str, origin: str) -> list[Problem
     problems = [
         Problem(
             f"{key} in addition to {form}",
-            f"has {key} in addition to {form}, which would not be used: {fix}{_advice(row, origin)}",
+            f"has {key} in addition to {form}, but {key} would not be used: {fix}{_advice(row, origin)}",
         )
         for key in row
         if key in _UNSUPPORTED[form] and has_value(row[key]) and not _is_a_message(row, row[key])
@@ -187,7 +186,7 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
     given = _responses(row)
     if len(given) > 1:
         both = " and ".join(given)
-        return [Problem(f"both {both}", f"{origin} has both {both}, which mean the same: remove one")]
+        return [Problem(f"both {both}", f"{origin} has both {both}, which mean the same: remove one of the columns")]
     name = next((name for name in (*given, *RESPONSE_NAMES) if name in row), RESPONSE_NAMES[0])
     missing = _missing(row, ("prompt", name), origin)
     checked = [check_text(row[key], key) for key in ("prompt", name) if key in row]
@@ -200,8 +199,8 @@ def _check_text(row: Mapping[str, Any], origin: str) -> Example | list[Problem]:
         columns, reader = known
         text = (
             f"has {', '.join(columns)} in addition to text, and all tokens of the text would be trained on, including "
-            f"the prompt: set {setting('preprocessing_fn', reader)}, or remove those columns to train on the text as "
-            "it is"
+            f"the prompt: set {setting('preprocessing_fn', reader)}, or remove those columns to train on the "
+            "unchanged text"
         )
         return [Problem("a known dataset's columns in addition to text", text)]
     problem = check_text(row["text"], "text")
@@ -213,11 +212,11 @@ def _missing(row: Mapping[str, Any], names: Iterable[str], origin: str) -> Probl
     if not absent:
         return None
     kind = f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} missing"
-    it = "it" if len(absent) == 1 else "them"
+    it = "the column" if len(absent) == 1 else "the columns"
     columns = setting("preprocessing_fn", {"prompt": "COLUMN", "response": "COLUMN"})
     return Problem(
         kind,
-        f"{kind} ({origin} has {key_names(row)}): add {it}, choose the columns with {columns}, or make {it} "
+        f"{kind} ({origin} has {key_names(row)}): add {it}, select columns with {columns}, or create {it} "
         f"with your own function (module:function){_advice(row, origin)}",
     )
 
@@ -296,8 +295,8 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], Example | list[Problem]]] 
 def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Problem:
     columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
-        f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: remove one, "
-        f"or choose with a {setting('preprocessing_fn')}{_advice(row, origin)}"
+        f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: remove the "
+        f"columns of one form, or select one form with a {setting('preprocessing_fn')}{_advice(row, origin)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 

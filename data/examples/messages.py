@@ -48,8 +48,8 @@ def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
             problems += message
     if not problems and len(messages) < 2:
         there = "only one turn" if messages else "empty"
-        text = f"messages is {there}, but a conversation needs at least a question and the assistant's answer"
-        return [Problem(f"messages is {there}", f"{text}: add what is missing, or remove the row")]
+        text = f"messages is {there}, but a conversation requires at least a question and the assistant's answer"
+        return [Problem(f"messages is {there}", f"{text}: add the missing turns, or remove the row")]
     return problems or _check_order(messages) or list(messages.values())
 
 
@@ -128,8 +128,8 @@ def _join_parts(parts: Sequence[Any], name: str) -> str | Problem:
         if kind != "text" or not isinstance(part.get("text"), str):
             seen = f"of type {describe(kind)}" if isinstance(kind, str) and kind != "text" else describe(part)
             text = (
-                f"{name}[{index}] is {seen}, but only parts {{type: text, text: ...}} are supported: remove it, or "
-                "remove the row"
+                f"{name}[{index}] is {seen}, but only parts {{type: text, text: ...}} are supported: remove this "
+                "part, or remove the row"
             )
             return Problem("a part of a message is not text", text)
     return "".join(part["text"] for part in parts)
@@ -145,7 +145,7 @@ def _read_train(message: Mapping[str, Any], name: str) -> bool | Problem | None:
         return Problem("weight is not 0 or 1", text)
     if None not in (weight, train) and bool(weight) != bool(train):
         text = f"{name} has weight {weight} and train {str(bool(train)).lower()}, which contradict each other"
-        return Problem("weight and train contradict", f"{text}: remove one")
+        return Problem("weight and train contradict", f"{text}: remove one of the two keys")
     given = weight if train is None else train
     return None if given is None else bool(given)
 
@@ -161,7 +161,7 @@ def _read_calls(message: Mapping[str, Any], name: str) -> list[dict[str, Any]] |
     value = from_json(message[key])
     calls = as_list(value) if not isinstance(value, Mapping) else [value]
     if message["role"] != "assistant":
-        text = f"{name} has {key}, but only the assistant can call tools: remove it"
+        text = f"{name} has {key}, but only the assistant can call tools: remove {key}"
         return Problem(f"{key} in a message of another role", text)
     read = [_read_call(call) for call in calls or ()]
     if not read or None in read:
@@ -218,8 +218,8 @@ def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
         before = message["role"]
     if before != "assistant":
         text = (
-            f"messages[{index}] ({before}) is the last one, but a conversation must end with the assistant, whose "
-            "answers are trained on: remove it, or add the answer"
+            f"messages[{index}] ({before}) is the last message, but a conversation must end with the assistant, "
+            "whose answers are trained on: remove this message, or add the assistant's answer"
         )
         problems.append(Problem("does not end with the assistant", text))
     return problems
@@ -230,11 +230,17 @@ def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
     if role == "system":
         if before is None:
             return None
-        return "system is not first", "is not the first: move its text to the beginning, or into the user's turn"
+        return (
+            "system is not first",
+            "is not the first message: move its text to the beginning, or into the user's turn",
+        )
     if before is None and role != "user":
-        return "does not begin with the user", "is the first, but a conversation must begin with system or user"
+        return "does not begin with the user", "is the first message, but a conversation must begin with system or user"
     if role == before and role != "tool":
-        return "repeated roles", f"follows another turn of the {role}: join the two, or add the turn between them"
+        return (
+            "repeated roles",
+            f"follows another turn of the {role}: join the two turns, or add the turn that is missing between them",
+        )
     if role == "tool" and before not in ("assistant", "tool"):
         return (
             "tool does not follow the assistant",

@@ -120,8 +120,8 @@ def check_saved_tokenizer(folder: Path) -> None:
         _refuse_link(path, folder)
         if not _may_be_saved(path, folder):
             raise ConfigError(
-                f"{_printable(str(path))} is not a file of a tokenizer, but an export would copy it: remove it (this "
-                f"folder may only contain {TEMPLATES}/*.jinja, and files whose names do not end in .py)"
+                f"{_printable(str(path))} is not a file of a tokenizer, but an export would copy it: remove the file "
+                f"(this folder may only contain {TEMPLATES}/*.jinja, and files whose names do not end in .py)"
             )
 
 
@@ -146,7 +146,7 @@ def refuse_code_beside(folder: Path) -> None:
         ("adapter_config.json", "makes transformers load another model, perhaps from the hub"),
     ):
         if (folder / name).exists():
-            raise ConfigError(f"{folder / name} {does}: remove it, or use a folder without it")
+            raise ConfigError(f"{folder / name} {does}: remove the file, or use a folder without this file")
 
 
 def _may_be_saved(path: Path, folder: Path) -> bool:
@@ -199,9 +199,9 @@ def _refuse_link(path: Path, folder: Path, *, same_name: bool = False) -> None:
     if same_name:
         hint += f" (links to a file that is also named {_printable(path.name)} are allowed)"
     raise ConfigError(
-        f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads nothing "
-        "outside of it, because the target could be copied when the folder is saved: replace the link with a copy of "
-        f"{hint}"
+        f"{_printable(str(path))} is a link to {shown(str(target))}, outside of the folder: Dropless reads no files "
+        "outside of the folder, because the target could be copied when the folder is saved: replace the link with a "
+        f"copy of {hint}"
     )
 
 
@@ -215,8 +215,8 @@ def nested_too_deeply(file: Path, hub_name: str | None = None) -> ConfigError:
 
 
 _NAMES = (
-    "which would become a path when the tokenizer is saved: rename it using only letters, digits, _ and -, or remove "
-    "it (transformers itself uses default, tool_use and rag)"
+    "which would become a path when the tokenizer is saved: rename the template using only letters, digits, _ and "
+    "-, or remove the template (transformers itself uses default, tool_use and rag)"
 )
 
 

@@ -45,7 +45,7 @@ def overlap(known: Survey, asked: Survey) -> Matches:
 def duplicate_lines(own: Survey) -> list[str]:
     found = duplicates(own)
     copies, near = _share(found.exact, own), _share(found.near, own)
-    line = f"{own.name}: {len(own.hashes):,} documents, {copies} copies of an earlier one, {near} near-duplicates"
+    line = f"{own.name}: {len(own.hashes):,} documents, {copies} copies of an earlier document, {near} near-duplicates"
     return [line, *_compared(own), *_pair_lines(found, own, own)]
 
 
@@ -62,7 +62,11 @@ def _share(pairs: np.ndarray, own: Survey) -> str:
 
 def _compared(own: Survey) -> list[str]:
     n = len(own.hashes)
-    return [f"  (compared: the first {n:,} of {own.n_documents:,} in {own.name})"] if n < own.n_documents else []
+    return (
+        [f"  (only the first {n:,} of {own.n_documents:,} documents in {own.name} were compared)"]
+        if n < own.n_documents
+        else []
+    )
 
 
 def _pair_lines(found: Matches, asked: Survey, known: Survey) -> list[str]:

@@ -31,7 +31,7 @@ def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Tex
 
 
 def _runs(ids: np.ndarray, mask: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
-    """Sequences of consecutive tokens. In each, either all tokens are trained on, or none."""
+    """Sequences of consecutive tokens. In each sequence, either all tokens or no tokens are trained on."""
     cuts = np.flatnonzero(np.diff(mask != 0)) + 1
     for run, trained in zip(np.split(ids, cuts), np.split(mask, cuts), strict=True):
         yield run, bool(trained[0])

@@ -12,7 +12,7 @@ from data.loading.rows import Rows
 from data.mds.row import Row
 
 MOST_COMPARED = 500_000
-"""Maximum number of documents per source that are compared. Each needs 264 bytes of memory."""
+"""Maximum number of documents per source that are compared. Each document requires 264 bytes of memory."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,8 +27,8 @@ class Survey:
     """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into several rows
     counts as one document."""
     places: np.ndarray
-    """int64, [n, 2]: for each compared document, the row in which the document begins, and its number in the row. The
-    first MOST_COMPARED documents are compared."""
+    """int64, [n, 2]: for each compared document, the row in which the document begins, and the document's number in
+    this row. The first MOST_COMPARED documents are compared."""
     hashes: np.ndarray
     """uint64, [n]: a hash of each compared document's tokens."""
     signatures: np.ndarray

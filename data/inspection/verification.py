@@ -8,5 +8,5 @@ def verification_lines(found: Verification) -> list[str]:
         f"{found.folder}: {found.n_shards:,} shards, {found.n_samples:,} samples, {len(found.broken)} shards corrupt"
     ]
     if found.unhashed:
-        lines.append(f"  {found.unhashed} shards have no hash in the index: only their size and header were checked")
+        lines.append(f"  {found.unhashed} shards have no hash in the index: only their sizes and headers were checked")
     return lines + [f"  {shard.file}, samples {shard.first} to {shard.last}: {shard.why}" for shard in found.broken]

@@ -85,7 +85,7 @@ def _open_in_place(mds: MdsFolder, config: DatasetConfig, tokenizer: Tokenizer) 
     if config.preprocessing_fn is not None:
         raise ConfigError(
             f"is {config.preprocessing_fn!r}, but the samples of {mds.name} are already prepared rows "
-            f"({listed(mds.columns)}): remove it",
+            f"({listed(mds.columns)}): remove preprocessing_fn",
             key="preprocessing_fn",
         )
     manifest = mds.manifest or {}
@@ -116,7 +116,7 @@ def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: Dataset
     if written != config.max_seq_len:
         raise ConfigError(
             f"is {config.max_seq_len}, but the rows of {mds.name} were prepared for {written}: use "
-            "that value, or prepare them again",
+            f"{written}, or prepare the rows again",
             key="max_seq_len",
         )
     theirs = manifest.get("tokenizer") or {}
@@ -124,8 +124,8 @@ def _check_manifest(mds: MdsFolder, manifest: Mapping[str, Any], config: Dataset
         key = "remote" if config.local is None else "local"
         raise ConfigError(
             f"is {getattr(config, key)!r}, whose rows were prepared with the tokenizer {theirs.get('name')} "
-            f"(fingerprint {theirs.get('fingerprint')}), but this run's is {tokenizer.name} ({tokenizer.fingerprint}): "
-            "use that tokenizer, or prepare them again",
+            f"(fingerprint {theirs.get('fingerprint')}), but this run uses {tokenizer.name} ({tokenizer.fingerprint}): "
+            "use the tokenizer of the rows, or prepare the rows again",
             key=key,
         )
 

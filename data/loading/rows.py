@@ -42,8 +42,8 @@ class Rows:
         return self.mds.remote is not None
 
     def read(self, row_id: int) -> Row:
-        """Read a row. If its shard is not local, it is fetched. Raises DataError if the shard cannot be fetched or the
-        row is invalid."""
+        """Read a row. If the row's shard is not local, the shard is fetched. Raises DataError if the shard cannot be
+        fetched or the row is invalid."""
         sample = self.mds.read(row_id)
         try:
             row = self.decode(sample)
@@ -60,12 +60,14 @@ class Rows:
     def _check(self, row: Row) -> None:
         n = len(row.tokens)
         if not n == len(row.loss_mask) == row.lengths.sum() or np.any(row.lengths < 1) or not n:
-            raise ValueError(f"{n} tokens, {len(row.loss_mask)} in the loss mask, lengths sum to {row.lengths.sum()}")
+            raise ValueError(
+                f"{n} tokens, {len(row.loss_mask)} values in the loss mask, and lengths that sum to {row.lengths.sum()}"
+            )
         if n > self.max_seq_len:
             raise ValueError(f"{n} tokens, but max_seq_len is {self.max_seq_len}")
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
             token_id = low if low < 0 else high
             raise ValueError(
-                f"it contains the id {token_id}, but the tokenizer's ids must be from 0 to {self.vocab_size - 1}"
+                f"the row contains the id {token_id}, but the tokenizer's ids must be from 0 to {self.vocab_size - 1}"
             )

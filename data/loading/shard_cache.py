@@ -84,5 +84,5 @@ class ShardCache:
         raise ConfigError(
             f"{message}, but {format_bytes(sum(needs.values()))} are needed at the same time ({parts}: the shard "
             "windows of "
-            f"{n_batches} batches): raise it, write smaller shards, or remove it to keep all shards"
+            f"{n_batches} batches): increase the limit, write smaller shards, or remove the limit to keep all shards"
         )

@@ -14,7 +14,7 @@ _OF_THE_RUN = (signal.SIGINT, signal.SIGUSR1)
 
 class BeginWorker:
     """A `worker_init_fn` that makes workers ignore the signals that schedulers and terminals send to all processes of a
-    run. Workers are needed until the training process, which also gets the signal, has finished its step."""
+    run. Workers are needed until the training process, which also receives the signal, has finished its step."""
 
     def __init__(self) -> None:
         self._show: Callable[[int], None] | None = shown_in_workers()

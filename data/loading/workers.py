@@ -106,7 +106,7 @@ class Workers:
         if processes.is_stopped(pid):
             hint = "find out which process sends SIGSTOP to processes on this machine"
         else:
-            hint = f"check whether a file system hangs, or raise deadlines.data; {_HINT}"
+            hint = f"check whether a file system hangs, or increase deadlines.data; {_HINT}"
         return DataError(
             f"{self._named(number)} {processes.state(pid)} and has not delivered batch {wait.due} within "
             f"{seconds:.3g} s (deadlines.data): {hint}"

@@ -56,8 +56,8 @@ class ShardFetcher:
             self._check_remote(to_fetch)
 
     def ensure(self, number: int) -> None:
-        """Make sure that the shard is local, complete and verified. If it is not local, this process fetches it, or
-        waits for another process that does.
+        """Make sure that the shard is local, complete and verified. If the shard is not local, this process fetches the
+        shard, or waits until another process has fetched it.
 
         Raises DataError at most a minute after the last byte was received.
         """
@@ -110,14 +110,15 @@ class ShardFetcher:
             with exclusive_unless(self._files.work / ".locks" / str(number), silence.is_long) as held:
                 if not held:
                     raise DataError(
-                        f"{file} is not downloaded: another process holds its lock, but has written nothing for a "
-                        f"while: check that {self._files.name} responds, and start again"
+                        f"{file} was not downloaded: another process holds the lock of this file, but has stopped "
+                        f"writing: check that {self._files.name} responds, and start again"
                     )
                 if not file.exists():
                     self._fetch(number, downloads, silence)
 
     def _fetch(self, number: int, downloads: Path, silence: Silence) -> None:
-        """Fetch the shard while its lock is held. Files that are already in `downloads` are from a killed process."""
+        """Fetch the shard while its lock is held. Files that are already in `downloads` were written by a killed
+        process."""
         file = self._files.file(number)
         shutil.rmtree(downloads, ignore_errors=True)
         try:
@@ -141,7 +142,7 @@ class ShardFetcher:
         whole = decompress(packed, downloads / "whole", shard.compression)
         defect = file_defect(whole, shard.raw_data)
         if defect is not None:
-            raise DataError(f"{packed}, decompressed, {defect}: write the folder again")
+            raise DataError(f"{packed}: the decompressed shard {defect}: write the folder again")
         return whole
 
     def _packed(self, number: int, downloads: Path, silence: Silence) -> Path:
@@ -160,7 +161,7 @@ class ShardFetcher:
             packed = fetch(url, downloads, lambda file: file_defect(file, sent), silence)
         except FetchError as error:
             raise DataError(
-                f"{url} cannot be downloaded ({error}): check that the remote responds and has this shard, "
+                f"{url} cannot be downloaded ({error}): check that the remote responds and contains this shard, "
                 "and start again"
             ) from None
         self._log.add(sent)

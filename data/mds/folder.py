@@ -66,11 +66,11 @@ class MdsFolder:
         """
         part = PurePosixPath(split or "")
         if part.is_absolute() or ".." in part.parts:
-            raise ConfigError(f"is {split!r}, but it must be a folder below the data", key="split")
+            raise ConfigError(f"is {split!r}, but it must be a subfolder of the dataset", key="split")
         if local is None:
             assert remote is not None
-            # The name of the folder does not depend on a login in the URL, because a run's saved config contains no
-            # login, but must result in the same folder.
+            # The name of the folder does not depend on a login in the URL. A run's saved config contains no login, but
+            # must result in the same folder.
             named = without_login(remote.rstrip("/"))
             local = str(Path(cache_dir) / f"remote-{xxhash.xxh3_64_hexdigest(named)}")
         folder = Path(local) / part
@@ -84,7 +84,7 @@ class MdsFolder:
             value, remote = remote, "/".join((remote.rstrip("/"), *part.parts))
             with plain_local_errors(folder, INDEX):
                 fetch_index(folder, remote, value, split)
-            hint = f"delete it to download it from {remote} again"
+            hint = f"delete the file to download it from {remote} again"
         with os_errors_named(folder / INDEX, hint=hint, as_error=DataError):
             return cls(folder, remote, (folder / INDEX).read_bytes(), hint, cache_dir)
 
@@ -126,7 +126,7 @@ class MdsFolder:
         return shard, sample - int(self.ends[shard] - self.shard_sizes[shard])
 
     def read(self, sample: int) -> dict[str, Any]:
-        """The sample as a mapping from columns to values. Its shard is fetched if it is not local.
+        """The sample as a mapping from columns to values. If the sample's shard is not local, the shard is fetched.
 
         Raises DataError if the shard cannot be fetched, or was deleted or damaged after it was checked.
         """
@@ -170,7 +170,7 @@ class MdsFolder:
         return self.shards[shard].raw_data.bytes
 
     def defect(self, shard: int) -> str | None:
-        """A message that says how the shard's size, header or hash differs from the index; None if they match. The
+        """A message that describes how the shard's size, header or hash differs from the index; None if they match. The
         message can be appended to the name of the file."""
         return self._files.defect(shard)
 

@@ -49,7 +49,7 @@ def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
         return
     base = folder.parent if split else folder
     splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
-    where = f"split {split!r} has" if split else "it has"
+    where = f"split {split!r} has" if split else "the folder has"
     if not base.is_dir() and not folder.is_dir():
         raise ConfigError(f"is {value!r}, but no such folder exists{from_here(value)}", key=key)
     hint = (
@@ -72,8 +72,8 @@ def fetch_index(folder: Path, remote: str, value: str, split: str | None) -> Non
         got = fetch(f"{remote}/{INDEX}", downloads, waits=WAITS[:1])
         if index.exists() and index.read_bytes() != got.read_bytes():
             raise DataError(
-                f"{folder} was not downloaded from {remote}, because the {INDEX} differs: delete that folder, or set "
-                "local to another folder"
+                f"{folder} was not downloaded from {remote}, because the two {INDEX} files differ: delete the folder "
+                f"{folder}, or set local to another folder"
             )
         if not (folder / MANIFEST).exists():
             _fetch_manifest(folder, remote, downloads)
@@ -84,7 +84,7 @@ def fetch_index(folder: Path, remote: str, value: str, split: str | None) -> Non
             return
         if error.absent and "://" not in remote:
             need_index(Path(remote), "remote", value, split)
-        hint = "check the path and the split" if error.absent else "check its name and the credentials"
+        hint = "check the path and the split" if error.absent else "check the name of the remote and the credentials"
         text = f"is {value!r}, but {remote}/{INDEX} cannot be read: {error}: {hint}"
         raise ConfigError(text, key="remote") from None
     finally:
@@ -137,10 +137,10 @@ def parse_index(content: bytes, forms: Iterable[Sequence[str]]) -> Index:
     columns, in_some = _common_columns(full, {name for form in forms for name in form})
     notes = []
     if empty := len(shards) - len(full):
-        notes.append(f"{empty} of its {len(shards)} shards are empty and are skipped")
+        notes.append(f"skipping {empty} of {len(shards)} shards, because they contain no samples")
     if in_some:
         counts = listed(f"{name} (in {count} of {len(full)})" for name, count in in_some.items())
-        notes.append(f"some of its shards have additional columns that are missing from the others: {counts}")
+        notes.append(f"some shards have columns that other shards do not have: {counts}")
     return Index(list(full.values()), columns, notes)
 
 
@@ -166,7 +166,7 @@ def _common_columns(readers: Mapping[int, Any], needed: Collection[str]) -> tupl
             names = listed(f"{name} {encoding}" for name, encoding in columns.items())
             raise DataError(
                 f"has different columns in shards[{other}] ({names}) and in shards[{number}], but "
-                f"{differ[0] if differ else 'at least one'} must be the same in all shards"
+                f"{f'column {differ[0]}' if differ else 'at least one column'} must be the same in all shards"
             )
     in_some = Counter({name: count for name, count in n_shards.items() if count < len(readers)})
     return {name: first[name] for name in first if name in common}, in_some
@@ -235,7 +235,7 @@ def _check_compression(shard: Mapping[str, Any], place: str) -> None:
         known = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
         raise DataError(f"has {place}.compression {_short(compression)}, but it must be one of {known}")
     if (shard["zip_data"] is None) != (compression is None):
-        raise DataError(f"has {place} with compression {compression!r}, but zip_data {_short(shard['zip_data'])}")
+        raise DataError(f"has {place} with compression {compression!r}, but with zip_data {_short(shard['zip_data'])}")
 
 
 def _check_counts(shard: Mapping[str, Any], place: str) -> None:
@@ -244,10 +244,12 @@ def _check_counts(shard: Mapping[str, Any], place: str) -> None:
     # Minimum size: the sample count, the offsets, and at least one byte per sample.
     least = 4 * (samples + 2) + samples
     if samples == 0 and n_bytes != (n_empty := _bytes_without_samples(shard)):
-        raise DataError(f"has {place}.samples 0, but its file has {n_bytes} bytes instead of {n_empty}")
+        raise DataError(f"has {place}.samples 0, but the shard has {n_bytes} bytes instead of {n_empty}")
     if least > n_bytes:
-        raise DataError(f"has {place}.samples {samples}, which need at least {least} bytes, but its file has {n_bytes}")
-    _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but a shard has at most {_MAX_BYTES}")
+        raise DataError(
+            f"has {place}.samples {samples}, which require at least {least} bytes, but the shard has {n_bytes} bytes"
+        )
+    _need(n_bytes <= _MAX_BYTES, f"has {place}.raw_data.bytes {n_bytes}, but the maximum is {_MAX_BYTES}")
 
 
 def _bytes_without_samples(shard: Mapping[str, Any]) -> int:
@@ -309,7 +311,7 @@ def _check_names_differ(readers: Sequence[Any]) -> None:
     seen: set[str] = set()
     for reader in readers:
         for info in (info for pair in reader.file_pairs for info in pair if info is not None):
-            _need(info.basename not in seen, f"names the file {info.basename} twice")
+            _need(info.basename not in seen, f"lists the file {info.basename} twice")
             seen.add(info.basename)
 
 

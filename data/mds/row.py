@@ -76,7 +76,7 @@ def _decode_labels(sample: Mapping[str, Any]) -> Row:
     if len(tokens) != len(labels):
         raise ValueError(
             f"{len(tokens)} input_ids, but {len(labels)} labels; if they are a prompt and its response, convert the "
-            "data again: current converters write them as turns"
+            "data again: current converters write a prompt and its response as turns"
         )
     trained = labels != IGNORED
     differ = np.flatnonzero(trained & (labels != tokens))
@@ -114,9 +114,13 @@ def _ids(sample: Mapping[str, Any], name: str) -> np.ndarray:
     value = sample[name]
     if isinstance(value, bytes):
         if len(value) % 8:
-            raise ValueError(f"{name} has {len(value)} bytes, which is not a multiple of int64")
+            raise ValueError(f"{name} has {len(value)} bytes, which is not a multiple of 8 (int64)")
         value = np.frombuffer(value, dtype=np.int64)
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
-        seen = f"ndarray of {value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        seen = (
+            f"an ndarray of {value.dtype} with shape {value.shape}"
+            if isinstance(value, np.ndarray)
+            else type(value).__name__
+        )
         raise ValueError(f"{name} is {seen}, but it must be a 1-D integer ndarray, or bytes of int64")
     return value.astype(np.int64, copy=False)

@@ -14,15 +14,15 @@ _BLOCK = 1 << 20
 
 
 def file_defect(file: Path, info: Any, *, hashes: bool = True) -> str | None:
-    """A message that says how the file's size or hash differs from its FileInfo in the index; None if they match. The
-    message can be appended to the name of the file."""
+    """A message that describes how the file's size or hash differs from its FileInfo in the index; None if they match.
+    The message can be appended to the name of the file."""
     try:
         size = file.stat().st_size
         if size != info.bytes:
             return f"has {size} bytes, but {info.bytes} are expected"
         name = algorithm(info) if hashes else None
         if name and _hash(file, name) != info.hashes[name]:
-            return f"is damaged (its {name} differs from the index)"
+            return f"is damaged (its {name} hash differs from the index)"
     except OSError as error:
         return f"cannot be read ({reason(error)})"
     return None
@@ -37,7 +37,7 @@ def check_header(file: Path, reader: Any) -> None:
         offsets = np.frombuffer(opened.read(4 * (n_samples + 1)), np.uint32).astype(np.int64)
         start = 4 * (n_samples + 2)
         if not (offsets[0] >= start and offsets[-1] == reader.raw_data.bytes and np.all(np.diff(offsets) > 0)):
-            raise DataError("has offsets that do not increase from its header to its end")
+            raise DataError("has offsets that do not increase from the header to the end of the file")
         try:
             header = json.loads(opened.read(int(offsets[0]) - start))
             same = all(header[key] == getattr(reader, key) for key in ("column_names", "column_encodings"))
@@ -54,7 +54,7 @@ def decompress(packed: Path, whole: Path, compression: str) -> Path:
     try:
         content = streaming.decompress(compression, packed.read_bytes())
     except Exception as error:  # each library raises its own errors
-        raise DataError(f"{packed} cannot be decompressed ({error}): write it again") from None
+        raise DataError(f"{packed} cannot be decompressed ({error}): write the shard again") from None
     whole.write_bytes(content)
     return whole
 
@@ -65,7 +65,8 @@ def algorithm(info: Any) -> str | None:
 
 
 def _hash(file: Path, name: str) -> str:
-    # Streaming's hash algorithms come from these two libraries. Its own hash function loads the whole file into memory.
+    # Streaming's hash algorithms come from these two libraries. Streaming's own hash function loads the whole file into
+    # memory.
     digest = getattr(xxhash if name.startswith("xxh") else hashlib, name)()
     with file.open("rb") as opened:
         while block := opened.read(_BLOCK):

@@ -22,7 +22,7 @@ class ShardFiles:
     def __init__(
         self, folder: Path, remote: str | None, shards: list[Any], hint: str, *, work: Path, cache_dir: str
     ) -> None:
-        """Errors about a damaged file end with `hint`, which explains how to replace it."""
+        """Errors about a damaged file end with `hint`, which describes how to replace the file."""
         self.folder, self.remote, self.shards, self.hint = folder, remote, shards, hint
         self.work = work
         """The folder in which shards, locks and records are written."""
@@ -61,7 +61,7 @@ class ShardFiles:
             raise DataError(f"{self.file(number)} {defect}: {self.hint_of(number)}")
 
     def defect(self, number: int, *, hashes: bool = True) -> str | None:
-        """A message that says how the shard's size, header or hash differs from the index; None if they match. The
+        """A message that describes how the shard's size, header or hash differs from the index; None if they match. The
         message can be appended to the name of the file."""
         defect = file_defect(self.file(number), self.shards[number].raw_data, hashes=hashes)
         if defect is not None:
@@ -76,7 +76,7 @@ class ShardFiles:
         """A hint for error messages that describes how to replace the shard's file."""
         if self.shards[number].dirname == str(self.folder):
             return self.hint
-        return "delete it to decompress it again"
+        return "delete the file to decompress the shard again"
 
     def plain_errors(self, what: str) -> AbstractContextManager[None]:
         """Convert errors of the local file system into errors that suggest a fix."""
@@ -85,11 +85,13 @@ class ShardFiles:
         if self.work != self.folder:
             return plain_os_errors(
                 f"cache_dir is {self._cache_dir!r}, but it",
-                "set it to a folder elsewhere",
+                "set it to another folder",
                 needed_for=f"decompressed shards of {self.folder}",
             )
         return plain_os_errors(
-            str(self.folder), "copy it to a writable disk, or write it without compression", needed_for=what
+            str(self.folder),
+            "copy the folder to a writable disk, or write its shards without compression",
+            needed_for=what,
         )
 
     def _decompress_elsewhere(self) -> None:

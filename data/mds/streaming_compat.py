@@ -14,7 +14,7 @@ def take_encoded_samples(writer: Any) -> None:
     """Make MDSWriter.write accept samples that are already encoded as bytes.
 
     Streaming 0.13 always encodes samples itself, column by column. Our encoding is faster and makes fewer copies in
-    memory (data/preparation/rows.py). There is no upstream issue.
+    memory (data/preparation/packing/rows.py). There is no upstream issue.
     """
     if _takes_encoded_samples(writer):
         return
@@ -33,9 +33,9 @@ def open_uploader(folder: Path, remote: str) -> Any:
     """A CloudUploader that sends files from the folder, which may not exist yet. Raises the errors that Streaming
     raises.
 
-    Streaming 0.13 creates the folder, and the preparation would then assume that another program owns it. Streaming
-    also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming pull
-    request 520, open). The uploader is therefore created for a temporary folder.
+    Streaming 0.13 creates the folder, and the preparation would then assume that the folder belongs to another program.
+    Streaming also rejects a folder that contains files, as the folder of a resumed preparation does (mosaicml/streaming
+    pull request 520, open). The uploader is therefore created for a temporary folder.
     """
     from streaming.base.storage.upload import CloudUploader
 

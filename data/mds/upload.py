@@ -31,7 +31,7 @@ class Remote:
             self._uploader = open_uploader(folder, self.remote)
         except Exception as error:  # each cloud library raises its own errors
             raise ConfigError(
-                f"{remote!r} cannot be written ({_first_line(error)}): check its name and the credentials"
+                f"{remote!r} cannot be written ({_first_line(error)}): check the name of the remote and the credentials"
             ) from None
         manifest = self._fetch(MANIFEST)
         index = self._fetch(INDEX)
@@ -46,26 +46,27 @@ class Remote:
 
     def send(self) -> None:
         """Upload the folder. The manifest is sent first, so that an incomplete folder is recognized when the upload is
-        repeated, and the index is sent last, because it marks the folder as complete.
+        repeated. The index is sent last, because it marks the folder as complete.
 
         Shards that the remote already has are not sent again. Raises DataError if some files cannot be sent.
         """
         if self.whole:
             return
         files = [file_of(entry) for entry in read_json(self.folder / INDEX)["shards"]]
+        files += read_json(self.folder / MANIFEST).get("documents", [])
         try:
             self._uploader.upload_file(MANIFEST)
             there = sizes(self.remote, [file["basename"] for file in files]) or {}
-            shards = [file["basename"] for file in files if there.get(file["basename"]) != file["bytes"]]
+            missing = [file["basename"] for file in files if there.get(file["basename"]) != file["bytes"]]
             with ThreadPoolExecutor(UPLOADS) as threads:
-                sent = threads.map(self._uploader.upload_file, shards)
-                for _ in tqdm(sent, total=len(shards), desc=f"Sending to {self.remote}", unit="shard", delay=2):
+                sent = threads.map(self._uploader.upload_file, missing)
+                for _ in tqdm(sent, total=len(missing), desc=f"Uploading to {self.remote}", unit="file", delay=2):
                     pass
             self._uploader.upload_file(INDEX)
         except Exception as error:
             raise DataError(
-                f"{self.folder} could not be sent completely to {self.remote!r} ({_first_line(error)}): start again; "
-                "only the upload is repeated"
+                f"{self.folder} could not be uploaded completely to {self.remote!r} ({_first_line(error)}): start "
+                "again; only the upload is repeated"
             ) from None
 
     def _fetch(self, name: str) -> dict[str, Any] | None:

@@ -1,14 +1,14 @@
-"""Write an MDS folder in windows, so that a killed run can be resumed after its last complete window.
+"""Write the shards of an MDS folder, and check a folder before it is written.
 
-A window is a group of samples that are written together. Until the last window is written, all files are in the
-subfolder `unfinished/`, with a journal of the completed windows. Then the shards are moved up to the folder,
-`manifest.json` is written, and `index.json` is written last, because a folder with an index is complete.
+Until a folder is complete, its files are in the subfolder `unfinished/`. `index.json` is written last, because a folder
+with an index is complete.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,111 +25,37 @@ MadeFrom = Mapping[str, Any]
 """Everything that determines the folder's bytes, as a mapping from names to plain JSON values."""
 
 
-class Shards:
-    """The folder and its journal. Only one process at a time may use the folder: see data/base/locks.py."""
+def write_shards(
+    folder: Path, name: str, samples: Iterable[Sample], columns: Callable[[], dict[str, str]], compression: str | None
+) -> list[dict[str, Any]]:
+    """Write the samples to the shards `NAME.00.mds`, `NAME.01.mds` and so on, and return their index entries. An index
+    is not written. `columns` is only called if there are samples."""
+    samples = iter(samples)
+    first = next(samples, None)
+    if first is None:
+        return []
+    from streaming import MDSWriter  # the import takes seconds, and is not needed if the rows already exist
 
-    def __init__(self, folder: Path, made_from: MadeFrom, compression: str | None) -> None:
-        """Start a new folder, or resume one that a killed process has begun. Raises ConfigError if the folder contains
-        other files."""
-        self.folder, self.made_from, self.compression = folder, made_from, compression
-        self.unfinished = folder / UNFINISHED
-        self.entries: list[dict[str, Any]] = []
-        """The index entries, one per shard."""
-        self.state: dict[str, Any] = {}
-        """The value of state() that was saved with the last window."""
-        journal = read_journal(folder)
-        if journal is None:
-            refuse_names_in_the_way(folder)
-            self.unfinished.mkdir(parents=True, exist_ok=True)
-            self._write_journal()
-        else:
-            refuse_other(folder, journal["made_from"], made_from)
-            self.entries, self.state = journal["shards"], journal["state"]
-            self._check_sizes()
-            self._clear()
-
-    def write_window(
-        self, columns: dict[str, str], samples: Iterable[Sample], state: Callable[[], dict[str, Any]]
-    ) -> None:
-        """Write the samples to new shards, then record these shards and the result of state() in the journal. When a
-        preparation is resumed, only recorded shards are kept."""
-        entries = self._write_shards(columns, samples)
-        for entry in entries:
-            name = f"shard.{len(self.entries):05}.mds"
-            for kind in ("raw_data", "zip_data"):
-                if entry[kind] is not None:
-                    suffix = Path(entry[kind]["basename"]).suffix
-                    entry[kind]["basename"] = name if suffix == ".mds" else name + suffix
-            self.entries.append(entry)
-        for written, entry in zip(sorted((self.unfinished / "window").iterdir()), entries, strict=True):
-            written.rename(self.unfinished / file_of(entry)["basename"])
-        self.state = state()
-        self._write_journal()
-
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Complete the folder by writing its manifest and index."""
-        for entry in self.entries:
-            name = file_of(entry)["basename"]
-            if (self.unfinished / name).exists():
-                (self.unfinished / name).rename(self.folder / name)
-        _write(self.unfinished / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        _write(self.unfinished / INDEX, json.dumps({"version": 2, "shards": self.entries}, sort_keys=True))
-        for name in (MANIFEST, INDEX):
-            (self.unfinished / name).rename(self.folder / name)
-        shutil.rmtree(self.unfinished)
-
-    def discard(self) -> None:
-        """Remove the unfinished files."""
-        shutil.rmtree(self.unfinished, ignore_errors=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
-    def _write_shards(self, columns: dict[str, str], samples: Iterable[Sample]) -> list[dict[str, Any]]:
-        from streaming import MDSWriter  # the import takes seconds, and is not needed if the rows already exist
-
-        shutil.rmtree(self.unfinished / "window", ignore_errors=True)
-        writer = MDSWriter(
-            columns=columns,
-            out=str(self.unfinished / "window"),
-            compression=self.compression,
-            hashes=["xxh64"],
-            size_limit=SHARD_BYTES,
-        )
-        take_encoded_samples(writer)
-        for sample in samples:
-            writer.write(sample)  # pyright: ignore[reportArgumentType]
-        if writer.new_samples:
-            writer.flush_shard()
-        # finish() is not called because it writes an index, which would mark the folder as complete.
-        writer.executor.shutdown()
-        return writer.shards
-
-    def _write_journal(self) -> None:
-        journal = {"made_from": self.made_from, "state": self.state, "shards": self.entries}
-        temporary = self.unfinished / "journal.tmp"
-        _write(temporary, json.dumps(journal))
-        temporary.rename(self.unfinished / "journal.json")
-
-    def _check_sizes(self) -> None:
-        for entry in self.entries:
-            file = file_of(entry)
-            there = [
-                path for path in (self.unfinished / file["basename"], self.folder / file["basename"]) if path.exists()
-            ]
-            if not there or there[0].stat().st_size != file["bytes"]:
-                raise DataError(
-                    f"{self.unfinished} cannot be resumed, because {file['basename']} is missing or its size has "
-                    f"changed: delete the folder {self.folder} to prepare everything again"
-                )
-
-    def _clear(self) -> None:
-        """Remove files that were written after the last complete window."""
-        keep = {"journal.json", *(file_of(entry)["basename"] for entry in self.entries)}
-        for path in self.unfinished.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in keep:
-                path.unlink()
+    window = folder / "shards"
+    writer = MDSWriter(
+        columns=columns(), out=str(window), compression=compression, hashes=["xxh64"], size_limit=SHARD_BYTES
+    )
+    take_encoded_samples(writer)
+    for sample in chain([first], samples):
+        writer.write(sample)  # pyright: ignore[reportArgumentType]
+    if writer.new_samples:
+        writer.flush_shard()
+    # finish() is not called because it writes an index, which would mark the folder as complete.
+    writer.executor.shutdown()
+    for number, entry in enumerate(writer.shards):
+        written = window / file_of(entry)["basename"]
+        for kind in ("raw_data", "zip_data"):
+            if entry[kind] is not None:
+                suffix = Path(entry[kind]["basename"]).suffix
+                entry[kind]["basename"] = f"{name}.{number:02}.mds" + ("" if suffix == ".mds" else suffix)
+        written.rename(folder / file_of(entry)["basename"])
+    shutil.rmtree(window)
+    return writer.shards
 
 
 def file_of(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,18 +88,12 @@ def check_compression(compression: str | None) -> None:
         raise ConfigError(f"is {compression!r}, but it must be one of {', '.join(known)}", key="compression")
 
 
-def read_journal(folder: Path) -> dict[str, Any] | None:
-    """The journal of a preparation that is running or was killed; None if there is no journal."""
-    file = folder / UNFINISHED / "journal.json"
-    return read_json(file) if file.exists() else None
-
-
 def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
     changed = [f"{setting(key)} was {was.get(key)}, now {value}" for key, value in now.items() if was.get(key) != value]
     if changed:
         raise ConfigError(
             f"{folder} was prepared from other data or settings ({'; '.join(changed)}): choose another folder, or "
-            "delete this one"
+            "delete this folder"
         )
 
 
@@ -181,17 +101,19 @@ def refuse_names_in_the_way(folder: Path) -> None:
     """Raises ConfigError if the folder contains files of another program that have the names of our files."""
     there = [name for name in (INDEX, MANIFEST) if (folder / name).exists()]
     unfinished = folder / UNFINISHED
-    # A run that was killed soon after its start may not have written a journal.
-    if unfinished.exists() and (
-        not unfinished.is_dir() or {path.name for path in unfinished.iterdir()} - {"journal.tmp"}
-    ):
+    # A preparation that was killed soon after its start may not have written a plan.
+    if unfinished.exists() and (not unfinished.is_dir() or any(not _is_ours(path) for path in unfinished.iterdir())):
         there.append(UNFINISHED)
     there += sorted(path.name for path in folder.glob("shard.*.mds*"))
     if there:
         raise ConfigError(
             f"{folder} already contains {there[0]}, which does not belong to a preparation that can be resumed: choose "
-            "another folder, or remove it"
+            f"another folder, or remove {there[0]}"
         )
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name == "parts" or path.name.startswith("plan.json.")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -205,8 +127,8 @@ def read_json(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _write(file: Path, text: str) -> None:
-    """Write and sync the file, so that a full disk raises here and not later."""
+def write_text(file: Path, text: str) -> None:
+    """Write and sync the file, so that a full disk raises an error here and not later."""
     with file.open("w", encoding="utf-8") as out:
         out.write(text)
         out.flush()

@@ -16,8 +16,8 @@ def check_size(streams: Streams, global_batch_size: int) -> None:
     if n_rows < global_batch_size:
         raise DataError(
             f"the dataset has {n_rows} rows of {streams.max_seq_len} tokens, but one global batch has "
-            f"{global_batch_size}: set global_train_batch_size={n_rows}, or a smaller value that is divisible by the "
-            "number of ranks; or lower max_seq_len, or add data"
+            f"{global_batch_size} rows: set global_train_batch_size={n_rows}, or a smaller value that is divisible by "
+            "the number of ranks; or set a smaller max_seq_len, or add data"
         )
 
 
@@ -27,7 +27,7 @@ def normalized_proportions(config: DataLoaderConfig) -> list[str]:
     streams = config.dataset.streams or {}
     mixes["the streams' proportions"] = {name: stream.proportion or 0.0 for name, stream in streams.items()}
     return [
-        f"{key} add up to {total:g}, and are divided by that"
+        f"{key} add up to {total:g}, and are divided by this sum"
         for key, mix in mixes.items()
         if (total := sum(mix.values())) and not math.isclose(total, 1, abs_tol=1e-6)
     ]
@@ -43,8 +43,8 @@ def check_length(stages: list[StageConfig], segment: Segment, max_batches: int |
     total = max((end for end in ends if end is not None), default=0)
     if total > run or (is_open and total == run):
         raise ConfigError(
-            f"stages: they last {total:,} batches, but max_duration is {run:,}, so {last} would not be reached or not "
-            "be completed: shorten them or raise max_duration, or for a short test train_loader.stages=[]"
+            f"stages last {total:,} batches, but max_duration is {run:,}, so {last} would not be reached or not be "
+            "completed: shorten the stages, increase max_duration, or for a short test train_loader.stages=[]"
         )
     if total < run and not is_open:
         return [f"the stages last {total:,} of the run's {run:,} batches: the final mix of {last} continues"]
@@ -73,5 +73,9 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
                 f"the run draws {drawn:,} rows from {f'stream {name}' if name else 'the dataset'}, which has only "
                 f"{shape.n_rows:,} ({epochs:.2f} epochs): set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
-                + ("lower its share" if name else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)")
+                + (
+                    "lower the share of the stream"
+                    if name
+                    else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)"
+                )
             )

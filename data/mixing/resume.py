@@ -77,7 +77,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
     if saved.get("version") not in (2, STATE_VERSION):
         raise ConfigError(
             f"the checkpoint's data position has version {saved.get('version')}, but this code supports versions 2 and "
-            f"{STATE_VERSION}: resume with the code that wrote it, or start a new run with "
+            f"{STATE_VERSION}: resume with the code that wrote the checkpoint, or start a new run with "
             "load_weights_only=true"
         )
     return DataState(
@@ -124,7 +124,8 @@ def _check_data(saved: DataState, now: DataState) -> None:
         label = f"stream {name}" if name else "the dataset"
         if found is None:
             changed.append(
-                f"{label} was removed after {rows:,} of its rows were drawn (its proportion may be set to 0)"
+                f"{label} was removed after {rows:,} of its rows were drawn (restore the stream; its proportion "
+                "may be 0)"
             )
         elif found != fingerprint:
             changed.append(f"the rows of {label} have changed (fingerprint was {fingerprint}, is now {found})")
@@ -133,7 +134,7 @@ def _check_data(saved: DataState, now: DataState) -> None:
         changed.append(f"global_train_batch_size was {then}, now {size}, but it can only change where a stage ends")
     if changed:
         raise ConfigError(
-            f"dataset differs from the checkpoint's ({'; '.join(changed)}): restore it to resume, "
+            f"dataset differs from the checkpoint's dataset ({'; '.join(changed)}): restore the old dataset to resume, "
             "or start a new run from the weights, with another run_name, load_path and load_weights_only=true"
         )
 
@@ -155,7 +156,7 @@ def _check_stages(saved: DataState, now: DataState) -> None:
     if changed:
         raise ConfigError(
             f"stages: the checkpoint is at batch {batch}, and earlier stages cannot change ({'; '.join(changed)}): "
-            "restore them to resume; later stages may change, and stages may be added after them"
+            "restore the earlier stages to resume; later stages may be changed or added"
         )
 
 
@@ -232,7 +233,8 @@ def _difference(new: Segment, old: Segment, current: int | None) -> str:
             )
     in_rows = {piece.stage for piece in old.rest(new.first_batch) if piece.is_of_version_2()}
     changes += [
-        f"stage {new.stages[piece.stage]['name']}: its shares change linearly in tokens, no longer in rows"
+        f"stage {new.stages[piece.stage]['name']}: the shares now change linearly with the number of tokens, and no "
+        "longer with the number of rows"
         for piece in new.pieces
         if piece.stage in in_rows and piece.stage_of(1).rates() != (1.0, 1.0)
     ]

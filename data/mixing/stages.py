@@ -70,7 +70,7 @@ class StageResolver:
             epochs, name = duration.ep, duration.of
         elif len(names) > 1:
             raise ConfigError(
-                f"{key} is {duration!r}, but with several streams `ep` needs the name of a stream: write {{ep: "
+                f"{key} is {duration!r}, but with several streams `ep` requires the name of a stream: write {{ep: "
                 f"{parse_duration(duration)[0]:g}, of: {names[0]}}}, or use ba, tok or dur"
             )
         else:

@@ -5,36 +5,35 @@ A row is a sample with the columns of data/mds/row.py. `index.json` and the shar
 """
 
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from data.base.console import node_logger
-from data.base.errors import ConfigError, DataError, plain_os_errors, setting
+from data.base.errors import ConfigError, DataError, plain_os_errors
 from data.base.locks import exclusive
-from data.base.problems import listed
 from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
-from data.examples.preprocessing import is_own, resolve_preprocessing_fn
+from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.upload import Remote
-from data.mds.writer import (
-    MANIFEST,
-    UNFINISHED,
-    MadeFrom,
-    Shards,
-    check_compression,
-    is_whole,
-    read_journal,
-    read_json,
-    refuse_other,
+from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
+from data.preparation.engines.choice import LOCAL, Engine
+from data.preparation.engines.run import run, run_share
+from data.preparation.packing.recipe import Recipe
+from data.preparation.packing.tokenizing import Tokenizing
+from data.preparation.parts.manifest import (
+    EARLIER_VERSIONS,
+    describe,
+    fingerprint_inputs,
+    fingerprint_of,
+    in_version,
 )
-from data.preparation.manifest import describe, fingerprint_inputs, fingerprint_of, manifest_of
-from data.preparation.progress import Progress, Waiting
-from data.preparation.recipe import Recipe
+from data.preparation.parts.merge import merge
+from data.preparation.parts.part import PartError
+from data.preparation.parts.plan import plan, read_plan
+from data.preparation.parts.progress import Waiting
 from data.preparation.summary import summary
-from data.preparation.tokenizing import Tokenizing
-from data.preparation.windows import write_windows
+from data.preparation.worker_errors import error_of_worker
 from data.sources.source import Source, open_source
 from data.tokenization.tokenizer import Tokenizer
 
@@ -49,9 +48,10 @@ def prepare(config: DatasetConfig, tokenizer: Tokenizer, source: Source | None =
     Raises ConfigError for a configuration error, and DataError for a data error. The DataError lists all invalid rows.
     """
     source = open_source(config) if source is None else source
-    made_from = fingerprint_inputs(config, source, tokenizer)
-    folder = Path(config.cache_dir) / fingerprint_of(made_from)
+    inputs = fingerprint_inputs(config, source, tokenizer)
     with plain_os_errors(f"cache_dir is {config.cache_dir!r}, but it", "set it to another folder"):
+        made_from = _made_from_in_cache(Path(config.cache_dir), inputs)
+        folder = Path(config.cache_dir) / fingerprint_of(made_from)
         recipe = _tokenizing(folder, config, source, tokenizer)
         return write_once(folder, recipe, config, made_from, describe(config, tokenizer))
 
@@ -64,6 +64,7 @@ def prepare_into(
     source: Source | None = None,
     compression: str | None = None,
     remote: str | None = None,
+    engine: Engine = LOCAL,
 ) -> Path:
     """Prepare the source's rows in a given folder, and also in `remote` (a path, or an address such as s3://...).
 
@@ -76,8 +77,22 @@ def prepare_into(
     made_from = {**fingerprint_inputs(config, source, tokenizer), "compression": compression}
     with plain_os_errors(str(folder), "choose another folder"):
         recipe = _tokenizing(folder, config, source, tokenizer)
-        details = describe(config, tokenizer)
-        return write_once(folder, recipe, config, made_from, details, compression=compression, remote=remote)
+        output: dict[str, Any] = {"compression": compression, "remote": remote, "engine": engine}
+        return write_once(folder, recipe, config, made_from, describe(config, tokenizer), **output)
+
+
+def _made_from_in_cache(cache_dir: Path, made_from: dict[str, Any]) -> MadeFrom:
+    """`made_from`, in an earlier version if the rows were prepared by this version."""
+    earlier = (in_version(made_from, version) for version in EARLIER_VERSIONS)
+    return next((each for each in earlier if is_whole(cache_dir / fingerprint_of(each), each)), made_from)
+
+
+def _made_from_in(folder: Path, made_from: MadeFrom) -> MadeFrom:
+    """`made_from`, in the version in which the folder was prepared."""
+    if not (folder / INDEX).exists() or not (folder / MANIFEST).exists():
+        return made_from
+    version = read_json(folder / MANIFEST).get("format")
+    return in_version(made_from, version) if version in EARLIER_VERSIONS else made_from
 
 
 def _tokenizing(folder: Path, config: DatasetConfig, source: Source, tokenizer: Tokenizer) -> Tokenizing:
@@ -99,21 +114,27 @@ def write_once(
     *,
     compression: str | None = None,
     remote: str | None = None,
+    engine: Engine = LOCAL,
 ) -> Path:
     """Prepare the folder if it is not complete. `details` are added to the manifest unchanged."""
+    made_from = _made_from_in(folder, made_from)
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
-        journal = read_journal(folder)
-        if journal is not None:
-            refuse_other(folder, journal["made_from"], made_from)
+        planned = read_plan(folder)
+        if planned is not None:
+            refuse_other(folder, planned["made_from"], made_from)
+        elif engine.merge_only:
+            raise ConfigError(f"{folder} has no parts to merge: prepare all parts first (--part 0/N to N-1/N)")
+        if engine.share is not None:
+            return _write_share(folder, recipe, config, made_from, compression, engine.share)
         started = time.monotonic()
         with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder, recipe.source.unit)):
             if not is_whole(folder, made_from):
-                _write(folder, recipe, config, made_from, details, compression)
+                _write(folder, recipe, config, made_from, details, compression, engine)
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        # Local rank 0 prints the summary, even if another rank did the work.
+        # Local rank 0 prints the summary, even if another rank prepared the rows.
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
-    if upload is not None:
+    if upload is not None and engine.share is None:
         upload.send()
     return folder
 
@@ -125,56 +146,50 @@ def _write(
     made_from: MadeFrom,
     details: dict[str, Any],
     compression: str | None,
+    engine: Engine,
 ) -> None:
-    shards = Shards(folder, made_from, compression)
     try:
-        progress = write_windows(shards, recipe, config)
-        _refuse_if_nothing_is_kept(progress, config)
+        job = plan(folder, recipe, config, made_from, compression)
+        merge(job, made_from, details, run(job, engine))
+    except PartError:
+        raise
     except (ConfigError, DataError):
-        shards.discard()  # a resumed preparation would raise the same error again
+        _discard(folder)  # a resumed preparation would raise the same error again
         raise
     except WorkerEnded as error:
         if error.status >= 0:
-            shards.discard()
-        raise _of_worker(error, config) from None
-    shards.finish(manifest_of(config, recipe.source, made_from, details, progress))
+            _discard(folder)
+        raise error_of_worker(error, config) from None
 
 
-def _of_worker(error: WorkerEnded, config: DatasetConfig) -> DataError:
-    if error.status == -signal.SIGKILL:
-        return DataError(
-            f"a worker process was killed ({error.how}), perhaps by the system because of low memory: start again with "
-            f"a smaller {setting('prepare_workers')}; completed work is kept"
-        )
-    if error.status == -signal.SIGVTALRM:
-        return DataError(
-            f"a worker process was ended ({error.how}), because the chat template spent more than a minute in a single "
-            "operation: use a tokenizer with another chat template, or change this one"
-        )
-    name = config.preprocessing_fn
-    if not is_own(name):
-        return DataError(f"a worker process ended before its work was done ({error.how}): start again")
-    if error.status < 0:
-        return DataError(
-            f"{setting('preprocessing_fn')} is {name!r}, but a process running it was ended by {error.how}: fix the "
-            "crash, perhaps in an extension module, and start again; completed work is kept"
-        )
-    return DataError(
-        f"{setting('preprocessing_fn')} is {name!r}, but it ended its process: {error.how}: return an example, return "
-        "None to drop the row, or raise an error"
+def _write_share(
+    folder: Path,
+    recipe: Recipe,
+    config: DatasetConfig,
+    made_from: MadeFrom,
+    compression: str | None,
+    share: tuple[int, int],
+) -> Path:
+    """Prepare a share of the slices. Other jobs may prepare other shares in the same folder, so nothing is removed if
+    an error is raised."""
+    index, count = share
+    try:
+        job = plan(folder, recipe, config, made_from, compression)
+        run_share(job, index, count)
+    except WorkerEnded as error:
+        raise error_of_worker(error, config) from None
+    n_slices = len(range(index, len(job.slices), count))
+    node_logger.info(
+        f"Prepared part {index}/{count} ({n_slices:,} of {len(job.slices):,} slices) in {folder}: when all parts are "
+        "prepared, merge them with --merge"
     )
+    return folder
 
 
-def _refuse_if_nothing_is_kept(progress: Progress, config: DatasetConfig) -> None:
-    if progress.tally.examples_kept:
+def _discard(folder: Path) -> None:
+    """Remove the unfinished files, if they belong to a preparation."""
+    if read_plan(folder) is None:
         return
-    dropped = progress.dropped()
-    reasons = ", ".join(f"{reason} ({count:,})" for reason, count in dropped.items()) or "the source is empty"
-    raise DataError(f"none of the {sum(dropped.values()):,} rows can be used: {reasons}: {_hint(progress, config)}")
-
-
-def _hint(progress: Progress, config: DatasetConfig) -> str:
-    if progress.tally.dropped:
-        return f"{setting('max_seq_len')} is {config.max_seq_len}: raise it, or shorten the rows"
-    kinds = listed(f"{kind} ({count:,})" for kind, count in progress.reading.kinds.most_common())
-    return f"fix them ({kinds})" if kinds else f"check {setting('preprocessing_fn')}"
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

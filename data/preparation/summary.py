@@ -21,7 +21,7 @@ def summary(manifest: dict[str, Any], folder: Path, seconds: float) -> str:
             "truncated",
             manifest["examples_truncated"],
             manifest["tokens_truncated"],
-            "included in kept; their end was removed",
+            "included in kept; the ends of these rows were removed",
         ),
         ("dropped", sum(manifest["dropped"].values()), manifest["tokens_dropped"], ""),
         *(("", count, "", reason) for reason, count in manifest["dropped"].items()),

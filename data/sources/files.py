@@ -1,7 +1,8 @@
-"""The source for local files. Each file is hashed once. Then, the files are read in order and split into chunks, which
-workers parse."""
+"""The source for local files. Each file is hashed once. Large files of lines and large Parquet files are cut into
+slices; other files are read from start to end."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,13 @@ import xxhash
 
 from data.base.console import notice, rank_logger
 from data.base.errors import DataError, os_errors_named
-from data.base.problems import listed
+from data.base.problems import Place, listed
 from data.sources.find import Part
 from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
-from data.sources.formats.content import Content, FileChunk, InputFile, check_head
+from data.sources.formats.compressed import is_compressed
+from data.sources.formats.content import Content, FileChunk, InputFile, check_head, check_unchanged
 from data.sources.input_files import InputFiles, Opened
+from data.sources.slices import Piece, Slice, grouped, size_of_slices
 
 READERS: dict[str, Any] = {
     "lines": lines,
@@ -29,8 +32,10 @@ READERS: dict[str, Any] = {
     "text": text,
 }
 """The module that reads each kind of file. It has three functions: `check(path, name)` is called when a file is opened,
-and returns a description of the part of every row that is skipped, or None; `split(content)` is called in the parent
-process and yields chunks; `rows(chunk)` is called in workers."""
+and returns a description of the part of every row that is skipped, or None; `split(content)` yields chunks;
+`rows(chunk)` yields rows."""
+_OF_LINES = ("lines", "text")
+"""Formats that can be read from any line."""
 _WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
 """Binary formats whose files store their number of rows."""
 LARGE = 16 << 20
@@ -42,20 +47,27 @@ class FileSource:
 
     A `json` file contains one object per line, or an array if the file begins with `[`. A text file is one document; a
     file larger than a chunk (1 MB) is split at line ends into several documents. Files without rows are skipped.
-    `names` maps files to the names used in messages, where these differ from the paths.
+    `names` maps files to their names in messages, for files whose names differ from their paths. `order` is the order
+    of the files in `inputs`, if it differs from the order in `parts`.
     """
 
     unit = "B"
 
     def __init__(
-        self, parts: Sequence[Part], format: str, record: InputFiles, names: Mapping[Path, str] | None = None
+        self,
+        parts: Sequence[Part],
+        format: str,
+        record: InputFiles,
+        names: Mapping[Path, str] | None = None,
+        order: Sequence[Path] = (),
     ) -> None:
         """Raises DataError if a file cannot be read, is not UTF-8 or has an invalid header, or if all files are empty.
 
         Files that are in the record of input files are not opened.
         """
         self._parts, self._format, self._record = list(parts), format, record
-        self._files = list(dict.fromkeys(path for part in parts for path in part.files))
+        used = dict.fromkeys(path for part in parts for path in part.files)
+        self._files = list(dict.fromkeys(order)) or list(used)
         self._names = {path: str(path) for path in self._files} | dict(names or {})
         self._opened = {path: self._open(path) for path in self._files}
         self._readers = {path: opened.reader for path, opened in self._opened.items()}
@@ -110,23 +122,36 @@ class FileSource:
         files = [self._hashed[path] for path in self._files]
         return [{"path": self._names[file.path], "bytes": file.bytes, "xxh3_128": file.xxh3} for file in files]
 
-    def chunks(self) -> Iterator[FileChunk]:
-        without: list[str] = []
-        some_rows = False
-        for path, wanted in self._ranges():
-            found = False
-            for chunk in self._chunks(path, wanted):
-                found = some_rows = True
-                yield chunk
-            if not found and (wanted is None or not self._count(path)):
-                without.append(self._names[path])
-        if not some_rows:
-            raise DataError(self._no_rows("the file has no rows"))
-        if without := list(dict.fromkeys(without)):
-            files = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
-            rank_logger.info(f"{files} skipped: {listed(without)}")
+    def slices(self, n_bytes: int) -> list[Slice]:
+        n_bytes = size_of_slices(n_bytes, self.total)
+        return grouped(self._pieces(n_bytes), n_bytes)
 
-    def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+    def _pieces(self, n_bytes: int) -> Iterator[Piece]:
+        numbers = {path: number for number, path in enumerate(self._files)}
+        for path, rows in self._ranges():
+            reader, size = self._readers[path], self._bytes[path]
+            if rows is not None and rows[0] < rows[1]:
+                share = size * (rows[1] - rows[0]) // self._count(path)
+                yield Piece(file=numbers[path], size=share, rows=rows)
+            elif reader is not None and rows is None:
+                yield from _cut_file(numbers[path], path, self._names[path], reader, size, n_bytes)
+
+    def chunks(self, slice: Slice) -> Iterator[FileChunk]:
+        for piece in slice.pieces:
+            yield from self._chunks(piece)
+
+    def check_done(self, files: set[int]) -> None:
+        for path, file in self._hashed.items():
+            check_unchanged(file, self._names[path])
+        if not files:
+            raise DataError(self._no_rows("the file has no rows"))
+        wanted = [path for path, rows in self._ranges() if rows is None or not self._count(path)]
+        with_rows = {self._files[number] for number in files}
+        if without := [self._names[path] for path in dict.fromkeys(wanted) if path not in with_rows]:
+            named = "1 file has no rows and is" if len(without) == 1 else f"{len(without):,} files have no rows and are"
+            rank_logger.info(f"{named} skipped: {listed(without)}")
+
+    def rows(self, chunk: FileChunk) -> Iterator[tuple[Place, Any]]:
         return read_rows(chunk)
 
     def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
@@ -146,13 +171,15 @@ class FileSource:
         reader = self._readers[path]
         return _count_rows(reader, self._hashed[path], self._names[path]) if reader is not None else 0
 
-    def _chunks(self, path: Path, wanted: tuple[int, int] | None) -> Iterator[FileChunk]:
+    def _chunks(self, piece: Piece) -> Iterator[FileChunk]:
+        path = self._files[piece.file]
         reader = self._readers[path]
-        if reader is None or (wanted is not None and wanted[0] == wanted[1]):
-            return
-        with Content(self._hashed[path], self._names[path]) as content:
-            chunks = _sized(content, READERS[reader].split(content))
-            yield from chunks if wanted is None else _cut(content, chunks, *wanted)
+        assert reader is not None
+        of_lines = {"start": piece.start, "stop": piece.stop} if reader in _OF_LINES else {}
+        groups = {"groups": (piece.start, piece.stop)} if piece.stop is not None and not of_lines else {}
+        with Content(self._hashed[path], self._names[path], piece.file, **of_lines) as content:
+            chunks = _sized(content, READERS[reader].split(content, **groups))
+            yield from chunks if piece.rows is None else _cut(content, chunks, *piece.rows)
 
     def _no_rows(self, why: str) -> str:
         names = [self._names[path] for path in self._files]
@@ -160,13 +187,37 @@ class FileSource:
         if slices and (n_rows := sum(map(self._count, self._files))):
             return f"split selects none of the {n_rows:,} rows of {listed(names)}: use a larger slice"
         if len(names) == 1:
-            return f"{names[0]}: {why}: remove it, or add rows to it"
+            return f"{names[0]}: {why}: remove the file, or add rows to it"
         return f"none of the {len(names):,} files has any rows ({listed(names)}): choose other files"
 
 
-def read_rows(chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+def _cut_file(number: int, path: Path, name: str, reader: str, size: int, n_bytes: int) -> Iterator[Piece]:
+    """The pieces of a file, each with about `n_bytes` bytes. A compressed file is one piece."""
+    n_pieces = max(round(size / n_bytes), 1)
+    if n_pieces == 1 or reader not in (*_OF_LINES, "parquet") or is_compressed(path):
+        yield Piece(file=number, size=size)
+    elif reader == "parquet":
+        yield from _cut_parquet(number, parquet.row_groups(path, name), size, n_bytes)
+    else:
+        ends = [size * piece // n_pieces for piece in range(n_pieces + 1)]
+        for start, stop in itertools.pairwise(ends):
+            yield Piece(file=number, size=stop - start, start=start, stop=stop)
+
+
+def _cut_parquet(number: int, groups: list[int], size: int, n_bytes: int) -> Iterator[Piece]:
+    """Pieces of consecutive row groups. `groups` are their sizes before compression."""
+    total, first, held = max(sum(groups), 1), 0, 0
+    for group, n_group in enumerate(groups):
+        held += size * n_group // total
+        if held >= n_bytes or group == len(groups) - 1:
+            yield Piece(file=number, size=held, start=first, stop=group + 1)
+            first, held = group + 1, 0
+
+
+def read_rows(chunk: FileChunk) -> Iterator[tuple[Place, Any]]:
     """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem."""
     if chunk.problem is not None:
+        assert chunk.place is not None
         return iter([(chunk.place, chunk.problem)])
     rows = READERS[chunk.reader].rows(chunk)
     return rows if chunk.take is None else islice(rows, chunk.skip, chunk.skip + chunk.take)

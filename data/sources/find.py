@@ -16,7 +16,10 @@ from data.sources.folders import (
     files_below,
     files_of_split,
     is_file_or_broken_link,
+    is_saved,
     notice_unread_in,
+    refuse_saved_below,
+    saved_files,
     without_duplicates,
 )
 from data.sources.formats.names import (
@@ -29,7 +32,6 @@ from data.sources.formats.names import (
     named_format,
     suffix_of,
 )
-from data.sources.saved import is_saved, refuse_saved_below, saved_files
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def find_text(config: DatasetConfig) -> list[Part]:
     """The text files in a fixed order. Raises ConfigError if there are no text files."""
     if config.split is not None:
         raise ConfigError(
-            f"is {config.split!r}, but text files have no splits: specify the files of that split in {setting('text')}",
+            f"is {config.split!r}, but text files have no splits: specify only the files of this split in "
+            f"{setting('text')}",
             key="split",
         )
     patterns = config.text or []
@@ -112,7 +115,8 @@ def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
         if (value := getattr(config.hf_kwargs, key)) is not None:
             what = "subsets" if key == "name" else "revisions"
             raise ConfigError(
-                f"is {value!r}, but {setting('hf_name')} is {name!r}, and local files have no {what}: remove it",
+                f"is {value!r}, but {setting('hf_name')} is {name!r}, and local files have no {what}: remove "
+                f"{setting(f'hf_kwargs.{key}')}",
                 key=f"hf_kwargs.{key}",
             )
 
@@ -120,7 +124,7 @@ def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
 def _refuse_files(config: DatasetConfig, why: str) -> None:
     if config.hf_kwargs.data_dir is not None or config.hf_kwargs.data_files is not None:
         raise ConfigError(
-            f"names files, but {setting('hf_name')} {why} ({config.hf_name!r}): remove {setting('hf_kwargs')}",
+            f"specifies files, but {setting('hf_name')} {why} ({config.hf_name!r}): remove {setting('hf_kwargs')}",
             key="hf_kwargs",
         )
 
@@ -132,8 +136,8 @@ def _access_errors(key: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"names {str(error.filename)!r}, which cannot be accessed ({reason(error)}): use another path, or get read "
-            "permission for its folder",
+            f"has {str(error.filename)!r}, which cannot be accessed ({reason(error)}): use another path, or request "
+            "read permission for the folder of this path",
             key=key,
         ) from None
 
@@ -195,7 +199,7 @@ def _why_nothing(key: str, path: Path) -> str:
 
 
 def _others_below(folder: Path) -> str:
-    """The hint for a folder without text files: which other files the folder contains, and how to specify them in the
+    """The hint for a folder without text files: the other files in the folder, and how to specify these files in the
     config."""
     found = Counter(path.suffix for path in files_below(folder) if path.suffix)
     if not found:
@@ -206,7 +210,7 @@ def _others_below(folder: Path) -> str:
     if most in DATA_SUFFIXES:
         name = next(name for name, suffixes in FORMATS.items() if most in suffixes)
         kwargs = setting("hf_kwargs", {"data_files": str(pattern)})
-        return f" (it contains {there}): for records write {setting('hf_name', name)} and {kwargs}"
+        return f" (it contains {there}): to read records, set {setting('hf_name', name)} and {kwargs}"
     return f" (it contains {there}): specify other files with a pattern, such as {setting('text', str(pattern))}"
 
 
@@ -246,11 +250,12 @@ def _check_split(key: str, split: str) -> None:
     """Raises ConfigError if `split` is not `train`. Files that are specified without a split belong to `train`, as in
     the `datasets` library."""
     if split != "train":
-        instead = f"remove {setting('split')} and specify the files of that split"
+        instead = f"remove {setting('split')} and specify only the files of the split {split}"
         if key == "hf_kwargs.data_files":
             instead += f", or write {{train: files, {split}: files}}"
         raise ConfigError(
-            f"is {split!r}, but {setting(key)} specifies files, all of which are read as train: {instead}", key="split"
+            f"is {split!r}, but {setting(key)} specifies files that all belong to the split train: {instead}",
+            key="split",
         )
 
 
@@ -278,7 +283,7 @@ def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
     there = [name for name, files in splits.items() if files]
     if split == "train" and not there:
         return every
-    hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"put the word {split} into a file name"
+    hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"add the word {split} to a file name"
     names = listed([path.name for path in every], 5)
     raise ConfigError(
         f"is {split!r}, but no file in {str(folder)!r} has this name (found {names}): {hint}, or specify the files "
@@ -291,7 +296,6 @@ def _check_format(name: str, files: list[Path]) -> None:
     for path in files:
         if suffix_of(path) in DATA_SUFFIXES and suffix_of(path) not in FORMATS[name]:
             raise ConfigError(
-                f"has {str(path)!r}, but {setting('hf_name')} is {name!r}: write "
-                f"`{setting('hf_name', format_of(path))}`",
+                f"has {str(path)!r}, but {setting('hf_name')} is {name!r}: set `{setting('hf_name', format_of(path))}`",
                 key="hf_kwargs.data_files",
             )

@@ -5,13 +5,14 @@ import glob
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import xxhash
 
 from data.base.errors import ConfigError, DataError, setting
-from data.base.problems import listed
+from data.base.problems import Place, listed
 from data.config.dataset import DatasetConfig
 from data.hub.client import first_line, quiet
 from data.sources.files import FileSource, read_rows
@@ -22,6 +23,7 @@ from data.sources.formats.parquet import arrow_chunk
 from data.sources.hub_choice import Chosen, choose
 from data.sources.hub_commit import Commit, find_commit, record_of
 from data.sources.input_files import InputFiles
+from data.sources.slices import Piece, Slice
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +43,7 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
     others = [file for file in chosen.files if named_format(file) is None]
     if config.safe_load and others:
         raise ConfigError(
-            f"is true, but not all files of {name!r} are {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
+            f"is true, but not all files of {name!r} end in {', '.join(DATA_SUFFIXES)} ({listed(others, 5)}): "
             f"specify the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
@@ -49,7 +51,7 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
 
 
 class HubSource:
-    """The source for splits of a commit. Files are downloaded when chunks() starts."""
+    """The source for splits of a commit. Files are downloaded when slices() is called."""
 
     unit = "B"
 
@@ -73,20 +75,37 @@ class HubSource:
         of_all = {"dataset": self._commit.dataset, "revision": self._commit.sha}
         return [{**of_all, "path": file, "bytes": self._commit.files[file]} for file in self._chosen.files]
 
-    def chunks(self) -> Iterator[FileChunk]:
-        paths = _download(self._config, self._commit, self._chosen.files)
+    def slices(self, n_bytes: int) -> list[Slice]:
+        if self._files is None:
+            # Only the `datasets` library can read these files, in one process.
+            _download(self._config, self._commit, self._chosen.files)
+            return [Slice(number=0, pieces=(Piece(file=0, size=self.total),))]
+        return self._files.slices(n_bytes)
+
+    def chunks(self, slice: Slice) -> Iterator[FileChunk]:
+        if self._files is None:
+            return _chunks_of_builder(self._config, self._commit, self._chosen)
+        return self._files.chunks(slice)
+
+    def check_done(self, files: set[int]) -> None:
+        if self._files is not None:
+            self._files.check_done(files)
+
+    @cached_property
+    def _files(self) -> FileSource | None:
+        """The downloaded files; None if only the `datasets` library can read them."""
         if self._chosen.format is None:
-            yield from _chunks_of_builder(self._config, self._commit, self._chosen)
-            return
+            return None
+        paths = _download(self._config, self._commit, self._chosen.files)
         by_name = dict(zip(self._chosen.files, paths, strict=True))
         names = {path: f"{self._commit.dataset}/{file}" for file, path in by_name.items()}
         parts = [
             Part(tuple(by_name[file] for file in self._chosen.splits[part.name]), part if part.is_slice else None)
             for part in self._chosen.parts
         ]
-        yield from FileSource(parts, self._chosen.format, self._record, names).chunks()
+        return FileSource(parts, self._chosen.format, self._record, names, order=paths)
 
-    def rows(self, chunk: FileChunk) -> Iterator[tuple[str, Any]]:
+    def rows(self, chunk: FileChunk) -> Iterator[tuple[Place, Any]]:
         return read_rows(chunk)
 
 
@@ -142,7 +161,9 @@ def _chunks_of_builder(config: DatasetConfig, commit: Commit, chosen: Chosen) ->
         table = builder.as_dataset(split=split)
     except (ValueError, DatasetsError) as error:
         why = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise DataError(f"{commit.dataset}: the `datasets` library cannot read it ({first_line(why)})") from None
+        raise DataError(
+            f"{commit.dataset}: the `datasets` library cannot read this dataset ({first_line(why)})"
+        ) from None
     assert isinstance(table, datasets.Dataset)
     name, row = f"{commit.dataset}[{split}]", 1
     for part in table.with_format("arrow").iter(CHUNK_ROWS):

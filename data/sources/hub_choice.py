@@ -121,14 +121,14 @@ def _why_not_chosen(config: DatasetConfig, commit: Commit, root: Path, error: Ex
         subsets = list(datasets.get_dataset_config_names(str(root)))
     if subsets and kwargs.name not in subsets:
         return ConfigError(
-            f"is {kwargs.name!r}, but the subsets of {name!r} are {', '.join(subsets)}: choose one",
+            f"is {kwargs.name!r}, but the subsets of {name!r} are {', '.join(subsets)}: choose one of these subsets",
             key="hf_kwargs.name",
         )
     nothing = isinstance(error, RuntimeError | FileNotFoundError)  # the dataset has a loading script, or no data
     if nothing and any(file.endswith(".py") and "/" not in file for file in commit.files):
         return ConfigError(
-            f"is {name!r}, which is loaded by its own script, and scripts of datasets are never run: try "
-            f"{setting('hf_kwargs.revision', 'refs/convert/parquet')}, where the hub keeps a copy as Parquet",
+            f"is {name!r}, which is loaded by its own script, but scripts of datasets are never run: try "
+            f"{setting('hf_kwargs.revision', 'refs/convert/parquet')}, where the hub provides a copy in Parquet format",
             key="hf_name",
         )
     return ConfigError(

@@ -25,7 +25,7 @@ class Commit:
     card: Path
     """The snapshot folder in the hub's cache. It contains the dataset card if the dataset has one."""
     offline: str | None
-    """Why the hub was not contacted; None if the hub was contacted."""
+    """The reason why the hub was not contacted; None if the hub was contacted."""
 
 
 def find_commit(config: DatasetConfig, name: str) -> Commit:

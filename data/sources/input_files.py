@@ -142,7 +142,7 @@ class InputFiles:
     def _waiting(self, notice_at: float) -> bool:
         """Called while another process holds the lock. Returns False, so that this process never gives up waiting."""
         if time.monotonic() > notice_at:
-            notice(f"Waiting for another process that is reading the input files ({self._file})")
+            notice(f"Waiting for another process to read the input files ({self._file})")
         return False
 
     def _load(self) -> dict[str, _Entry]:

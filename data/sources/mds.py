@@ -15,12 +15,13 @@ import numpy as np
 import xxhash
 
 from data.base.errors import ConfigError, setting
-from data.base.problems import listed
+from data.base.problems import Place, listed
 from data.config.dataset import DatasetConfig
 from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
 from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
+from data.sources.slices import Piece, Slice, grouped, size_of_slices
 
 _AS_JSON = ("messages", "turns")
 """Columns that contain a list, or the JSON text of a list."""
@@ -46,14 +47,14 @@ class MdsSource:
     unit = "rows"
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
-        """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples
-        are already prepared rows, or if their columns are not supported and there is no `preprocessing_fn`."""
+        """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples are
+        already prepared rows, or if their columns are not supported and there is no `preprocessing_fn`."""
         self.mds, self._record = mds, record
         self.total = self.mds.n_samples
         key = "remote" if config.local is None else "local"
         has = f"is {getattr(config, key)!r}, whose samples have the columns {listed(self.mds.columns)}"
         if self.mds.is_rows:
-            raise ConfigError(f"{has}: they are already prepared rows", key=key)
+            raise ConfigError(f"{has}: the samples are already prepared rows", key=key)
         if config.preprocessing_fn is None and not any(set(form) <= set(self.mds.columns) for form in TEXT_FORMS):
             forms = "; ".join(" and ".join(form) for form in TEXT_FORMS)
             fix = f"set {setting('preprocessing_fn')} to convert the samples"
@@ -62,7 +63,7 @@ class MdsSource:
             raise ConfigError(
                 f"is {config.remote!r}, whose samples contain {self.mds.n_bytes:,} bytes to tokenize, but "
                 f"max_prepare_bytes is {config.max_prepare_bytes:,}: convert the original data once with "
-                "scripts/convert_finetuning_dataset.py --tokenizer, or raise max_prepare_bytes",
+                "scripts/convert_finetuning_dataset.py --tokenizer, or increase max_prepare_bytes",
                 key="remote",
             )
 
@@ -88,18 +89,30 @@ class MdsSource:
         about = {"samples": self.total, "bytes": self.mds.n_bytes, "columns": self.mds.columns}
         return [{"path": self.mds.name, **about, "fingerprint": self.fingerprint}]
 
-    def chunks(self) -> Iterator[MdsChunk]:
-        """Chunks of about a megabyte on average. Their sizes are computed from the index, so no shard is downloaded
-        here."""
+    def slices(self, n_bytes: int) -> list[Slice]:
+        """Slices of whole shards. They are computed from the index, so no shard is downloaded here."""
         self.mds.check()
-        for shard, end in zip(self.mds.shards, self.mds.ends.tolist(), strict=True):
-            size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
-            for first in range(end - shard.samples, end, size):
-                yield MdsChunk(first, min(size, end - first))
+        shards = zip(self.mds.shards, self.mds.ends.tolist(), strict=True)
+        pieces = (Piece(file=0, size=shard.samples, start=end - shard.samples, stop=end) for shard, end in shards)
+        n_bytes = size_of_slices(n_bytes, self.mds.n_bytes)
+        return grouped(pieces, max(n_bytes * self.total // max(self.mds.n_bytes, 1), 1))
 
-    def rows(self, chunk: MdsChunk) -> Iterator[tuple[str, Any]]:
+    def chunks(self, slice: Slice) -> Iterator[MdsChunk]:
+        """Chunks of about a megabyte on average."""
+        shard_by_end = dict(zip(self.mds.ends.tolist(), self.mds.shards, strict=True))
+        for piece in slice.pieces:
+            assert piece.stop is not None
+            shard = shard_by_end[piece.stop]
+            size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
+            for first in range(piece.start, piece.stop, size):
+                yield MdsChunk(first, min(size, piece.stop - first))
+
+    def check_done(self, files: set[int]) -> None:
+        """Shards are verified when they are read."""
+
+    def rows(self, chunk: MdsChunk) -> Iterator[tuple[Place, Any]]:
         for sample in range(chunk.first, chunk.first + chunk.size):
-            place = f"{self.mds.name} sample {sample}"
+            place = Place(0, sample, f"{self.mds.name} sample {sample}")
             n_bytes = self.mds.sample_bytes(sample)
             if n_bytes > c.MAX_ROW_BYTES:
                 yield place, c.too_large(n_bytes)

@@ -1,5 +1,5 @@
-"""Open the source that a config specifies. A source yields chunks, and a chunk yields `(place, record)` pairs; the
-place is the location of the record, for messages.
+"""Open the source that a config specifies. A source is cut into slices, which are prepared independently of each other.
+A slice yields chunks, and a chunk yields `(place, record)` pairs; the place is the location of the record.
 
 The content of records is checked in data/examples/examples.py.
 """
@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from data.base.errors import ConfigError, setting
+from data.base.problems import Place
 from data.config.dataset import DatasetConfig
 from data.sources.input_files import InputFiles
+from data.sources.slices import Slice
 
 
 class Chunk(Protocol):
-    """A part of a source, about a megabyte in size. Chunks are made in the parent process and sent to workers, so they
-    can be pickled."""
+    """A part of a slice, about a megabyte in size. Chunks can be pickled, because they may be sent to workers."""
 
     @property
     def size(self) -> int:
@@ -45,13 +46,24 @@ class Source(Protocol):
         revision."""
         ...
 
-    def chunks(self) -> Iterator[Chunk]:
-        """The chunks, which are the same in each call. Raises DataError if the content has changed since the
-        fingerprint was computed."""
+    def slices(self, n_bytes: int) -> list[Slice]:
+        """The slices, each with about `n_bytes` bytes of input. A file that can only be read from its start, such as a
+        compressed file, is not cut. Slices are the same in each call and on each machine, and are computed without
+        reading the content."""
         ...
 
-    def rows(self, chunk: Any) -> Iterator[tuple[str, Any]]:
-        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in forked workers."""
+    def chunks(self, slice: Slice) -> Iterator[Chunk]:
+        """The chunks of a slice, which are the same in each call. Raises DataError if the content has changed since
+        the fingerprint was computed. Called in workers."""
+        ...
+
+    def rows(self, chunk: Any) -> Iterator[tuple[Place, Any]]:
+        """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in workers."""
+        ...
+
+    def check_done(self, files: set[int]) -> None:
+        """Called when all slices were read. `files` are the indices of the files in which rows were found. Raises
+        DataError if a file has changed since the fingerprint was computed, or if no rows were found."""
         ...
 
 
@@ -92,7 +104,7 @@ def _open_hub(config: DatasetConfig, name: str, record: InputFiles) -> Source:
 
     if name == "text":
         raise ConfigError(
-            f"is 'text', but plain text files are set in `{setting('text')}` instead of {setting('hf_name')}",
+            f"is 'text', but plain text files are specified in `{setting('text')}` instead of {setting('hf_name')}",
             key="hf_name",
         )
     for format, suffixes in FORMATS.items():

@@ -27,12 +27,12 @@ def url_defect(text: str) -> str | None:
             f"is {shown(text)}, but credentials are not allowed in a URL: remove them, and set them in the environment"
         )
     if url.query or url.fragment or _BUCKET.fullmatch(url.netloc) is None:
-        return f"is {shown(text)}, but it must be {url.scheme}://BUCKET/PREFIX"
+        return f"is {shown(text)}, but it must have the form {url.scheme}://BUCKET/PREFIX"
     parts = url.path.strip("/").split("/")
     if any(part in (".", "..") for part in parts) or ("" in parts and parts != [""]) or not text.isprintable():
-        return f"is {shown(text)}, but names in a bucket have no empty, . or .. parts: remove them"
+        return f"is {shown(text)}, but a prefix must not contain empty, . or .. parts: remove these parts"
     if (n_bytes := len(url.path.encode())) > _KEPT:
-        return f"is {shown(text)}, whose prefix has {n_bytes} bytes, but the maximum is {_KEPT}: shorten it"
+        return f"is {shown(text)}, whose prefix has {n_bytes} bytes, but the maximum is {_KEPT}: shorten the prefix"
     return None
 
 

@@ -1,4 +1,4 @@
-"""A folder in an object store. Failed calls are retried, and the final error names the object."""
+"""A folder in an object store. Failed calls are retried, and the final error contains the name of the object."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +55,7 @@ class Bucket(Protocol):
 
 
 class StoreError(Exception):
-    """A call to a store failed. The text names the object and the reason."""
+    """A call to a store failed. The text contains the name of the object and the reason."""
 
     def __init__(self, text: str, *, absent: bool = False) -> None:
         super().__init__(text)
@@ -158,4 +158,6 @@ def open_store(url: str, *, writable: bool = True) -> Store:
     try:
         return Store(url, _BUCKETS[scheme](bucket, writable=writable))
     except ImportError as error:
-        raise ConfigError(f"{scheme}:// needs a package that is not installed ({error}): install it") from None
+        raise ConfigError(
+            f"{scheme}:// requires a package that is not installed ({error}): install the package"
+        ) from None

@@ -18,7 +18,7 @@ from data.tokenization.templates.turns import Part, render_question, split_turns
 from data.tokenization.tokenizer import Tokenizer
 
 NO_ROOM = "the prompt leaves no room for a response"
-NOT_TRAINED = "none of its messages is trained on"
+NOT_TRAINED = "no message is trained on"
 TOO_LONG = "longer than max_seq_len"
 
 
@@ -103,7 +103,7 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
         return TOO_LONG
     if config.excess_length == "error":
         text = (
-            f"has {length} tokens, but max_seq_len is {longest}: raise it, shorten the row, or set "
+            f"has {length} tokens, but max_seq_len is {longest}: increase the value, shorten the row, or set "
             f"{setting('excess_length', 'truncate_response')} or drop"
         )
         return Problem(TOO_LONG, text)
@@ -160,8 +160,8 @@ def _token_parts(example: TokenTurns, tokenizer: Tokenizer) -> Iterator[tuple[st
 def _tokenize_conversation(example: Conversation, tokenizer: Tokenizer, config: DatasetConfig) -> Document | Problem:
     if tokenizer.chat_template is None:
         raise TemplateError(
-            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: use a tokenizer that has "
-            "one, or set chat_template in its tokenizer_config.json"
+            f"the rows have messages, but tokenizer {tokenizer.name} has no chat template: use a tokenizer with "
+            "a chat template, or set chat_template in its tokenizer_config.json"
         )
     hidden = hide_special_tokens(example, tokenizer)
     try:
@@ -191,13 +191,13 @@ def _check_ends_of_turns(parts: list[Part], tokenizer: Tokenizer) -> None:
         if end is None:
             raise TemplateError(
                 f"the chat template of tokenizer {tokenizer.name} ends an answer with {part.text[-20:]!r}, which is "
-                f"not a special token (these are {', '.join(ends[:8])}), so a model trained on it would never stop: "
+                f"not a special token (special tokens are {', '.join(ends[:8])}), so a trained model would never stop: "
                 "use a tokenizer whose template ends each answer with a special token, or change its chat_template"
             )
         if not part.text.removesuffix(end).strip():
             raise TemplateError(
                 f"the chat template of tokenizer {tokenizer.name} writes only the end of an answer ({end}), without "
-                "its text: use a tokenizer whose template writes it, or change its chat_template"
+                "the text of the answer: use a tokenizer whose template writes this text, or change its chat_template"
             )
 
 

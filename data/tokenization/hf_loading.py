@@ -40,7 +40,7 @@ def load_hf(name: str) -> Any:
         if offline is not None:
             raise ConfigError(
                 f"is {name!r}, which is neither a local folder nor in the hub's cache, and the hub "
-                f"cannot be reached ({offline}): use a Hugging Face folder",
+                f"cannot be reached ({offline}): use the local folder of a Hugging Face tokenizer",
                 key="tokenizer.name",
             ) from error
         raise ConfigError(f"is {name!r}, but {_why_not_loaded(path, error)}", key="tokenizer.name") from error
@@ -65,17 +65,17 @@ def _why_not_loaded(folder: Path, error: Exception) -> str:
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     reason = redacted((str(error).strip() or "no reason given").splitlines()[0])
     if folder.is_dir() and not any(name.startswith(("tokenizer.", "vocab.", "spiece.")) for name in names):
-        return "it contains no tokenizer.json: save one there with transformers' tokenizer.save_pretrained"
+        return "it contains no tokenizer.json: create this file with transformers' tokenizer.save_pretrained"
     # Only this part of the message is used, because the rest lists all architectures that transformers supports.
     if reason.startswith("Unrecognized model") and folder.is_dir():
         return (
-            "the class of its tokenizer is unknown: it has neither a config.json with a model_type nor a "
-            "tokenizer_config.json with a tokenizer_class: copy the file that belongs to it, or write a "
-            'tokenizer_config.json with {"tokenizer_class": "PreTrainedTokenizerFast"} and its special tokens'
+            "the class of its tokenizer is unknown: the folder has neither a config.json with a model_type nor a "
+            "tokenizer_config.json with a tokenizer_class: copy the missing file from the model, or write "
+            'a tokenizer_config.json with {"tokenizer_class": "PreTrainedTokenizerFast"} and the special tokens'
         )
     if len(reason) > _REASON_LENGTH:
         reason = f"{reason[: _REASON_LENGTH - 3]}..."
     return (
-        f"no tokenizer could be loaded from it ({type(error).__name__}: {reason}): use a Hugging Face folder or "
-        "name that needs no custom code, or `tiktoken`"
+        f"its tokenizer cannot be loaded ({type(error).__name__}: {reason}): use a Hugging Face tokenizer that "
+        "requires no custom code, or `tiktoken`"
     )

@@ -29,7 +29,7 @@ class HFTokenizer:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
                 f"is {name!r}, but that tokenizer has no eos_token, so a model could not learn to stop: "
-                "set one in its tokenizer_config.json",
+                "set eos_token in its tokenizer_config.json",
                 key="tokenizer.name",
             )
         self.name = name
@@ -64,8 +64,8 @@ class HFTokenizer:
     ) -> str:
         if self.chat_template is None:
             raise ConfigError(
-                f"is {self.name!r}, but that tokenizer has no chat template, which messages need: use "
-                "a tokenizer that has one, or set chat_template in its tokenizer_config.json",
+                f"is {self.name!r}, but that tokenizer has no chat template, which messages require: use "
+                "a tokenizer with a chat template, or set chat_template in its tokenizer_config.json",
                 key="tokenizer.name",
             )
         try:
@@ -118,9 +118,9 @@ def _check_size(text: str) -> None:
     if n_bytes > MOST_BYTES:
         raise RowError(
             "too large for its tokenizer",
-            f"has a text of {n_bytes:,} bytes, but the maximum for a Hugging Face tokenizer, which needs up to 270 "
-            f"times as much memory, is {MOST_BYTES:,}: split the row, remove it, or use tiktoken, which accepts any "
-            "size",
+            f"has a text of {n_bytes:,} bytes, but the maximum for a Hugging Face tokenizer is {MOST_BYTES:,}, because "
+            "tokenization requires up to 270 times as much memory: split the row, remove the row, or use tiktoken, "
+            "which accepts texts of any size",
         )
 
 

@@ -18,8 +18,9 @@ _KEY = "tokenizer.kwargs.vocab_file"
 def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
     """Return a mapping from tokens to ranks, read from a file with a token in base64 and its rank on each line.
 
-    Raises ConfigError if the file does not exist, if a line is malformed (the message names the line), if one of the
-    256 single bytes is missing, or if the file contains a special token, because special tokens get their own ids.
+    Raises ConfigError if the file does not exist, if a line is malformed (the message contains the line number), if one
+    of the 256 single bytes is missing, or if the file contains a special token, because special tokens get their own
+    ids.
     """
     where = f"is {str(path)!r}, but"
     with os_errors_named(f"{where} it", key=_KEY):

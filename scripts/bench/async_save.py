@@ -5,7 +5,7 @@ One rank trains a small DBRX with one thread. Most of the checkpoint consists of
 to the requested value. The training steps do not use these tensors, so a step is short compared with a write. In each
 round every variant saves once, and the order of the variants changes from round to round. The stall is the duration of
 the save call after a step. Steps "inside" begin and end while the background thread writes. The same number of steps
-"outside" are run before the save, while nothing is written. The results are medians, and ratios are computed per round.
+"outside" is run before the save, while nothing is written. The results are medians, and ratios are computed per round.
 A plain write of the same number of bytes, followed by fsync, is also timed, because the speed of the disk varies.
 """
 
@@ -188,8 +188,8 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
         f"{common.median(outside, 1, 1000)} ms"
     )
     print(
-        f"steps inside: {common.median(slower)} x steps outside ({common.spread(slower)}), in CPU time "
-        f"{common.median(slower_cpu)} x ({common.spread(slower_cpu)})"
+        f"a step inside takes {common.median(slower)} x the time of a step outside ({common.spread(slower)}), and "
+        f"{common.median(slower_cpu)} x its CPU time ({common.spread(slower_cpu)})"
     )
     common.show_table(
         [

@@ -267,8 +267,8 @@ def load_cells(name: str, figures: list[dict[str, Any]], base: list[dict[str, An
         "load": name,
         **times(figures),
         "x not verified (CPU, shortest)": ratios(figures, base),
-        "read per rank": f"{shares['rchar']:.3f} of all",
-        "from the disk": f"{shares['read_bytes']:.3f} of all",
+        "read per rank": f"{shares['rchar']:.3f} of all bytes",
+        "from the disk": f"{shares['read_bytes']:.3f} of all bytes",
     }
 
 

@@ -29,7 +29,7 @@ def make_parser(description: str | None, **integers: int) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(description=description)
     for name, default in integers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measured values to this JSON file")
     return parser
 
 

@@ -2,9 +2,9 @@
 middle.
 
 The text is the source code of Python's standard library, shuffled and repeated. Preparation is compared with two
-baselines: tokenizing the same text with tiktoken and nothing else, compared in CPU seconds of all processes, which
-other programs hardly affect; and `datasets.map` with `MDSWriter` in one process, compared in wall-clock seconds. All
-variants run in every round, and ratios are computed per round.
+baselines. The first baseline only tokenizes the same text with tiktoken. It is compared in CPU seconds of all
+processes, which other programs hardly affect. The second baseline is `datasets.map` with `MDSWriter` in one process. It
+is compared in wall-clock seconds. All variants run in every round, and ratios are computed per round.
 """
 
 import sys
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.vocab_file is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
-        if args.gigabyte:  # runs first, so that the memory of later imports is not counted
+        if args.gigabyte:  # the first measurement, so that the memory of later imports is not counted
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
-    what = "a tiktoken vocabulary (the quickstart has one with a token per letter; default: learned from the text)"
+    what = "a tiktoken vocabulary, such as quickstart/vocab.tiktoken (default: a vocabulary learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
-    parser.add_argument("--workers", type=int, help="default: one per core")
+    parser.add_argument("--workers", type=int, help="number of worker processes; default: one per core")
     what = "number of rows of the dataset on which resuming is timed; 0 skips this part; default: %(default)s"
     parser.add_argument("--rows", type=int, default=RESUME_AT[-1] + 1024, help=what)
     parser.add_argument("--gigabyte", action="store_true", help="also prepare 1 GB and measure the peak memory")

@@ -1,5 +1,5 @@
-"""Measures the cost of train/expert_health: times a training step without it, a step between two of its measurements,
-and a step with a measurement.
+"""Measures the cost of train/expert_health: times a training step without expert health, a step between two
+measurements, and a step with a measurement.
 
 The variants run in turn in every round, in one process, with the same model and rows. Ratios are computed per round. On
 a CPU, CPU time is measured, with one thread by default. The variant `without` omits the sums of squared logits, the
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inside": weighed(inside[VARIANTS[1]], inside[VARIANTS[2]]),
     }
     common.show_table([cells(variant, row, inside.get(variant)) for variant, row in rows.items()])
-    shares = f"{default['of without']:.4f} of without, {default['inside']:.3%} inside"
-    print(f"  average if one in {INTERVAL} steps is measured: {shares}")
+    shares = f"{default['of without']:.4f} x the time of without, {default['inside']:.3%} inside"
+    print(f"  average if expert health is measured in one of {INTERVAL} steps: {shares}")
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
     return 0
@@ -105,7 +105,7 @@ class Turn(Callback):
         self.measurement.begin(state.batch["input_ids"].shape[0])
 
     def _timed(self, logits_TE: Tensor) -> Tensor:
-        began = common.now("cpu")  # CPU time on a GPU too, because wall-clock time would include waiting
+        began = common.now("cpu")  # CPU time, even on a GPU: wall-clock time would include waiting
         squares = self._squares(logits_TE)
         self.inside[self.variant][-1] += common.now("cpu") - began
         return squares

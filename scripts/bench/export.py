@@ -3,9 +3,9 @@ the export.
 
 The checkpoint contains a random DBRX, in as many files as --ranks ranks would write. In every round, both variants run
 in turn. Before each variant, all data is flushed to disk. The results are medians over the rounds. Ratios of wall-clock
-seconds and of CPU seconds are computed per round, because on a virtual machine, the first use of memory can make
-writing a file up to eight times slower; this affects both variants. Both variants read their source files from the page
-cache. The export is not verified.
+seconds and of CPU seconds are computed per round. On a virtual machine, the first use of memory can make writing a file
+up to eight times slower, in both variants. Both variants read their source files from the page cache. The export is not
+verified.
 """
 
 import sys
@@ -102,7 +102,7 @@ def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
     memory in use at its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
-    in_fresh_process("export", folder / "run", model, precision)  # the source of the copy, not timed
+    in_fresh_process("export", folder / "run", model, precision)  # writes the source of the copy; not timed
     sources = {"export": folder / "run", "copy": model}
     for order in common.rounds(sources, n_rounds):
         for variant in order:
@@ -139,7 +139,7 @@ print(time.perf_counter() - started, time.process_time() - cpu, status("VmHWM") 
 
 
 def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -> list[float]:
-    """Return wall-clock seconds, CPU seconds, and the peak memory in bytes. Both variants run in a fresh process,
+    """Return wall-clock seconds, CPU seconds, and the peak memory in bytes. Each variant runs in a fresh process,
     because the first use of memory on a virtual machine is several times slower than later uses."""
     command = [sys.executable, "-c", _VARIANT, variant, str(source), str(output), precision]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
@@ -148,7 +148,7 @@ def in_fresh_process(variant: str, source: Path, output: Path, precision: str) -
 
 def show(report: dict[str, Any]) -> None:
     largest = report["largest_tensor_bytes"]
-    print(f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors, the largest has {largest / 1e6:.0f} MB")
+    print(f"{report['bytes'] / 1e9:.2f} GB in {report['tensors']} tensors; largest tensor: {largest / 1e6:.0f} MB")
     common.show_table([cells(precision, found) for precision, found in report["precisions"].items()])
 
 

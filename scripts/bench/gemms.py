@@ -22,7 +22,7 @@ def gemm_kinds(like: Tensor) -> dict[str, GEMM]:
 
 
 def _has_onednn() -> bool:
-    """Whether oneDNN's fp32 GEMM can be called: torch provides it only for use by its compiler, and only on some
+    """Whether oneDNN's fp32 GEMM can be called: torch provides this GEMM only for its own compiler, and only on some
     processors."""
     built = torch.backends.mkldnn.is_available() and hasattr(_ops.mkldnn, "_linear_pointwise")
     return built and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

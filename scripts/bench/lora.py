@@ -180,7 +180,7 @@ def n_bytes(tensor: Tensor) -> int:
 def show(rows: dict[str, dict[str, Any]]) -> None:
     common.show_table([cells(name, row, rows[FULL]) for name, row in rows.items()])
     nf4, bf16 = rows["  nf4 base"]["losses"], rows[BF16]["losses"]
-    more = f"{nf4[0] - bf16[0]:+.4f} at first, {nf4[-1] - bf16[-1]:+.4f} after"
+    more = f"{nf4[0] - bf16[0]:+.4f} in the first step, {nf4[-1] - bf16[-1]:+.4f} in the last step"
     print(f"loss with the 4-bit base minus loss with the bf16 base: {more}")
 
 
@@ -189,11 +189,11 @@ def cells(name: str, row: dict[str, Any], full: dict[str, Any]) -> dict[str, str
         "adapters on": name,
         "s": common.median(row["seconds"]),
         "min-max": common.spread(row["seconds"]),
-        "of full": f"{common.ratio(row['seconds'], full['seconds']):.2f}",
+        "x full": f"{common.ratio(row['seconds'], full['seconds']):.2f}",
         "states MiB": f"{row['state_bytes'] / common.MIB:.1f}",
-        "a step adds": f"{row['peak_bytes'] / common.MIB:.1f}",
-        "loss": f"{row['losses'][0]:.3f}",
-        "after": f"{row['losses'][-1]:.3f}",
+        "added by a step MiB": f"{row['peak_bytes'] / common.MIB:.1f}",
+        "first loss": f"{row['losses'][0]:.3f}",
+        "last loss": f"{row['losses'][-1]:.3f}",
     }
 
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["loss_peak_bytes"] = loss_peaks(args)
         for name, peak in result["loss_peak_bytes"].items():
             sizes = f"{args.loss_tokens:,} tokens, vocabulary {args.loss_vocab:,}"
-            print(f"loss of {sizes}, {name}: {peak / common.MIB:,.0f} MiB")
+            print(f"peak memory of the loss of {sizes}, {name}: {peak / common.MIB:,.0f} MiB")
     common.write_json(args.json, result)
     return 0
 
@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults |= {"rows": 4, "max_seq_len": 512, "rounds": 7, "threads": 1}
     parser = common.make_parser(__doc__, **defaults, loss_tokens=8192, loss_vocab=100352, loss_d_model=64)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--skip_loss", action="store_true", help="skip the loss, which needs 10 GB without chunks")
+    parser.add_argument("--skip_loss", action="store_true", help="skip the loss, which requires 10 GB without chunks")
     return parser.parse_args(argv)
 
 
@@ -65,10 +65,10 @@ def cells(name: str, row: dict[str, Any], none: dict[str, Any]) -> dict[str, str
     return {
         "policy": name,
         "kept MiB": f"{row['kept_bytes'] / common.MIB:.1f}",
-        "of none": f"{row['kept_bytes'] / none['kept_bytes']:.2f}",
+        "kept, x none": f"{row['kept_bytes'] / none['kept_bytes']:.2f}",
         "forward + backward s": common.median(row["seconds"]),
         "min-max": common.spread(row["seconds"]),
-        "of none's time": f"{common.ratio(row['seconds'], none['seconds']):.2f}",
+        "time, x none": f"{common.ratio(row['seconds'], none['seconds']):.2f}",
     }
 
 

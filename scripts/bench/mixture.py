@@ -2,8 +2,8 @@
 streams.
 
 A global batch is planned at the beginning of the run, in the middle of the run (within a ramp) and at the end of the
-run. The first batch of a new plan is "cold", because the plan then builds its tables of the shards. The batches after
-it are "warm".
+run. The first batch of a new plan is "cold", because the plan then builds its tables of the shards. Later batches are
+"warm".
 """
 
 import sys

@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device is cuda, but torch finds no GPU", file=sys.stderr)
+        print("error: --device is cuda, but torch finds no GPU: use --device cpu", file=sys.stderr)
         return 2
     common.prepare_process(args.threads)
     variants, params, notes = build_variants(args)
@@ -185,7 +185,7 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "ms": common.median(row["seconds"], digits=1, scale=1e3),
         "min-max": common.spread(row["seconds"], digits=1, scale=1e3),
         "tokens/s": shown("tokens_per_s", "{:,.0f}"),
-        "of the best GEMMs": shown("share of the best GEMMs", "{:.2f}"),
+        "x best GEMMs": shown("share of the best GEMMs", "{:.2f}"),
         "x transformers": shown("speed over transformers", "{:.2f}"),
         "peak GB": shown("peak_bytes", "{:.2f}", 1e-9),
         "loss": shown("loss", "{:.4f}"),

@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         what = f"default: {DEFAULTS['cpu'][name]} on a CPU, {DEFAULTS['cuda'][name]} on a GPU"
         parser.add_argument(f"--{name}", type=int, help=what)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--rounds", type=int, default=9, help="at least 7; default: 9")
+    parser.add_argument("--rounds", type=int, default=9, help="number of measured rounds, at least 7; default: 9")
     parser.add_argument("--warmup", type=int, default=3, help="warm-up rounds, which are not measured; default: 3")
     args = parser.parse_args(argv)
     for name, value in DEFAULTS[args.device].items():
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device is cuda, but torch finds no GPU", file=sys.stderr)
+        print("error: --device is cuda, but torch finds no GPU: use --device cpu", file=sys.stderr)
         return 2
     common.prepare_process(threads=1)
     torch.manual_seed(0)
@@ -155,11 +155,11 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "ms": common.median(row["seconds"], digits=1, scale=1e3),
         "min-max": common.spread(row["seconds"], digits=1, scale=1e3),
         "TFLOP/s": f"{row['tflop_per_s']:.3g}",
-        "of torch.mm's floor": f"{row['share of the floor, torch.mm']:.2f}",
-        "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
+        "x torch.mm": f"{row['share of the floor, torch.mm']:.2f}",
+        "x best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
         "x transformers": number_or_blank(row.get("speed over transformers"), "{:.2f}"),
         "saved MiB": number_or_blank(row.get("saved_bytes"), "{:.1f}", 1 / common.MIB),
-        "of transformers": number_or_blank(row.get("saved, share of transformers"), "{:.2f}"),
+        "saved, x transformers": number_or_blank(row.get("saved, share of transformers"), "{:.2f}"),
     }
 
 

@@ -2,9 +2,9 @@
 weights, a dense model with the same active FLOPs, and only the GEMMs of the step.
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
-training, because in one process they would fragment each other's memory. Ratios are computed per round. On a CPU, CPU
-time is measured, which other programs hardly affect, with one thread by default. The lower bound is the time of the
-forward GEMM and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all
+training, because variants in the same process would fragment each other's memory. Ratios are computed per round. On a
+CPU, CPU time is measured, which other programs hardly affect, with one thread by default. The lower bound is the time
+of the forward GEMM and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all
 assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm and
 oneDNN.
 """
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    # train/main.py does the same. All variants benefit.
+    # train/main.py also calls gc.freeze(). All variants benefit.
     gc.freeze()
     common.prepare_process(args.threads)
     with contextlib.ExitStack() as stack:
@@ -157,8 +157,8 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "variant": name,
         "s": f"{row['median_s']:.2f}",
         "min-max": common.spread(row["seconds"]),
-        "of torch.mm": f"{row['share of the floor, torch.mm']:.2f}",
-        "of the best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
+        "x torch.mm": f"{row['share of the floor, torch.mm']:.2f}",
+        "x best GEMMs": f"{row['share of the floor, best GEMMs']:.2f}",
         "x transformers": f"{row['speed over transformers']:.2f}" if "speed over transformers" in row else "",
     }
 

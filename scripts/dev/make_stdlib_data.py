@@ -69,7 +69,7 @@ def _reads(file: Path) -> bool:
 def split(source: str) -> dict[str, str]:
     """Split a module into code, docstrings and comments, each in the original order. The code contains no docstrings
     and comments."""
-    lines = source.split("\n")  # as in ast, a form feed does not end a line
+    lines = source.split("\n")  # ast does not end a line at a form feed
     docstrings = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,6 +1,6 @@
 """Writes the tables of docs/architecture.md, which list each package with the first sentence of its docstring.
 
-The order of rows is kept. Packages that are missing in the tables are appended, and packages that no longer exist are
+The order of rows is kept. Packages that are missing from the tables are appended, and packages that no longer exist are
 removed.
 """
 

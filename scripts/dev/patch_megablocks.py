@@ -1,7 +1,7 @@
 """Patches the sources of MegaBlocks 0.10.0 and grouped_gemm 0.3.0, so that they build against torch 2.15 and CUDA 13.
 
 Called by build_megablocks.sh with the folder in which the sources are unpacked. The patched sources also work with
-torch 2.7 and CUDA 12.6, so no version is checked.
+torch 2.7 and CUDA 12.6, so this script does not check versions.
 """
 
 import sys
@@ -34,7 +34,7 @@ PATCHES = (
         replacement="stream));",
         fixed=r"stream\)\);",
         places=2,
-        why="CUB of CUDA 13 dropped the argument debug_synchronous, which CUB of CUDA 12.6 accepts and ignores",
+        why="CUB of CUDA 13 removed the argument debug_synchronous, which CUB of CUDA 12.6 accepts and ignores",
     ),
     Patch(
         file="grouped_gemm-0.3.0/setup.py",

@@ -26,7 +26,7 @@ PAGES = ("README.md", "docs/recipes.md")
 GPU = "h100"
 NODE = 8
 TOKENS = 10**9
-"""GPU-hours are given for this many tokens, padding included."""
+"""The number of tokens, including padding, for which GPU-hours are computed."""
 
 SHIPPED = {
     "pretrain/dbrx.yaml": 512,

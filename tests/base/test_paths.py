@@ -212,5 +212,5 @@ def test_what_can_be_a_path():
         refuse_path("key", value)
     with pytest.raises(ValueError, match=r"key is 'é+\.*.*which has a name of 256 bytes"):
         refuse_path("key", "é" * 128)
-    with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but file systems allow at most 4,095"):
+    with pytest.raises(ValueError, match=r"which has 4,2\d\d bytes, but the maximum is 4,095"):
         refuse_path("key", {"train": ["/".join(["x" * 200] * 21)]})

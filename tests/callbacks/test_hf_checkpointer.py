@@ -158,7 +158,7 @@ def test_the_config(tmp_path: Path) -> None:
     assert "there is no save_folder with checkpoints to export" in refusal(tmp_path, key)
     with_folder = ("save_folder=runs", "save_interval=4ba", "max_duration=10ba")
     message = refusal(tmp_path, key.replace("1dur", "6ba"), *with_folder)
-    assert "save_interval is 6ba, but checkpoints are saved every 4ba: use a multiple of that" in message
+    assert "save_interval is 6ba, but checkpoints are saved every 4ba: use a multiple of this interval" in message
     for fine in ("8ba", "11ba"):
         load(tmp_path, key.replace("1dur", fine), *with_folder)
     assert load(tmp_path, key, "save_folder=runs").callbacks.hf_checkpointer.precision == "float32"

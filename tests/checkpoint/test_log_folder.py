@@ -30,7 +30,7 @@ def test_an_unwritable_folder_is_an_error_if_a_key_names_it(
     assert log_folder_of(load(tmp_path), "mine", check=True) is None
     (warning,) = caplog.messages
     assert warning.startswith(
-        "log_folder runs/mine cannot be written: Not a directory: name another. The run continues"
+        "log_folder runs/mine cannot be written: Not a directory: specify another folder. The run continues"
     )
 
 

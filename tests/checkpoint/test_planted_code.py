@@ -72,7 +72,7 @@ PLACES: dict[str, Callable[[dict[str, Any], Any], None]] = {
 
 
 def refused(path: Path, use: Callable[[Path], object]) -> None:
-    with pytest.raises(ConfigError, match=r"names posix\.mkdir, .*: it was not executed"):
+    with pytest.raises(ConfigError, match=r"refers to posix\.mkdir, .*: it was not executed"):
         use(path)
 
 
@@ -134,5 +134,5 @@ def test_other_names_in_an_index_are_refused(tmp_path: Path, name: str) -> None:
     (checkpoint / "manifest.json").unlink()
     module, _, attribute = name.partition(".")
     (checkpoint / ".metadata").write_bytes(f"c{module}\n{attribute}\n(S'1'\ntR.".encode())
-    with pytest.raises(ConfigError, match=rf"names {re.escape(name)}, which does not belong in a checkpoint"):
+    with pytest.raises(ConfigError, match=rf"refers to {re.escape(name)}, which does not belong in a checkpoint"):
         CheckpointReader(checkpoint)

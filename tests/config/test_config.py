@@ -112,11 +112,11 @@ def test_kernel_sizes_include_tokens_of_all_expert_parallel_ranks(tmp_path, rows
             "t_decay is 1dur, but together with scheduler.t_",
         ),
         ("scheduler.t_warmup=1.1dur", "scheduler.t_warmup is 1.1dur, but max_duration is only"),
-        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but a number of ba must be an integer"),
+        ("scheduler.t_warmup=1.5ba", "scheduler.t_warmup is '1.5ba', but a duration in ba must be an integer"),
         ("train_loader.dataset.max_seq_len=32", "train_loader.dataset.max_seq_len is 32, but max_seq_len is 64"),
         ("tokenizer.kwargs.model_max_length=32", "tokenizer.kwargs.model_max_length is 32, but max_seq_len is 64"),
         ("tokenizer.kwargs.model_name=gpt-4", "tokenizer.kwargs.model_name requires `name: tiktoken`"),
-        ("tokenizer.name=tiktoken", "tokenizer.kwargs needs exactly one of model_name, encoding_name, vocab_file"),
+        ("tokenizer.name=tiktoken", "tokenizer.kwargs requires exactly one of model_name, encoding_name, vocab_file"),
         ("train_loader.num_workers=-1", "train_loader.num_workers is -1"),
         (
             "train_loader.dataset.preprocessing_fn={q: a}",

@@ -72,8 +72,8 @@ def test_an_override_reaches_into_a_list(tmp_path):
     ("override", "message"),
     [
         ("foo", "'foo' is not key=value, such as optimizer.lr=1e-5"),
-        ("--lr=3", "the key '--lr' must be names separated by dots: use lr=3, without dashes"),
-        ("a..b=3", "the key 'a..b' must be names separated by dots"),
+        ("--lr=3", "the key '--lr' must consist of names separated by dots: use lr=3, without dashes"),
+        ("a..b=3", "the key 'a..b' must consist of names separated by dots"),
         ("max_seq_len.a=3", "max_seq_len.a=3: max_seq_len is 64, which has no keys"),
         ("run_name={a:", "'run_name={a:': the value is not valid YAML"),
         (
@@ -105,14 +105,14 @@ def test_index_past_the_end_of_a_list(tmp_path):
         ),
         (
             "train_loader.max_seq_len=9",
-            "train_loader.max_seq_len is not a key here; it belongs at train_loader.dataset.max_seq_len",
+            "train_loader.max_seq_len is not a key here; the right key is train_loader.dataset.max_seq_len",
         ),
-        ("optimizer.t_warmup=1ba", "optimizer.t_warmup is not a key here; it belongs at scheduler.t_warmup"),
+        ("optimizer.t_warmup=1ba", "optimizer.t_warmup is not a key here; the right key is scheduler.t_warmup"),
         (
             "tokenizer.colour=red",
             "tokenizer.colour is not a key; the keys in tokenizer are name, kwargs, chat_template_drops, chat_date",
         ),
-        ("colour=red", "colour is not a key here or anywhere below"),
+        ("colour=red", "colour is not a key of any section"),
     ],
 )
 def test_unknown_key(tmp_path, override, message):
@@ -388,7 +388,7 @@ seed: -1
 def test_everything_is_reported_in_the_order_of_the_file_with_its_line(tmp_path):
     first, *problems = placed_refusal(tmp_path, "autoresume=true", text=TEN_INVALID_KEYS).splitlines()
     assert first == f"small.yaml: {len(problems)} problems"
-    assert [line.partition(" is ")[0].partition(" needs ")[0].strip() for line in problems] == [
+    assert [line.partition(" is ")[0].partition(" requires ")[0].strip() for line in problems] == [
         "small.yaml:1: max_seq_lenn",
         "small.yaml: model.d_model",  # set by the preset
         "small.yaml:4: model.n_heads",

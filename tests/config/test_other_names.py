@@ -34,7 +34,7 @@ def test_no_name_is_a_key_itself():
         ("model.hidden_size=8", "model.hidden_size is not a key: use model.d_model"),
         (
             "tokenizer.model_name=gpt-4",
-            "is not a key here; it belongs at tokenizer.kwargs.model_name",
+            "is not a key here; the right key is tokenizer.kwargs.model_name",
         ),
     ],
 )

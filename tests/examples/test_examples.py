@@ -20,8 +20,8 @@ CHAT = {"messages": [USER, ANSWER]}
 def read(rows, preprocess=None, **reading):
     """The examples of rows at row 1, row 2, ..., and the result of reading them."""
     reading = Reading(**reading)
-    examples = list(read_examples(((f"row {n}", row) for n, row in enumerate(rows, start=1)), preprocess, reading))
-    return examples, reading
+    places = ((f"row {n}", row) for n, row in enumerate(rows, start=1))
+    return [example for _, example in read_examples(places, preprocess, reading)], reading
 
 
 def error_of(rows, preprocess=None) -> str:
@@ -100,19 +100,22 @@ def test_text_next_to_a_known_datasets_columns_is_refused():
 @pytest.mark.parametrize(
     ("messages", "text"),
     [
-        ([], "messages is empty, but a conversation needs at least a question and the assistant's answer"),
+        ([], "messages is empty, but a conversation requires at least a question and the assistant's answer"),
         ([USER], "messages is only one turn, but"),
         ("hello", "messages is 'hello', but it must be a list of {role, content}"),
         (None, "messages is None, but it must be a list"),
         ({"role": "user"}, "(dict), but it must be a list"),
-        ([USER, ANSWER, USER], "messages[2] (user) is the last one, but a conversation must end with the assistant"),
-        ([USER, USER, ANSWER], "messages[1] (user) follows another turn of the user: join the two"),
+        (
+            [USER, ANSWER, USER],
+            "messages[2] (user) is the last message, but a conversation must end with the assistant",
+        ),
+        ([USER, USER, ANSWER], "messages[1] (user) follows another turn of the user: join the two turns"),
         ([USER, ANSWER, ANSWER], "messages[2] (assistant) follows another turn of the assistant"),
-        ([USER, SYSTEM, ANSWER], "messages[1] (system) is not the first"),
-        ([SYSTEM, SYSTEM, USER, ANSWER], "messages[1] (system) is not the first"),
+        ([USER, SYSTEM, ANSWER], "messages[1] (system) is not the first message"),
+        ([SYSTEM, SYSTEM, USER, ANSWER], "messages[1] (system) is not the first message"),
         (
             [ANSWER, USER, ANSWER],
-            "messages[0] (assistant) is the first, but a conversation must begin with system or user",
+            "messages[0] (assistant) is the first message, but a conversation must begin with system or user",
         ),
         ([USER, TOOL, ANSWER], "messages[1] (tool) follows the user, but a tool's result must follow the assistant"),
         ([USER, "4"], "messages[1] is '4', but it must be an object with role and content"),
@@ -167,7 +170,7 @@ def test_missing_fields_are_reported_with_the_present_ones_and_a_fix():
     assert [problem.kind for problem in problems] == ["prompt and response are missing"]
     assert "(the row has question, reply)" in problems[0].text
     assert "preprocessing_fn: {prompt: COLUMN, response: COLUMN}" in problems[0].text
-    assert problems[0].text.endswith("or make them with your own function (module:function)")
+    assert problems[0].text.endswith("or create the columns with your own function (module:function)")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +208,7 @@ def test_the_preprocessing_function_that_an_error_suggests_reads_the_row(row, na
 def test_two_columns_are_not_suggested_where_they_would_leave_out_a_third(column):
     text = check_example({"question": "a", "answer": "b", column: "c"})[0].text
     assert "for these columns" not in text
-    assert "or make them with your own function (module:function)" in text
+    assert "or create the columns with your own function (module:function)" in text
 
 
 def test_columns_that_a_mapping_does_not_take_are_counted():
@@ -252,14 +255,14 @@ def test_a_row_of_another_form_is_refused_with_both_forms():
     assert [example.form for example in examples] == ["prompt and response"] * 2
     assert (reading.form, reading.n_valid, reading.bad_rows) == ("prompt and response", 2, 2)
     assert reading.lines()[0].startswith(
-        "row 2: has messages, but the rows before it have prompt and response (since row 1)"
+        "row 2: has messages, but earlier rows have prompt and response (first: row 1)"
     )
 
 
 def test_the_form_may_be_given():
     examples, reading = read([TEXT], form="messages", first_place="a.jsonl:1")
     assert examples == []
-    assert reading.lines()[0].startswith("row 1: has text, but the rows before it have messages (since a.jsonl:1)")
+    assert reading.lines()[0].startswith("row 1: has text, but earlier rows have messages (first: a.jsonl:1)")
 
 
 def test_bad_rows_do_not_decide_the_form():
@@ -278,10 +281,10 @@ def test_ignored_columns_can_be_printed():
     assert read([row])[1].ignored == {"\\ud800": 1}
 
 
-def test_the_place_of_the_last_example_is_known():
+def test_examples_have_their_places():
     reading = Reading()
     rows = (("here", GOOD), ("there", {}), ("yonder", GOOD))
-    assert [reading.place for _ in read_examples(rows, None, reading)] == ["here", "yonder"]
+    assert [place for place, _ in read_examples(rows, None, reading)] == ["here", "yonder"]
     assert reading.first_place == "here"
 
 
@@ -305,7 +308,7 @@ def test_parts_of_different_forms_are_refused_when_they_are_merged():
     reading = read([GOOD])[1]
     reading.merge(read([CHAT, CHAT, {}])[1])
     assert (reading.form, reading.n_valid, reading.bad_rows) == ("prompt and response", 1, 3)
-    assert "row 1: has messages, but the rows before it have prompt and response" in reading.lines()[0]
+    assert "row 1: has messages, but earlier rows have prompt and response" in reading.lines()[0]
     assert "(and 1 more row)" in reading.lines()[0]
 
 

@@ -62,7 +62,7 @@ def test_other_parts_are_named(content, text):
 def test_a_system_message_without_text_is_left_out_and_counted(content):
     empty = {"role": "system", "content": content}
     reading = Reading()
-    (example,) = read_examples([("here", {"messages": [empty, USER, ANSWER]})], None, reading)
+    ((_, example),) = read_examples([("here", {"messages": [empty, USER, ANSWER]})], None, reading)
     assert example == Conversation([USER, ANSWER])
     assert reading.ignored == {"empty system messages": 1}
     assert "messages[3] (user) is the last" in problem_of({"messages": [empty, USER, ANSWER, USER]})
@@ -140,14 +140,20 @@ def test_the_older_format_of_tool_calls_is_converted():
             {"prompt": "a", "response": "b", "train": False},
             "has train False (bool), but weights for rows are not supported",
         ),
-        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools in addition to prompt and response, which"),
-        ({"text": "a", "reasoning_content": "b"}, "has reasoning_content in addition to text, which would not be used"),
+        ({"prompt": "a", "response": "b", "tools": [TOOL]}, "has tools in addition to prompt and response, but tools"),
+        (
+            {"text": "a", "reasoning_content": "b"},
+            "has reasoning_content in addition to text, but reasoning_content would not be used",
+        ),
         (
             {"messages": [USER, ANSWER], "system": "Be brief."},
-            "has system in addition to messages, which would not be used",
+            "has system in addition to messages, but system would not be used",
         ),
-        ({"prompt": "a", "response": "b", "context": "c"}, "has context in addition to prompt and response, which"),
-        ({"text": "a", "role": "prompter", "user": "x"}, "has role in addition to text, which would not be used"),
+        (
+            {"prompt": "a", "response": "b", "context": "c"},
+            "has context in addition to prompt and response, but context",
+        ),
+        ({"text": "a", "role": "prompter", "user": "x"}, "has role in addition to text, but role would not be used"),
         ({"prompt": "a", "completion": "b", "label": False}, "has label false, which marks an unwanted answer"),
         ({"prompt": "a", "response": [{"value": "b"}]}, "response is [{'value': 'b'}] (list), but it must be text"),
         ({"prompt": [USER], "other": 1}, "prompt is [{'role': 'user', 'content': '2 + 2?'}] (list), but it must be"),
@@ -170,7 +176,7 @@ def test_a_prompt_that_repeats_a_message_is_not_a_second_form():
     """As in UltraChat's rows. A prompt that is in none of the messages would be lost."""
     reading = Reading()
     row = {"prompt": "2 + 2? ", "prompt_id": "x", "messages": [USER, ANSWER]}
-    (example,) = read_examples([("here", row)], None, reading)
+    ((_, example),) = read_examples([("here", row)], None, reading)
     assert example == Conversation([USER, ANSWER])
     assert reading.ignored == {"prompt": 1, "prompt_id": 1}
     text = problem_of(row | {"prompt": "Be brief."})

@@ -209,7 +209,7 @@ def test_a_path_that_is_not_a_checkpoint_is_described(tmp_path):
     (tmp_path / "link").symlink_to("ep0-ba1")
     for name, message in (
         ("none", "it does not exist"),
-        ("file.pt", "it is a file; resume the run from it, and export its next checkpoint"),
+        ("file.pt", "it is a file; resume the run from this file, and export the next checkpoint of the run"),
         ("empty", "it is an empty folder"),
         ("link", "it is a link to ep0-ba1, which does not exist"),
         (".", "it is a folder that contains empty, file.pt, link"),

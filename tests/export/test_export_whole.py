@@ -123,7 +123,7 @@ def test_an_export_continues_after_the_disk_was_full(
     with monkeypatch.context() as patch:
         patch.setattr("train.export.writer._write_tensor", full)
         message = (
-            r"out cannot be written: No space left on device; the partial export stays in \S+/.out.part, and the same"
+            r"out cannot be written: No space left on device; the partial export remains in \S+/.out.part, and the same"
         )
         with pytest.raises(ConfigError, match=message):
             export(run, tmp_path / "out")
@@ -305,7 +305,7 @@ def test_a_killed_verification_keeps_the_partial_export(
 ) -> None:
     killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
     monkeypatch.setattr("train.export.export.subprocess.run", lambda *args, **kwargs: killed)
-    with pytest.raises(ConfigError, match=r"its verification was killed by signal 9 .*continues from it"):
+    with pytest.raises(ConfigError, match=r"its verification was killed by signal 9 .*continues the export"):
         export(run, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.part" / "config.json").is_file()

@@ -108,11 +108,11 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the index's place of a tensor": (
         lambda f: change_json(f / INDEX, lambda c: c["weight_map"].update({NORM: max(c["weight_map"].values())})),
-        r"model-\S+ does not have the header for the tensors that the index lists",
+        r"model-\S+ has a header that does not match the tensors that the index lists",
     ),
     "a name of the index": (
         lambda f: change_json(f / INDEX, lambda c: c["weight_map"].pop(NORM)),
-        rf"{INDEX} does not name the tensors of DBRX: \['{NORM}'\]",
+        rf"{INDEX} does not list the tensors of DBRX: \['{NORM}'\]",
     ),
     "the index's size": (
         lambda f: change_json(f / INDEX, lambda c: c["metadata"].update(total_size=1)),

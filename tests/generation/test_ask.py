@@ -67,7 +67,7 @@ def test_prompts_of_jsonl_need_no_answers(tmp_path):
         (
             "x.jsonl",
             b'{"promt": "a", "response": "b"}\n',
-            "x.jsonl:1: has neither prompt nor messages, but promt, resp",
+            "x.jsonl:1: the row has neither prompt nor messages, but promt, resp",
         ),
         ("x.jsonl", b'{"text": "a"}\n', "x.jsonl has text, but a question must be a prompt or messages"),
         ("x.jsonl", b'{"messages": [{"role": "boss", "content": "a"}]}\n', r"x.jsonl:1: messages\[0\].role is 'boss'"),
@@ -198,8 +198,9 @@ def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    sizes = "together with the 2 tokens of the longest prompt, this is 65 tokens, and the model supports only 64"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: use at most 62\n")
+    sizes = "the sum with the 2 tokens of the longest prompt is 65 tokens, and the model supports only 64"
+    fix = "set --max_new_tokens to at most 62"
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: {fix}\n")
     check_room([[0], [0, 0]], 62, 64)
     # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0

@@ -145,7 +145,7 @@ def test_missing_tasks_are_reported(exported, tasks, tmp_path):
             tasks_here(exported, [name])
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(
-        ConfigError, match=r"'sorting', whose data does not exist \(.*rows.jsonl'\): add it, or correct the task"
+        ConfigError, match=r"'sorting', whose data does not exist \(.*rows.jsonl'\): add the data, or correct the task"
     ):
         tasks_here(exported, [str(tasks / "sorting.yaml")])
 
@@ -195,10 +195,10 @@ def test_a_preprocessor_makes_questions_of_any_rows(tmp_path, capsys):
 
     with pytest.raises(DataError, match=r"x.jsonl:2: response is null"):
         asked("--preprocessor", "{prompt: question, response: answer}")
-    with pytest.raises(DataError, match="choose the columns with --preprocessor"):
+    with pytest.raises(DataError, match="select columns with --preprocessor"):
         asked()
     assert asked("--preprocessor", f"{__name__}:answered") == [PromptResponse("a", "b")]
-    assert "--preprocessor skipped 1 of its rows" in capsys.readouterr().out
+    assert "--preprocessor skipped 1 of the rows in this file" in capsys.readouterr().out
     assert evaluate.main([str(tmp_path), "--tasks", "x", "--preprocessor", "alpaca"]) == 2
 
 
@@ -251,7 +251,7 @@ def script():
         (["--exact_match", "x", "--num_fewshot", "3"], "--num_fewshot needs --tasks"),
         (
             ["--tasks", "x"],
-            "is not an exported model, which --tasks needs: export it with scripts/convert_checkpoint_to_hf.py",
+            "is not an exported model, which --tasks requires: export it with scripts/convert_checkpoint_to_hf.py",
         ),
         (["--exact_match", "none.jsonl"], "none.jsonl cannot be read"),
         (["--tasks", "x", "--json", "none/y"], "--json is 'none/y', but its folder does not exist or is not writable"),

@@ -1,5 +1,6 @@
 """Read a whole source, for tests of its content."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,19 @@ def of_folder(folder, split=None, **kwargs) -> DatasetConfig:
     return DatasetConfig(hf_name=str(folder), max_seq_len=8, **settings)
 
 
-def read(source) -> list:
-    """Return all pairs (place, row)."""
-    return [pair for chunk in source.chunks() for pair in source.rows(chunk)]
+def chunks_of(source, n_bytes: int = 1 << 40) -> Iterator:
+    """Yield the chunks of all slices of about n_bytes bytes, and then check the source."""
+    files = set()
+    for slice in source.slices(n_bytes):
+        for chunk in source.chunks(slice):
+            files.add(getattr(chunk, "file", 0))
+            yield chunk
+    source.check_done(files)
+
+
+def read(source, n_bytes: int = 1 << 40) -> list:
+    """Return all pairs (place, row), with the place as text."""
+    return [(str(place), row) for chunk in chunks_of(source, n_bytes) for place, row in source.rows(chunk)]
 
 
 def values(pairs) -> list:

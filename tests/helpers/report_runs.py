@@ -76,7 +76,7 @@ def _attempt(shape: Shape, first: int, end: int, clock: float, lr: float) -> Ite
         if batch == skip:
             event = {
                 "event": "nonfinite",
-                "message": f"batch {batch} is not finite: the loss. Its gradients are dropped",
+                "message": f"the loss or gradient norm of batch {batch} is not finite: the loss is nan on rank 0",
             }
             yield "record", {**place, **event}
         if batch == spike:

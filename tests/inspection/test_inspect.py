@@ -116,7 +116,7 @@ def test_copies_and_near_copies_are_distinguished(tmp_path):
     assert _named(found.exact, at) == {(35, 30 - 20), (36, 30 - 20)}
     assert {tuple(sorted(each)) for each in _named(found.near, at)} == {(n, 30 + n) for n in range(5)}
     lines = duplicate_lines(survey)
-    assert lines[0] == "train: 42 documents, 2 (4.8%) copies of an earlier one, 5 (11.9%) near-duplicates"
+    assert lines[0] == "train: 42 documents, 2 (4.8%) copies of an earlier document, 5 (11.9%) near-duplicates"
     assert sum(" equals train row " in line for line in lines) == 2
     assert sum(" is close to train row " in line for line in lines) == 5
 
@@ -177,7 +177,7 @@ def test_the_limit_of_compared_documents_is_reported(tmp_path, monkeypatch):
     assert (survey.n_documents, len(survey.hashes)) == (15, 10)
     lines = duplicate_lines(survey)
     assert lines[0].startswith("train: 10 documents, 9 (90.0%) copies")
-    assert lines[1] == "  (compared: the first 10 of 15 in train)"
+    assert lines[1] == "  (only the first 10 of 15 documents in train were compared)"
     assert lines[-1] == "  ... and 4 more"
 
 
@@ -197,7 +197,7 @@ def test_verification_names_the_samples_of_a_broken_shard(tmp_path):
     shard.write_bytes(content)
     lines = verification_lines(verify(rows.folder))
     assert lines[0].endswith("1 shards, 40 samples, 1 shards corrupt")
-    assert lines[1].startswith("  shard.00000.mds, samples 0 to 39: ")
+    assert lines[1].startswith("  shard.00000.00.mds, samples 0 to 39: ")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_the_script_shows_rows_lengths_duplicates_and_overlap(run, tmp_path):
     assert "── row 1, document 1 of " in out
     assert "── row 0, " not in out
     assert "<|endoftext|>⟧" in out
-    assert "train: 30 documents, 0 (0.0%) copies of an earlier one" in out
+    assert "train: 30 documents, 0 (0.0%) copies of an earlier document" in out
     assert "eval: 11 documents, 10 (90.9%) also in train" in out
     assert (tmp_path / "lengths.png").exists()
 

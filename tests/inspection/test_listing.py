@@ -93,7 +93,7 @@ def test_a_link_and_a_save_folder_name_a_checkpoint(tmp_path: Path) -> None:
     (folder / "latest").symlink_to("ep0-ba10")
     assert find_checkpoint(folder / "latest") == (folder / "ep0-ba10").resolve()
     assert find_checkpoint(folder) == folder / "ep0-ba20"
-    with pytest.raises(ConfigError, match="a checkpoint itself: specify the folder"):
+    with pytest.raises(ConfigError, match="a checkpoint: specify the folder"):
         find_save_folder(folder / "ep0-ba10")
 
 

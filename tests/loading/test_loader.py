@@ -219,9 +219,9 @@ def test_loading_does_not_move_the_models_random_numbers(rows, folder, num_worke
 def test_a_shard_that_vanishes_is_one_clear_line(tmp_path, num_workers):
     write_jsonl(tmp_path / "train.jsonl", questions(50))
     rows = open_rows(loader_config(tmp_path).dataset, TOY)
-    (rows.folder / "shard.00000.mds").unlink()
+    (rows.folder / "shard.00000.00.mds").unlink()
     with pytest.raises(DataError) as error:
         list(train(rows, tmp_path, num_workers))
     assert str(error.value).startswith("row ")
-    assert "shard.00000.mds cannot be read (FileNotFoundError" in str(error.value)
+    assert "shard.00000.00.mds cannot be read (FileNotFoundError" in str(error.value)
     assert "\n" not in str(error.value)

@@ -63,7 +63,7 @@ def test_rows_are_found_in_their_shards(prepared):
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "index", "manifest"])
 def test_damaged_folders_are_refused_when_opened(prepared, damage):
-    shard = prepared.folder / "shard.00001.mds"
+    shard = prepared.folder / "shard.00000.01.mds"
     content = shard.read_bytes()
     if damage == "missing":
         shard.unlink()
@@ -75,7 +75,7 @@ def test_damaged_folders_are_refused_when_opened(prepared, damage):
         (prepared.folder / f"{damage}.json").write_text("{")
     with pytest.raises(DataError) as error:
         again(prepared)
-    name = f"{damage}.json" if damage in ("index", "manifest") else "shard.00001.mds"
+    name = f"{damage}.json" if damage in ("index", "manifest") else "shard.00000.01.mds"
     assert str(prepared.folder / name) in str(error.value)
     assert f"delete the folder {prepared.folder.name} to prepare it again" in str(error.value)
 
@@ -89,12 +89,12 @@ def test_hashes_are_checked_once(prepared, monkeypatch):
 
 
 def test_a_shard_that_breaks_later_is_named_when_it_is_read(prepared):
-    shard = prepared.folder / "shard.00000.mds"
+    shard = prepared.folder / "shard.00000.00.mds"
     shard.write_bytes(shard.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"row \d+ of .*shard.00000.mds cannot be read"):
+    with pytest.raises(DataError, match=r"row \d+ of .*shard.00000.00.mds cannot be read"):
         documents(prepared)
     shard.unlink()
-    with pytest.raises(DataError, match=r"row 0 of .*shard.00000.mds cannot be read \(FileNotFoundError"):
+    with pytest.raises(DataError, match=r"row 0 of .*shard.00000.00.mds cannot be read \(FileNotFoundError"):
         prepared.read(0)
 
 
@@ -117,7 +117,7 @@ def test_rows_for_another_tokenizer_or_length_are_refused(prepared):
     class Other(ToyTokenizer):
         name, fingerprint = "other", "other-1"
 
-    with pytest.raises(ConfigError, match=r"with the tokenizer toy \(fingerprint toy-1\), but this run's is other"):
+    with pytest.raises(ConfigError, match=r"with the tokenizer toy \(fingerprint toy-1\), but this run uses other"):
         open_rows(mds_config(prepared.folder), Other())
 
 
@@ -180,12 +180,16 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             TOKENS,
             {"tokens": np.array([1, 258])},
-            "it contains the id 258, but the tokenizer's ids must be from 0 to 257",
+            "the row contains the id 258, but the tokenizer's ids must be from 0 to 257",
         ),
         (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
-        (TOKENS, {"tokens": np.array([[1, 2]])}, r"tokens is ndarray of int64 \(1, 2\), but it must be a 1-D integer"),
-        ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is ndarray of float64"),
-        ({"tokens": "bytes"}, {"tokens": b"1234567"}, "tokens has 7 bytes, which is not a multiple of int64"),
+        (
+            TOKENS,
+            {"tokens": np.array([[1, 2]])},
+            r"tokens is an ndarray of int64 with shape \(1, 2\), but it must be a 1-D integer",
+        ),
+        ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is an ndarray of float64"),
+        ({"tokens": "bytes"}, {"tokens": b"1234567"}, "tokens has 7 bytes, which is not a multiple of 8"),
         ({"tokens": "bytes"}, {"tokens": np.array([1, 2], np.int32).tobytes()}, "the id 8589934593"),
         ({"tokens": "str"}, {"tokens": "1 2"}, "tokens is str, but it must be a 1-D integer ndarray"),
         (LABELS, {"input_ids": np.array([1, 2]), "labels": np.array([1])}, "2 input_ids, but 1 labels; if they are"),
@@ -197,7 +201,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             COLUMNS,
             {"tokens": np.int32([1, 2]), "loss_mask": np.uint8([1, 1]), "lengths": np.int32([3])},
-            "2 tokens, 2 in the loss mask, lengths sum to 3",
+            "2 tokens, 2 values in the loss mask, and lengths that sum to 3",
         ),
     ],
 )
@@ -212,7 +216,9 @@ def test_a_wrong_row_in_the_middle_is_named_when_it_is_read(tmp_path):
     rows = open_mds_rows(write_mds(tmp_path / "mds", TOKENS, samples))
     place = 70 - int(np.cumsum(rows.shard_sizes)[1])
     assert [rows.read(row_id).tokens[0] for row_id in range(70)] == list(range(70))
-    with pytest.raises(DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(it contains the id 500"):
+    with pytest.raises(
+        DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(the row contains the id 500"
+    ):
         rows.read(70)
 
 

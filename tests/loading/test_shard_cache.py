@@ -135,5 +135,5 @@ def test_invalid_sizes_are_refused(limit):
 
 
 def test_a_limit_without_a_remote_is_refused():
-    with pytest.raises(ValueError, match="there is no remote to cache"):
+    with pytest.raises(ValueError, match="but no source is remote"):
         DatasetConfig(local="/mds", max_seq_len=8, cache_limit="5gb")

@@ -152,7 +152,7 @@ def test_a_slow_worker_is_distinguished_from_a_stopped_one(rows: Rows, folder: P
     slow = dataclasses.replace(rows, decode=lambda sample: time.sleep(60))
     _, message = read_until_error(loader_of(slow, folder, 1), 0, int)
     assert "is waiting (state S) and has not delivered batch 0" in message
-    assert "check whether a file system hangs, or raise deadlines.data" in message
+    assert "check whether a file system hangs, or increase deadlines.data" in message
     wait_for_their_end()
 
 

@@ -44,7 +44,7 @@ LIES = {
     "zero byte": (lambda i: file_of(i, basename="a\0b"), "inside the folder"),
     "no name": (lambda i: file_of(i, basename=None), "inside the folder"),
     "the index": (lambda i: file_of(i, basename="index.json"), "inside the folder"),
-    "twice": (lambda i: file_of(i, basename="shard.00000.mds"), "names the file shard.00000.mds twice"),
+    "twice": (lambda i: file_of(i, basename="shard.00000.mds"), "lists the file shard.00000.mds twice"),
     "pkl": (lambda i: shard_of(i, column_encodings=["pkl"]), r"pkl \(shards\[1\], column 'text'\), which can run code"),
     "nested pkl": (lambda i: shard_of(i, column_encodings=["list[pkl]"]), "which can run code"),
     "encoding": (lambda i: shard_of(i, column_encodings=["text"]), "encoding 'text' .*, which is unknown"),
@@ -57,20 +57,20 @@ LIES = {
     "other columns": (lambda i: shard_of(i, column_names=["words"]), r"different columns in shards\[1\]"),
     "other encoding": (
         lambda i: shard_of(i, column_encodings=["bytes"], column_sizes=[None]),
-        r"different columns in shards\[1\] \(text bytes\) and in shards\[0\], but text must be the same in all shards",
+        r"different columns in shards\[1\] \(text bytes\) and in shards\[0\], but column text must be the same in all",
     ),
-    "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but its file has \d+ bytes instead of \d+"),
+    "zero samples": (lambda i: shard_of(i, samples=0), r"samples 0, but the shard has \d+ bytes instead of \d+"),
     "negative": (lambda i: shard_of(i, samples=-5), "samples -5"),
     "half": (lambda i: shard_of(i, samples=1.5), "samples 1.5"),
     "true": (lambda i: shard_of(i, samples=True), "samples True"),
-    "too many": (lambda i: shard_of(i, samples=10**12), r"samples 10+, which need at least \d+ bytes"),
+    "too many": (lambda i: shard_of(i, samples=10**12), r"samples 10+, which require at least \d+ bytes"),
     "no bytes": (lambda i: file_of(i, bytes=0), "bytes 0"),
     "bytes text": (lambda i: file_of(i, bytes="900"), "bytes '900'"),
-    "huge": (lambda i: file_of(i, bytes=2**33), "at most 4294967295"),
+    "huge": (lambda i: file_of(i, bytes=2**33), "the maximum is 4294967295"),
     "hash": (lambda i: file_of(i, hashes={"crc7": "00"}), "'crc7', which is not a known algorithm"),
     "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be a string"),
     "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but it must be one of br, bz2, gz, snappy, zstd"),
-    "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
+    "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but with zip_data None"),
     "long": (lambda i: file_of(i, basename="x" * 5000), "it must be the name of a file inside the folder"),
     "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
 }
@@ -118,7 +118,7 @@ def test_empty_shards_are_skipped(tmp_path, capsys):
     assert verify(mds).broken == []
     assert (mds.fingerprint, mds.shard_sizes.tolist()) == (whole.fingerprint, whole.shard_sizes.tolist())
     n = len(whole.shards) + 4
-    assert capsys.readouterr().out.count(f"{folder}: 4 of its {n} shards are empty and are skipped") == 1
+    assert capsys.readouterr().out.count(f"{folder}: skipping 4 of {n} shards, because they contain no samples") == 1
 
 
 def test_empty_shards_alone_are_refused(tmp_path, folder):
@@ -150,7 +150,7 @@ def test_extra_columns_of_some_shards_are_absent_from_the_others(tmp_path, capsy
     mds = open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
     assert (mds.columns, mds.is_rows) == ({"text": "str"}, False)
     assert read_all(mds) == texts(20) + samples
-    message = f"{tmp_path}: some of its shards have additional columns that are missing from the others: c00 (in 1 of"
+    message = f"{tmp_path}: some shards have columns that other shards do not have: c00 (in 1 of"
     out = capsys.readouterr().out
     assert message in out
     assert out.endswith("c09 (in 1 of 3) and 2 more\n")
@@ -162,7 +162,7 @@ def test_a_loss_mask_that_some_shards_lack_is_refused(tmp_path):
     write_mds(tmp_path / "a", columns, [sample])
     write_mds(tmp_path / "b", {"tokens": "ndarray:int32"}, [sample])
     with pytest.raises(
-        DataError, match=r"different columns in shards\[1\] .*, but loss_mask must be the same in all shards"
+        DataError, match=r"different columns in shards\[1\] .*, but column loss_mask must be the same in all shards"
     ):
         open_folder(merged(tmp_path, [tmp_path / "a", tmp_path / "b"]))
 
@@ -177,7 +177,7 @@ def header(shard: Path, place: int, value: int) -> None:
     ("damage", "message"),
     [
         (lambda shard: header(shard, 0, 3), "has 3 samples, but index.json lists"),
-        (lambda shard: header(shard, 1, 0), "offsets that do not increase from its header to its end"),
+        (lambda shard: header(shard, 1, 0), "offsets that do not increase from the header to the end of the file"),
         (lambda shard: header(shard, 2, 2**32 - 1), "offsets that do not increase"),
         (lambda shard: header(shard, 3, 0), "offsets that do not increase"),
         (
@@ -249,7 +249,7 @@ def test_the_error_about_a_missing_index_names_the_splits(tmp_path):
     write_texts(tmp_path / "mds" / "train")
     write_texts(tmp_path / "mds" / "val")
     for local, split, message in [
-        ("mds", None, "it has no index.json: set split to train or val"),
+        ("mds", None, "the folder has no index.json: set split to train or val"),
         ("mds", "test", "split 'test' has no index.json: set split to train or val"),
         ("mds/train", "train", "has no index.json"),
         ("none", None, "no such folder exists"),
@@ -262,5 +262,5 @@ def test_the_error_about_a_missing_index_names_the_splits(tmp_path):
 
 @pytest.mark.parametrize("split", ["../mds", "/mds"])
 def test_a_split_cannot_leave_the_folder(folder, split):
-    with pytest.raises(ConfigError, match=r"split is .*, but it must be a folder below the data"):
+    with pytest.raises(ConfigError, match=r"split is .*, but it must be a subfolder of the dataset"):
         open_folder(folder, split=split)

@@ -79,14 +79,14 @@ def test_the_error_about_a_damaged_decompressed_shard_has_a_fix(share):
     read_all(open_mds(config))
     shard = next(Path(config.cache_dir).glob("read-only-*/shard.00001.mds"))
     os.truncate(shard, 99)
-    with pytest.raises(DataError, match=f"{shard} has 99 bytes, but .*: delete it to decompress it again"):
+    with pytest.raises(DataError, match=f"{shard} has 99 bytes, but .*: delete the file to decompress the shard again"):
         open_mds(config).check()
 
 
 @pytest.mark.parametrize(
     ("cache_dir", "message"),
     [
-        ("", "share cannot be written for shard.00000.mds .*: copy it to"),
+        ("", "share cannot be written for shard.00000.mds .*: copy the folder to"),
         ("cache", "cache_dir is '.*cache', but it cannot be written for decompressed shards of .*share"),
     ],
 )

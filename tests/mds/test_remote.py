@@ -89,7 +89,7 @@ def test_compressed_shards(tmp_path, compression):
 def test_a_compressed_shard_with_other_content_is_refused(tmp_path):
     folder = write_texts(tmp_path / "mds", 30, compression="gz")
     edit_index(folder, lambda index: index["shards"][1]["raw_data"]["hashes"].update(xxh64="0" * 16))
-    with pytest.raises(DataError, match=r"shard.00001.mds.gz, decompressed, is damaged"):
+    with pytest.raises(DataError, match=r"shard.00001.mds.gz: the decompressed shard is damaged"):
         read_all(open_folder(folder, to=tmp_path / "here"))
 
 
@@ -97,7 +97,7 @@ def test_a_compressed_shard_with_other_content_is_refused(tmp_path):
 def test_the_shards_of_a_remote_are_checked_before_training(folder, tmp_path, kind):
     shard = folder / "shard.00003.mds"
     shard.unlink() if kind == "lost" else os.truncate(shard, 50)
-    message = "is missing, but index.json lists it" if kind == "lost" else "has 50 bytes, but"
+    message = "is missing, but is listed in index.json" if kind == "lost" else "has 50 bytes, but"
     with pytest.raises(DataError, match=f"{shard} {message}"):
         open_folder(folder, to=tmp_path / "here").check()
 
@@ -247,7 +247,7 @@ def test_a_killed_download_is_done_by_another(hanging):
 
 def test_a_download_that_never_ends_is_an_error(hanging, monkeypatch):
     monkeypatch.setattr(data.mds.remote.deadlines, "QUIET", 0.3)
-    with pytest.raises(DataError, match=r"shard.00000.mds is not downloaded: another process holds its lock"):
+    with pytest.raises(DataError, match=r"shard.00000.mds was not downloaded: another process holds the lock"):
         hanging[0].read(0)
 
 
@@ -255,7 +255,7 @@ def test_a_remote_that_changed_is_refused(folder, tmp_path):
     read_all(open_folder(folder, to=tmp_path / "here"))
     shutil.rmtree(folder)
     write_texts(folder, 70)
-    with pytest.raises(DataError, match=rf"here was not downloaded from {folder}, because .*: delete that folder"):
+    with pytest.raises(DataError, match=rf"here was not downloaded from {folder}, because .*: delete the folder"):
         open_folder(folder, to=tmp_path / "here")
 
 
@@ -270,7 +270,7 @@ def test_local_shards_are_enough_without_the_remote(folder, tmp_path, capsys):
 
 def test_a_missing_remote_is_an_error(tmp_path):
     write_texts(tmp_path / "mds" / "train")
-    with pytest.raises(ConfigError, match=r"remote is '.*mds', but it has no index.json: set split to train"):
+    with pytest.raises(ConfigError, match=r"remote is '.*mds', but the folder has no index.json: set split to train"):
         open_folder(tmp_path / "mds", to=tmp_path / "here")
     with pytest.raises(ConfigError, match=r"remote is '.*none', but no such folder exists"):
         open_folder(tmp_path / "none", to=tmp_path / "here")

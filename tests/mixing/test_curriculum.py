@@ -393,8 +393,8 @@ def test_a_stage_that_is_done_cannot_change():
 @pytest.mark.parametrize(
     ("stages", "text"),
     [
-        ([stage("x", "10ba", {"d": 1.0})], r"stages\[0\].proportions names 'd', but the streams are a, b, c"),
-        ([stage("x", EpochsOf(ep=1.0, of="A"), {"a": 1.0})], r"stages\[0\].duration.of names 'A'"),
+        ([stage("x", "10ba", {"d": 1.0})], r"stages\[0\].proportions refers to 'd', but the streams are a, b, c"),
+        ([stage("x", EpochsOf(ep=1.0, of="A"), {"a": 1.0})], r"stages\[0\].duration.of refers to 'A'"),
         ([stage("x", None, {"a": 1.0}), stage("y", "1ba", {"a": 1.0})], "only the last stage may have no duration"),
         ([stage("x", "1ba", {"a": 1.0})] * 2, r"stages\[1\].name is 'x', the name of an earlier stage"),
     ],
@@ -413,7 +413,7 @@ def test_stages_that_cannot_be(stages, text):
         (("x", "1ba", {"a": 0.0, "b": 0.0}), "proportions are all 0"),
         (("x", "1ba", {}), "proportions are all 0"),
         (("x", "1ba", {"from": {"a": 1.0}, "b": 1.0}), "proportions has the keys from, b, but a ramp must be"),
-        (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing, but a ramp needs one"),
+        (("x", None, {"a": 1.0}, {"b": 1.0}), "duration is missing, but a ramp requires a duration"),
         (("x", "1ba", {"a": 1.0}, None, {"from": 1.0}), "lr_scale is .* but it must be a number or"),
         (("x", "1ba", {"a": 1.0}, None, -1.0), "lr_scale is -1.0, but it must be at least 0"),
     ],
@@ -426,8 +426,8 @@ def test_a_stage_that_cannot_be(arguments, text):
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (loader([stage("x", "200ba", {"a": 1.0})]), "stages: they last 200 batches, but max_duration is 100"),
-        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` needs the name of a stream: write {ep: 1, of: a}"),
+        (loader([stage("x", "200ba", {"a": 1.0})]), "stages last 200 batches, but max_duration is 100"),
+        (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` requires the name of a stream: write {ep: 1, of: a}"),
         (loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]), "is in epochs of b, but b has no share"),
         (
             loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}),
@@ -462,9 +462,9 @@ def test_repeat_allows_what_it_says_and_no_more():
 
 
 def test_proportions_with_another_sum_are_noted():
-    assert make(loader(THREE), shapes()).notes == ["stages[0].proportions add up to 10, and are divided by that"]
+    assert make(loader(THREE), shapes()).notes == ["stages[0].proportions add up to 10, and are divided by this sum"]
     parts = loader(names="ab", a={"proportion": 3.0}, b={"proportion": 2.0})
-    assert make(parts, shapes("ab")).notes == ["the streams' proportions add up to 5, and are divided by that"]
+    assert make(parts, shapes("ab")).notes == ["the streams' proportions add up to 5, and are divided by this sum"]
 
 
 def test_a_stage_is_a_batch_at_least():

@@ -129,7 +129,7 @@ def test_lengths_and_repeats_are_checked_on_a_segment():
     parts = resolver(TWO)
     first = parts.first_segment()
     assert check_length(parts.config.stages, first, 100)[0].startswith("the stages last 20 of the run's 100 batches")
-    with pytest.raises(ConfigError, match="they last 20 batches, but max_duration is 19"):
+    with pytest.raises(ConfigError, match="stages last 20 batches, but max_duration is 19"):
         check_length(parts.config.stages, first, 19)
     once = loader(TWO, a={"max_repeats": 1.0}).dataset
     check_repeats(once, parts.streams, first, CLOCK)

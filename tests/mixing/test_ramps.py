@@ -348,7 +348,7 @@ def test_a_ramp_of_version_2_continues_linearly_in_tokens_from_where_it_is():
     plan, old = resumed("ramp"), json.loads(VERSION_2["ramp"]["state"])["segments"][0]["pieces"][1]
     (note,) = plan.notes
     assert note.startswith(
-        "the data plan changes at batch 50: stage shift: its shares change linearly in tokens, no longer in rows"
+        "the data plan changes at batch 50: stage shift: the shares now change linearly with the number of tokens"
     )
     assert plan.stages() == [("broad", 0, 40), ("shift", 40, 60), ("anneal", 60, None)]
     assert [plan.lr_scale(batch) for batch in (49, 50, 55, 60)] == pytest.approx([0.775, 0.75, 0.625, 0.5])
@@ -368,7 +368,7 @@ def test_a_ramp_of_version_2_continues_linearly_in_tokens_from_where_it_is():
 def test_a_stream_may_be_added_in_the_middle_of_a_ramp_of_version_2():
     more = make(loader(THREE, "abcd"), counted((20, 100, 7, 50), (70, 33, 500, 90)))
     more.resume({"position": VERSION_2["ramp"]["state"]})
-    assert "stage shift: its shares change linearly in tokens" in more.notes[0]
+    assert "stage shift: the shares now change linearly with the number of tokens" in more.notes[0]
     assert letters(more.segments[0], 0, 800) == VERSION_2["ramp"]["rows"]
     plan = resumed("ramp")
     assert sequence(more, 50, 100) == sequence(plan, 50, 100)

@@ -309,7 +309,7 @@ def test_grouped_mm_is_refused_with_the_cause() -> None:
 def test_megablocks_is_refused_where_it_is_not_installed(monkeypatch, fresh_megablocks: Path) -> None:
     monkeypatch.setattr(sys, "path", [str(fresh_megablocks)])
     assert "MegaBlocks is not installed: run scripts/dev/build_megablocks.sh" in refusal("megablocks", "cuda")
-    assert "(and it requires a GPU; this device is cpu)" in refusal("megablocks", "cpu")
+    assert "(MegaBlocks also requires a GPU; this device is cpu)" in refusal("megablocks", "cpu")
 
 
 def test_megablocks_is_rejected_with_its_import_error(fresh_megablocks: Path) -> None:

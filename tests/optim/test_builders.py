@@ -84,14 +84,13 @@ def test_groups_and_frozen_parameters_by_pattern(model: DbrxForCausalLM) -> None
 @pytest.mark.parametrize("key", ["freeze", "no_weight_decay"])
 def test_a_pattern_that_matches_nothing_is_refused(model: DbrxForCausalLM, key: str) -> None:
     config = OptimizerConfig(name="adamw", lr=0.1, **{key: ["*.qkv.*"]})
-    with pytest.raises(
-        ConfigError, match=rf"optimizer.{key} has '\*.qkv.\*', but it matches no parameter; names of parameters are: lm"
-    ):
+    message = rf"optimizer.{key} has '\*.qkv.\*', but this pattern matches no parameter; the names of parameters are:"
+    with pytest.raises(ConfigError, match=message):
         build_optimizer(config, model)
 
 
 def test_freezing_everything_is_refused(model: DbrxForCausalLM) -> None:
-    with pytest.raises(ConfigError, match="freezes every parameter"):
+    with pytest.raises(ConfigError, match="freeze every parameter"):
         build_optimizer(OptimizerConfig(name="adamw", lr=0.1, freeze=["*"]), model)
 
 

@@ -144,7 +144,7 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=400e9, local_ranks=2)
     line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
-    assert "but there is no GPU, and this machine has 186.26gb for each; at least " in line
+    assert "but there is no GPU, and this machine has 186.26gb for each rank; at least " in line
     assert line.endswith(" such machines are needed, or 64 GPUs of 80gb")
 
 

@@ -59,7 +59,7 @@ def test_less_memory_than_the_bound_is_refused_with_a_fix(capsys: pytest.Capture
     assert re.fullmatch(
         r"error: the run does not fit: each rank needs at least .*, but RTX 5090 32 GB has 31.84gb\n", err
     )
-    assert "neither other settings nor" in out
+    assert "the run fits neither with other settings, nor on" in out
 
 
 def test_a_plan_shows_all_its_parts(capsys: pytest.CaptureFixture[str]) -> None:

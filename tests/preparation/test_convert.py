@@ -145,7 +145,7 @@ def test_tools_have_no_column_of_llm_foundry_s(tmp_path, capsys):
     write_jsonl(tmp_path / "a.jsonl", [{"messages": messages, "tools": [{"function": {"name": "add"}}]}])
     flags = ["--dataset", "json", "--splits", "train", "--data_files", str(tmp_path / "a.jsonl")]
     assert finetuning([*flags, "--skip-preprocessing", "--out_root", str(tmp_path / "out")]) == 2
-    assert "a row has tools, which LLM Foundry's columns do not support" in capsys.readouterr().err
+    assert "a row contains tools, which LLM Foundry's columns do not support" in capsys.readouterr().err
 
 
 def test_bad_rows_are_refused_without_a_tokenizer_too(tmp_path, capsys):
@@ -161,7 +161,10 @@ def test_a_preprocessor_that_exits_is_an_error_without_a_tokenizer_too(tmp_path,
     (tmp_path / "exits_at_once.py").write_text("def f(row):\n    raise SystemExit\n")
     flags = ["--dataset", files[0], "--splits", "train", "--preprocessor", "exits_at_once:f"]
     assert finetuning([*flags, "--out_root", str(tmp_path / "out")]) == 2
-    assert "--preprocessor is 'exits_at_once:f', but it ended its process: exit code 0" in capsys.readouterr().err
+    assert (
+        "--preprocessor is 'exits_at_once:f', but this function ended its process: exit code 0"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -191,7 +194,8 @@ def test_s3_gets_all_of_it_and_nothing_stays(tmp_path, monkeypatch, toy, files):
         flags = ["--dataset", files[0], "--splits", "train", "--skip-preprocessing", "--tokenizer", "toy"]
         assert finetuning([*flags, "--out_root", "s3://bucket/rows"]) == 0
         found = {item["Key"] for item in client.list_objects_v2(Bucket="bucket")["Contents"]}
-        assert found == {f"rows/train/{name}" for name in ("index.json", "manifest.json", "shard.00000.mds")}
+        names = ("index.json", "manifest.json", "shard.00000.00.mds", "documents.00000.bin")
+        assert found == {f"rows/train/{name}" for name in names}
         assert not list((tmp_path / ".cache").rglob("*.mds"))
         assert finetuning([*flags, "--out_root", "s3://no-such-bucket/rows"]) == 2
     finally:
@@ -227,10 +231,10 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
             "--preprocessor is '{prompt: a', but a mapping must have the form {prompt: COLUMN",
         ),
         (["--preprocessor", "{prompt: a, b: c}"], "--preprocessor is {'prompt': 'a', 'b': 'c'}, but a mapping must be"),
-        (["--skip-preprocessing", "--splits", "a", "b"], "--data_files has 1 and --splits 2"),
+        (["--skip-preprocessing", "--splits", "a", "b"], "--data_files lists 1 and --splits lists 2"),
         (
             ["--skip-preprocessing", "--splits", "../a"],
-            "--splits has '../a', but each must be a valid name of a folder",
+            "--splits has '../a', but each split must be a valid folder name",
         ),
         (
             ["--skip-preprocessing", "--data_files", "s3://a/b.jsonl"],
@@ -240,7 +244,7 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),
         (["--skip-preprocessing", "--compression", "rar"], "--compression is 'rar', but it must be one of"),
         (["--skip-preprocessing", "--num_workers", "-1"], "--num_workers is -1, but it must be at least 0"),
-        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs needs exactly one of model_name"),
+        (["--skip-preprocessing", "--tokenizer", "tiktoken"], "--tokenizer_kwargs requires exactly one of model_name"),
         (["--skip-preprocessing", "--excess_length", "drop"], "--excess_length is drop, which requires --tokenizer"),
         (["--skip-preprocessing", "--tokenizer_kwargs", "{}"], "--tokenizer_kwargs requires --tokenizer"),
         (
@@ -327,7 +331,7 @@ def test_a_command_that_an_error_suggests_works(tmp_path, capsys):
     flags = ["--dataset", str(tmp_path / "a.jsonl"), "--splits", "train", "--skip-preprocessing"]
     flags += ["--tokenizer", "tiktoken", "--tokenizer_kwargs", tokenizer, "--out_root", str(tmp_path / "out")]
     assert finetuning(flags) == 2
-    suggested = capsys.readouterr().err.strip().rpartition("allow this with ")[2].split()
+    suggested = capsys.readouterr().err.strip().rpartition("allow the omission with ")[2].split()
     assert suggested == ["--chat_template_drops", "tools"]
     assert finetuning([*flags, *suggested]) == 0
 

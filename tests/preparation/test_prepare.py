@@ -19,8 +19,8 @@ from data.base.errors import ConfigError, DataError
 from data.base.locks import exclusive
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.mds.row import COLUMNS, Row
+from data.preparation.parts.progress import Waiting
 from data.preparation.prepare import prepare, prepare_into
-from data.preparation.progress import Waiting
 from data.sources.input_files import RECORD
 from tests.helpers.prepared import TOY, contents, documents_of, manifest_of, samples_of
 from tests.helpers.toy_tokenizer import ToyTokenizer, dataset_config, questions, write_jsonl
@@ -35,14 +35,6 @@ def left_behind(cache: Path) -> list[str]:
 
 def pairs(examples: list[dict[str, str]]) -> list[tuple[str, str]]:
     return [(each["prompt"], each["response"]) for each in examples]
-
-
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """Small inputs have many chunks, windows and shards."""
-    monkeypatch.setattr("data.sources.formats.content.BLOCK_BYTES", 700)
-    monkeypatch.setattr("data.preparation.windows.WINDOW_TOKENS", 1500)
-    monkeypatch.setattr("data.mds.writer.SHARD_BYTES", 5000)
 
 
 def in_child(function, *args, **kwargs) -> int:
@@ -86,7 +78,7 @@ def test_texts_are_cut_and_continue_in_the_next_row(tmp_path):
 def test_a_large_text_is_sent_in_a_file(tmp_path, monkeypatch):
     texts = ["a" * 1000, "b", "c" * 500]
     expected = contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "a")), TOY))
-    monkeypatch.setattr("data.preparation.documents.SPOOLED_BYTES", 100)
+    monkeypatch.setattr("data.preparation.packing.documents.SPOOLED_BYTES", 100)
     assert contents(prepare(text_config(tmp_path, texts, cache_dir=str(tmp_path / "b")), TOY)) == expected
 
 
@@ -248,7 +240,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, small_pieces, rows
     for workers in (1, 2, 5):
         prepare_into(tmp_path / str(workers), dataset_config(tmp_path, prepare_workers=workers), TOY)
     names = contents(tmp_path / "1").keys()
-    assert {"index.json", "manifest.json", "shard.00003.mds"} < names
+    assert {"index.json", "manifest.json", "shard.00003.00.mds"} < names
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "5")
 
 
@@ -266,7 +258,7 @@ def test_all_bad_rows_are_found_in_one_pass_and_leave_nothing(tmp_path, small_pi
     write_jsonl(tmp_path / "train.jsonl", [*questions(100), *bad])
     with pytest.raises(DataError, match="3 rows cannot be used") as error:
         prepare(dataset_config(tmp_path, prepare_workers=workers), TOY)
-    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but the rows")):
+    for line, problem in ((101, "response is missing"), (402, "prompt is empty"), (403, "has text, but earlier rows")):
         assert f"{tmp_path / 'train.jsonl'}:{line}: {problem}" in str(error.value)
     assert left_behind(tmp_path / "cache") == []
 
@@ -281,7 +273,9 @@ def test_problems_found_in_tokens_are_reported_with_other_bad_rows(tmp_path, sma
 
 def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "too long", "response": "a"}] * 3)
-    text = r"none of the 3 rows .*: the prompt leaves no room for a response \(3\): max_seq_len is 4: raise it"
+    text = (
+        r"none of the 3 rows .*: the prompt leaves no room for a response \(3\): max_seq_len is 4: increase the value"
+    )
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, max_seq_len=4), TOY)
     assert left_behind(tmp_path / "cache") == []
@@ -289,7 +283,7 @@ def test_a_dataset_whose_examples_are_all_dropped_is_refused(tmp_path):
 
 def test_a_dataset_of_bad_rows_alone_is_refused_with_what_is_wrong(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"prompt": "a"}] * 3)
-    text = r"none of the 3 rows can be used: bad rows \(3\): fix them \(response is missing \(3\)\)"
+    text = r"none of the 3 rows can be used: bad rows \(3\): fix the bad rows \(response is missing \(3\)\)"
     with pytest.raises(DataError, match=text):
         prepare(dataset_config(tmp_path, on_bad_example="drop"), TOY)
 
@@ -385,7 +379,7 @@ class DyingTokenizer(ToyTokenizer):
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(250))
-    with pytest.raises(DataError, match=r"a worker process was killed \(signal 9 .*smaller prepare_workers"):
+    with pytest.raises(DataError, match=r"a worker process was killed \(signal 9 .*smaller value of prepare_workers"):
         prepare(dataset_config(tmp_path, prepare_workers=2), DyingTokenizer())
     assert not list((tmp_path / "cache").rglob("index.json"))
 
@@ -393,7 +387,7 @@ def test_a_worker_that_is_killed_is_one_clear_error(tmp_path, small_pieces):
 ENDS = {
     "sys.exit(0)": r"exit code 0 \(SystemExit at .*ends.py:3\)",
     "os._exit(3)": r"exit code 3",
-    "os.kill(os.getpid(), 31)": r"a process running it was ended by signal 31 \(SIGSYS\)",
+    "os.kill(os.getpid(), 31)": r"a process that ran this function was ended by signal 31 \(SIGSYS\)",
 }
 
 
@@ -532,8 +526,8 @@ def test_processes_that_prepare_the_same_do_the_work_once(tmp_path):
 
 
 def test_waiting_processes_show_the_progress(tmp_path, small_pieces, capsys, monkeypatch):
-    monkeypatch.setattr("data.preparation.progress.BAR_DELAY", 0)
-    monkeypatch.setattr("data.preparation.progress.MININTERVAL", 0)
+    monkeypatch.setattr("data.preparation.parts.progress.BAR_DELAY", 0)
+    monkeypatch.setattr("data.preparation.parts.progress.MININTERVAL", 0)
     write_jsonl(tmp_path / "train.jsonl", questions(250))
     in_child(die_at_rename, 12, tmp_path / "out", dataset_config(tmp_path, prepare_workers=1))
     waiting = Waiting(tmp_path / "out", "B")
@@ -558,7 +552,7 @@ def test_compressed_shards_are_what_streaming_reads(tmp_path, small_pieces):
     write_jsonl(tmp_path / "train.jsonl", questions(100))
     prepare_into(tmp_path / "plain", dataset_config(tmp_path), TOY)
     prepare_into(tmp_path / "zstd", dataset_config(tmp_path), TOY, compression="zstd")
-    assert "shard.00001.mds.zstd" in contents(tmp_path / "zstd")
+    assert "shard.00001.00.mds.zstd" in contents(tmp_path / "zstd")
     assert documents_of(tmp_path / "zstd") == documents_of(tmp_path / "plain")
     with pytest.raises(ConfigError, match=r"compression is 'rar', but it must be one of .*zstd"):
         prepare_into(tmp_path / "rar", dataset_config(tmp_path), TOY, compression="rar")
@@ -579,7 +573,7 @@ def test_a_remote_folder_gets_all_of_it_the_index_last(tmp_path, small_pieces, m
 
     monkeypatch.setattr(LocalUploader, "upload_file", note)
     settings = {"config": dataset_config(tmp_path), "tokenizer": TOY, "remote": str(tmp_path / "remote")}
-    with pytest.raises(DataError, match=r"out could not be sent completely to .*remote' .*the network is gone"):
+    with pytest.raises(DataError, match=r"out could not be uploaded completely to .*remote' .*the network is gone"):
         prepare_into(tmp_path / "out", **settings)
     assert not (tmp_path / "remote" / "index.json").exists()
     prepare_into(tmp_path / "out", **settings)

@@ -86,7 +86,7 @@ def test_a_template_with_a_path_for_a_name_is_refused(folder: Path, name: str, t
     add(folder / name, chat_template=templates)
     message = load_and_save(folder)
     assert f"{folder / name} has a chat_template called '{CANARY}', which would become a path" in message
-    assert "rename it using only letters" in message
+    assert "rename the template using only letters" in message
 
 
 @pytest.mark.parametrize("name", [".", "a b", "a.b", "sub/x"])
@@ -198,7 +198,7 @@ def test_code_beside_the_weights_is_not_run(folder: Path) -> None:
     (folder / "custom_generate" / "generate.py").write_text(f"open({str(folder / 'canary')!r}, 'w')\n")
     message = refused(lambda: open_here(folder))
     assert f"{folder / 'custom_generate/generate.py'} is code that transformers 4 runs" in message
-    assert "remove it" in message
+    assert "remove the file" in message
     assert not (folder / "canary").exists()
 
 
@@ -390,7 +390,7 @@ def test_a_file_that_decompresses_to_far_more_stays_small_in_memory(
     (_, problem), (_, row) = read(source)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "the row has 50.01mb" in problem.text
+    assert "the row has a size of 50.01mb" in problem.text
     assert (row, peak < 20 << 20) == ({"text": "a"}, True)
 
 

@@ -41,7 +41,9 @@ def test_a_last_loss_that_is_not_finite_is_a_warning(calm: Run) -> None:
     assert alarms(with_series(calm, {**calm.metrics.series, LOSS: lost})) == ["The last loss is not finite."]
 
 
-@pytest.mark.parametrize(("outcome", "begin"), [("failed", "The run has failed: "), (None, "The last line is 41d16h")])
+@pytest.mark.parametrize(
+    ("outcome", "begin"), [("failed", "The run has failed: "), (None, "The last line of the logs is 41d16h")]
+)
 def test_a_failed_end_is_a_warning(outcome: str | None, begin: str, tmp_path: Path) -> None:
     write_run(tmp_path, Shape(steps=60, outcome=outcome, resumed=False))
     assert alarms(read_run(tmp_path, START + 90 + 3_600_000))[0].startswith(begin)

@@ -57,14 +57,14 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
 @pytest.mark.parametrize(
     ("common", "now", "outcome"),
     [
-        ("seed=17", "seed=18", "refused: the order of rows depends on it"),
+        ("seed=17", "seed=18", "refused: the order of rows depends on this key"),
         ("train_loader.dataset.shuffle=false", "seed=18", "ignored: the checkpoint contains the random state"),
         ("train_loader.dataset.shuffle_seed=3", "seed=18", "ignored: the checkpoint contains the random state"),
         ("seed=17", "train_loader.dataset.shuffle_seed=17", "applied: the order of rows already uses"),
         ("seed=17", "train_loader.dataset.shuffle_seed=18", "refused: the order of rows"),
         ("seed=17", "train_loader.dataset.shuffle=false", "refused: the order of rows"),
         ("seed=17", "model.initializer_range=0.3", "ignored: the weights come from the checkpoint"),
-        ("lora={r: 2, alpha: 4, target_modules: [attn]}", "model.initializer_range=0.3", "refused: the frozen base"),
+        ("lora={r: 2, alpha: 4, target_modules: [attn]}", "model.initializer_range=0.3", "refused: the initial values"),
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "lora.per_expert=true", "ignored: the adapters are the same"),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.per_expert=true", "refused: the checkpoint's tensors"),
         (
@@ -73,14 +73,14 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
             "refused: the weights were trained with the old value",
         ),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.dropout=0.5", "applied"),
-        ("seed=17", "optimizer.momentum=0.5", "ignored: adamw does not use it"),
+        ("seed=17", "optimizer.momentum=0.5", "ignored: adamw does not use this key"),
         ("seed=17", "optimizer.name=decoupled_adamw", "applied"),
         ("seed=17", "optimizer.name=sgd", "refused: the checkpoint's state belongs to a different optimizer"),
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
-        ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use it"),
+        ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use this key"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),
         ("seed=17", "train_loader.dataset.streams.code.split=x", "refused: unless the rows are unchanged"),
-        ("seed=17", "global_train_batch_size=16", "refused: it can change only at the end of a stage"),
+        ("seed=17", "global_train_batch_size=16", "refused: this key can change only at the end of a stage"),
     ],
 )
 def test_the_outcome_of_a_key_depends_on_the_config(tmp_path: Path, common: str, now: str, outcome: str) -> None:

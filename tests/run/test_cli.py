@@ -69,14 +69,14 @@ EXPORTS = "callbacks={hf_checkpointer: {save_folder: 'azure://bucket/x', save_in
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["optimizer.freeze=['*']"], "optimizer.freeze is ['*'], but it freezes every parameter"),
+        (["optimizer.freeze=['*']"], "optimizer.freeze is ['*'], but these patterns freeze every parameter"),
         (
             ["lora={r: 4, alpha: 8, target_modules: [attn]}", "optimizer.freeze=['*.lora_?']"],
-            "optimizer.freeze is ['*.lora_?'], but it freezes every parameter",
+            "optimizer.freeze is ['*.lora_?'], but these patterns freeze every parameter",
         ),
         (
             ["optimizer.param_groups=[{match: ['*.qkv']}]"],
-            "optimizer.param_groups[0].match has '*.qkv', but it matches",
+            "optimizer.param_groups[0].match has '*.qkv', but this pattern matches",
         ),
         (
             ["save_folder=azure://bucket/x"],
@@ -100,7 +100,7 @@ def test_early_errors_are_reported_together(tmp_path, monkeypatch, capsys):
     errors = {
         "autoresume=true;run_name=null;save_folder=runs/{run_name}": "autoresume is true, but without",
         "global_train_batch_size=8": "global_train_batch_size is 8, but it must be divisible by the number of ranks",
-        "optimizer.freeze=['*.none']": "optimizer.freeze has '*.none', but it matches no parameter",
+        "optimizer.freeze=['*.none']": "optimizer.freeze has '*.none', but this pattern matches no parameter",
         "train_loader.dataset.hf_kwargs.data_files=none.jsonl": "train_loader.dataset.hf_kwargs.data_files has 'none.",
         f"eval_loader.dataset.hf_kwargs.data_files={tmp_path}/bad.jsonl": f"{tmp_path}/bad.jsonl is not UTF-8 text",
         "tokenizer.kwargs.vocab_file=none": "tokenizer.kwargs.vocab_file is 'none', but",

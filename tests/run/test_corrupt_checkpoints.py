@@ -113,7 +113,7 @@ def test_a_fault_ends_in_a_fallback_to_the_clean_run_or_in_an_error(tmp_path: Pa
     assert list(finished["losses"]) == [5, 6], "the end of the run is read before it is called done"
     (stopped, _), (none, _), (load_path, _) = (results[key] for key in ("stop", "none", "load_path"))
     assert "__1_0.distcp does not match its hash" in stopped
-    assert "(on_corrupt_checkpoint: stop): restore it from a copy" in stopped
+    assert "(on_corrupt_checkpoint: stop): restore the checkpoint from a copy" in stopped
     assert none.startswith(f"save_folder {tmp_path / 'none'} has no checkpoint to resume from: restore")
     assert [f"ep0-ba{batch} is corrupt: __0_0" in none for batch in (2, 4, 6)] == [True] * 3
     assert load_path.startswith(f"checkpoint {tmp_path / 'weights-only' / 'ep0-ba6'} is corrupt: __1_0.distcp does")
@@ -142,5 +142,5 @@ def test_the_last_verified_checkpoint_is_never_deleted(tmp_path: Path) -> None:
     ((damaged, left, out),) = run_ranks(newest_is_corrupt, 1, write_toy_run(tmp_path))
     assert damaged == ["ep0-ba2", "ep0-ba4"]
     assert "ep0-ba4 is corrupt: __0_0.distcp does not match its hash" in out
-    assert "The checkpoints before it are kept" in out
+    assert "Earlier checkpoints are kept" in out
     assert left == ["ep0-ba6"]

@@ -181,7 +181,7 @@ def test_a_changed_past_is_refused_before_the_model_is_built(tmp_path: Path) -> 
     path = write_curriculum(tmp_path)
     go(path, 1, "run_name=early", kill_after=4)
     with pytest.raises(
-        ConfigError, match=r"seed was 17, now 18 \(the order of rows depends on it\): restore the old value"
+        ConfigError, match=r"seed was 17, now 18 \(the order of rows depends on this key\): restore the old value"
     ):
         find_start(read_config(path, ["run_name=early", "seed=18"]), tmp_path / "early")
 

@@ -108,7 +108,10 @@ def test_a_batch_is_recomputed_bit_for_bit(tmp_path: Path) -> None:
     assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
     assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
-    assert "is from a run on 2 ranks, but there are 1: use the launcher of the run" in other_ranks[1][-1]
+    assert (
+        "is from a run on 2 ranks, but this command runs on 1 rank(s): use the launcher of the run"
+        in other_ranks[1][-1]
+    )
     assert f"{tmp_path} is not an incident" in no_incident[1][-1]
 
 

@@ -126,7 +126,7 @@ def test_load_path_is_fetched_once_and_again_when_it_has_changed(server: Server,
         ConfigError, match=r"it must be the URL of a checkpoint, such as gs://bucket/toy/ep0-ba4 or gs://bucket/toy/la"
     ):
         fetch_checkpoint(f"{server.url}/toy", root, "load_path")
-    with pytest.raises(ConfigError, match="this checkpoint does not exist; the newest one there is ep0-ba4"):
+    with pytest.raises(ConfigError, match="this checkpoint does not exist; the newest checkpoint there is ep0-ba4"):
         fetch_checkpoint(f"{server.url}/toy/ep0-ba9", root, "load_path")
 
 

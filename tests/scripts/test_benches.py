@@ -73,7 +73,7 @@ def test_bench_async_save_measures_both_ways(tmp_path: Path, capsys: pytest.Capt
     sides = json.loads(file.read_text())["sizes"]["4"]
     assert {side: len(rounds) for side, rounds in sides.items()} == {"background": 2, "waiting": 2, "bare write": 2}
     assert all(each["inside"] == [] for each in sides["waiting"])
-    assert "x steps outside" in capsys.readouterr().out
+    assert "x the time of a step outside" in capsys.readouterr().out
 
 
 def test_sides_take_turns_in_running_first() -> None:

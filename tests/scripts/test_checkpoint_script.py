@@ -52,7 +52,7 @@ def test_diff_ends_with_1_for_differences_and_2_for_errors(tmp_path: Path, capsy
 def test_prune_deletes_only_with_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_save_folder(tmp_path, 10, 20)
     assert main(["prune", str(folder), "--keep", "1"]) == 0
-    assert "nothing was deleted: with --yes this frees 4." in capsys.readouterr().out
+    assert "nothing was deleted: with --yes, the command frees 4." in capsys.readouterr().out
     assert main(["prune", str(folder), "--keep", "1", "--yes"]) == 0
     assert "deleted ep0-ba10\nfreed 4." in capsys.readouterr().out
     assert main(["prune", str(folder), "--keep", "1", "--yes"]) == 0

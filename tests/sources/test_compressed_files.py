@@ -10,7 +10,7 @@ import pytest
 from data.base.errors import DataError
 from data.config.dataset import DatasetConfig
 from data.sources.source import open_source
-from tests.helpers.read_source import of_file, of_folder, read, refusal, values
+from tests.helpers.read_source import chunks_of, of_file, of_folder, read, refusal, values
 
 ROWS = [{"prompt": str(i) * (i % 40), "response": "é" * (i % 13)} for i in range(200)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -53,14 +53,14 @@ def test_sizes_of_chunks_add_up_to_the_file_on_disk(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(os.urandom(50_000).hex().encode() + b"\n" + JSONL))
     source = open_source(of_file(path))
-    assert sum(chunk.size for chunk in source.chunks()) == source.total
+    assert sum(chunk.size for chunk in chunks_of(source)) == source.total
 
 
 def test_a_large_row_counts_with_what_it_takes_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.files.LARGE", 100_000)
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstd(json.dumps({"text": "x" * 3_000_000}).encode() + b"\n" + JSONL))
-    large, *others = [chunk.size for chunk in open_source(of_file(path)).chunks()]
+    large, *others = [chunk.size for chunk in chunks_of(open_source(of_file(path)))]
     assert large > 3_000_000
     assert others == [0] * len(others)
 
@@ -121,4 +121,4 @@ def test_compressed_text_is_a_document(tmp_path):
 
 def test_a_file_that_is_compressed_twice_is_refused(tmp_path):
     text = refusal(tmp_path / "a.jsonl.gz", gzip.compress(gzip.compress(JSONL)))
-    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: decompress it first")
+    assert text.endswith("a.jsonl.gz is not UTF-8 text but gzip: decompress the file first")

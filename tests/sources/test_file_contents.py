@@ -11,7 +11,7 @@ from data.base.errors import DataError
 from data.base.problems import Problem
 from data.config.dataset import DatasetConfig
 from data.sources.source import open_source
-from tests.helpers.read_source import of_file, of_folder, read, refusal, rows_of, values
+from tests.helpers.read_source import chunks_of, of_file, of_folder, read, refusal, rows_of, values
 from tests.helpers.toy_tokenizer import write_jsonl
 
 ROWS = [{"prompt": f"{i}?", "response": "a"} for i in range(30)]
@@ -102,7 +102,7 @@ def test_a_key_with_a_space_is_quoted_for_jq(tmp_path):
 def test_objects_over_several_lines_are_refused_with_the_command(tmp_path, suffix):
     content = "\n".join(json.dumps(row, indent=2) for row in ROWS).encode()
     text = refusal(tmp_path / f"a.{suffix}", content)
-    assert "has JSON objects that span several lines: write one per line with `jq -c . FILE" in text
+    assert "has JSON objects that span several lines: write one object per line with `jq -c . FILE" in text
 
 
 LONG = {"dialog": [{"text": "x" * 200_000}]}
@@ -158,7 +158,7 @@ def test_lines_of_csv_may_end_with_cr(tmp_path, monkeypatch, block):
         (f"{path} row 3 (line 6)", {"prompt": "3?", "response": "e"}),
     ]
     source = open_source(of_file(path))
-    assert sum(chunk.size for chunk in source.chunks()) == len(content) - len(b"prompt,response\r")
+    assert sum(chunk.size for chunk in chunks_of(source)) == len(content) - len(b"prompt,response\r")
 
 
 def test_a_cr_inside_a_row_of_other_csv_is_still_a_problem(tmp_path):

@@ -222,7 +222,7 @@ def test_a_folder_without_text_files_suggests_a_pattern(tmp_path):
 
 def test_a_folder_of_records_is_not_suggested_as_text(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", rows(1))
-    with pytest.raises(ConfigError, match=r"contains 1 \.jsonl\): for records write hf_name: json and .*\*\.jsonl"):
+    with pytest.raises(ConfigError, match=r"contains 1 \.jsonl\): to read records, set hf_name: json and .*\*\.jsonl"):
         open_source(DatasetConfig(text=str(tmp_path), max_seq_len=8))
 
 

@@ -9,6 +9,7 @@ from data.config.dataset import HFKwargs
 from data.sources.mds import MdsSource
 from data.sources.source import open_source
 from tests.helpers.mds_folders import texts, write_mds
+from tests.helpers.read_source import chunks_of, read
 from tests.helpers.toy_tokenizer import dataset_config
 
 pytestmark = pytest.mark.timeout(60)
@@ -22,7 +23,7 @@ def source_of(folder, **changes):
 
 
 def rows_of(source):
-    return [row for chunk in source.chunks() for row in source.rows(chunk)]
+    return read(source)
 
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -55,9 +56,9 @@ def test_chunks_are_those_of_the_index(folder, tmp_path):
         source_of(folder),
         source_of(folder, local=None, remote=str(folder), cache_dir=str(tmp_path / "cache")),
     )
-    assert list(here.chunks()) == list(there.chunks())
+    assert list(chunks_of(here)) == list(chunks_of(there))
     assert not list((tmp_path / "cache").rglob("*.mds"))
-    assert sum(chunk.size for chunk in there.chunks()) == there.total == 60
+    assert sum(chunk.size for chunk in chunks_of(there)) == there.total == 60
     assert [row for _, row in rows_of(there)] == texts()
     assert here.fingerprint == there.fingerprint
     assert here.inputs[0]["samples"] == 60

@@ -9,7 +9,7 @@ import pytest
 from data.base.errors import ConfigError, DataError
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.source import open_source
-from tests.helpers.read_source import of_folder, read, values
+from tests.helpers.read_source import chunks_of, of_folder, read, values
 
 ROWS = [{"prompt": f"{i}?", "turns": [{"n": i}], "none": None} for i in range(25)]
 
@@ -28,7 +28,7 @@ def test_a_saved_dataset_is_read_row_by_row(tmp_path, monkeypatch):
     monkeypatch.setattr("data.sources.formats.content.CHUNK_ROWS", 4)
     folder = save(tmp_path / "saved", num_shards=2)
     source = open_source(of_folder(folder))
-    assert len(list(source.chunks())) == 4 + 3
+    assert len(list(chunks_of(source))) == 4 + 3
     pairs = read(source)
     assert values(pairs) == ROWS
     assert pairs[13][0] == f"{folder}/data-00001-of-00002.arrow row 1"

@@ -12,7 +12,7 @@ from data.base.problems import Problem
 from data.config.dataset import DatasetConfig, HFKwargs
 from data.sources.find import find
 from data.sources.source import open_source
-from tests.helpers.read_source import of_file, read, refusal, rows_of, values
+from tests.helpers.read_source import chunks_of, of_file, read, refusal, rows_of, values
 from tests.helpers.toy_tokenizer import dataset_config, write_jsonl
 
 GOOD = {"prompt": "2 + 2?", "response": "4"}
@@ -79,7 +79,7 @@ def test_lists_on_lines_of_their_own_are_named(tmp_path):
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "a.jsonl"
     text = problem_of(path, LINE + b'\n{"prompt": "caf\xe9"}\n')
-    assert text == f"{path}:2: is not UTF-8 (byte 0xe9 at 15): save the file as UTF-8"
+    assert text == f"{path}:2: is not UTF-8 (byte 0xe9 at position 15): save the file as UTF-8"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -87,15 +87,17 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path):
 def test_other_unicode_encodings_are_refused_once_a_file(tmp_path, suffix, encoding):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes((LINE.decode() + "\n").encode(encoding) * 3)
-    with pytest.raises(DataError, match=r"a\.\w+ is not UTF-8 text but UTF-(16|32): save it as UTF-8 \(`iconv -f U"):
+    with pytest.raises(
+        DataError, match=r"a\.\w+ is not UTF-8 text but UTF-(16|32): save the file as UTF-8 \(`iconv -f U"
+    ):
         open_source(of_file(path))
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (bz2.compress(LINE), "is not UTF-8 text but bzip2: decompress it first"),
-        (b"PAR1" + LINE, "is not UTF-8 text but Parquet: write `hf_name: parquet`"),
+        (bz2.compress(LINE), "is not UTF-8 text but bzip2: decompress the file first"),
+        (b"PAR1" + LINE, "is not UTF-8 text but Parquet: set `hf_name: parquet`"),
     ],
 )
 def test_files_that_are_not_text_are_refused(tmp_path, content, text):
@@ -109,7 +111,7 @@ def test_files_that_are_not_text_are_refused(tmp_path, content, text):
 def test_an_empty_file_is_refused_when_it_is_opened(tmp_path, suffix, content):
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.\w+: the file is empty: remove it, or add rows to it"):
+    with pytest.raises(DataError, match=r"a\.\w+: the file is empty: remove the file, or add rows to it"):
         open_source(of_file(path))
 
 
@@ -138,8 +140,8 @@ def test_chunks_are_whole_lines_and_the_same_each_time(tmp_path, small_blocks):
     path = tmp_path / "a.jsonl"
     assert values(rows_of(path, content)) == rows
     source = open_source(of_file(path))
-    chunks = list(source.chunks())
-    assert chunks == list(source.chunks())
+    chunks = list(chunks_of(source))
+    assert chunks == list(chunks_of(source))
     assert len(chunks) > 50
     assert sum(chunk.size for chunk in chunks) == source.total == len(content)
 
@@ -158,7 +160,7 @@ def test_a_row_that_is_too_large_is_a_problem_and_the_next_are_read(tmp_path, sm
     pairs = rows_of(path, LINE + b"\n" + large + b"\n" + LINE + b"\n" + large)
     assert [place for place, _ in pairs] == [f"{path}:{number}" for number in (1, 2, 3, 4)]
     assert values(pairs)[0::2] == [GOOD, GOOD]
-    assert all("but the maximum is 200b: split it" in problem.text for problem in values(pairs)[1::2])
+    assert all("but the maximum is 200b: split the row" in problem.text for problem in values(pairs)[1::2])
 
 
 def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
@@ -173,7 +175,7 @@ def test_a_file_changed_after_it_was_hashed_is_refused(tmp_path):
 @pytest.mark.parametrize("more", [b"\n" + LINE, b" "])
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, small_blocks, more):
     path = write_jsonl(tmp_path / "a.jsonl", [GOOD] * 20)
-    chunks = open_source(of_file(path)).chunks()
+    chunks = chunks_of(open_source(of_file(path)))
     next(chunks)
     with path.open("ab") as file:
         file.write(more)
@@ -222,7 +224,7 @@ def test_arrays_are_read_element_by_element(tmp_path, monkeypatch, indent, block
             "row 2: is not JSON (Expecting ',' delimiter, line 3, column 11)",
         ),
         (b'[{"a": 1} {"a": 2}]', "row 1: is not JSON (Extra data, line 1, column 11)"),
-        (b'[{"a": 1},\n{"a": "\xe9"}]', "row 2: is not UTF-8 (byte 0xe9 at 8)"),
+        (b'[{"a": 1},\n{"a": "\xe9"}]', "row 2: is not UTF-8 (byte 0xe9 at position 8)"),
     ],
 )
 @pytest.mark.parametrize("block", [3, 1 << 20])
@@ -297,7 +299,7 @@ def test_tabs_separate_the_columns_of_tsv(tmp_path):
         (b"1", "has 1 cell, but the header has 2 (a, b)"),
         (b",,", "has 3 cells, all of them empty: remove the line"),
         (b'"1"x,2', "is not CSV (',' expected after '\"'): quote every cell"),
-        (b"1,\xe9", "is not UTF-8 (byte 0xe9 at 0)"),
+        (b"1,\xe9", "is not UTF-8 (byte 0xe9 at position 0)"),
     ],
 )
 def test_a_row_of_csv_that_is_wrong_is_a_problem_and_the_next_are_read(tmp_path, row, text):
@@ -315,7 +317,7 @@ def test_a_row_of_csv_that_is_wrong_is_a_problem_and_the_next_are_read(tmp_path,
     [
         (b"a,b,a\n1,2,3\n", ":1: two columns of the header are named 'a'"),
         (b"a,,b\n1,2,3\n", ":1: column 2 of the header has no name"),
-        (b"sep=,\na,b\n1,2\n", ":1: the first line is 'sep=,', which Excel reads as a setting: remove it"),
+        (b"sep=,\na,b\n1,2\n", ":1: the first line is 'sep=,', which Excel reads as a setting: remove this line"),
         (b"a;b\n1;2\n", ":1: the header is 'a;b': separate columns by commas, not by ';'"),
         (b"a,\xe9\n1,2\n", ":1: the header is not UTF-8"),
         (b'a,b\n1,2\n3,"4\n5,6\n', " row 2 (line 3): a quote that opens here is never closed"),
@@ -345,16 +347,16 @@ def test_parquet_comes_row_by_row_over_groups(tmp_path, monkeypatch):
     rows = [{"prompt": str(i), "turns": [{"role": "user", "n": i}], "none": None} for i in range(25)]
     path = write_parquet(tmp_path / "a.parquet", rows, row_group_size=10)
     source = open_source(of_file(path))
-    chunks = list(source.chunks())
+    chunks = list(chunks_of(source))
     assert len(chunks) == 4 + 4 + 2
-    assert chunks == list(source.chunks())
+    assert chunks == list(chunks_of(source))
     assert read(source) == [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 def test_chunks_of_parquet_are_of_about_a_megabyte(tmp_path):
     pick = random.Random(5)
     rows = [{"text": pick.randbytes(8000).hex()} for _ in range(400)]
-    chunks = list(open_source(of_file(write_parquet(tmp_path / "a.parquet", rows))).chunks())
+    chunks = list(chunks_of(open_source(of_file(write_parquet(tmp_path / "a.parquet", rows)))))
     assert all(500_000 < len(chunk.content) < 2_000_000 for chunk in chunks[:-1])
     assert 5 < len(chunks) < 13
 
@@ -427,7 +429,7 @@ def test_text_that_is_not_utf8_is_a_problem_with_its_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\ncaf\xe9\n")
     ((place, problem),) = read(open_source(DatasetConfig(text=str(tmp_path / "a.txt"), max_seq_len=8)))
     assert place == f"{tmp_path / 'a.txt'}:3"
-    assert problem.text == "is not UTF-8 (byte 0xe9 at 3): save the file as UTF-8"
+    assert problem.text == "is not UTF-8 (byte 0xe9 at position 3): save the file as UTF-8"
 
 
 @pytest.fixture
@@ -464,7 +466,9 @@ def test_a_split_of_files_that_are_named_can_only_be_train(tmp_path, named):
         settings = {"hf_name": "json", "hf_kwargs": HFKwargs(data_files=file)}
     for split in (None, "train"):
         open_source(DatasetConfig(split=split, max_seq_len=8, **settings))
-    with pytest.raises(ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} specifies files, all of which"):
+    with pytest.raises(
+        ConfigError, match=rf"split is 'test', but (hf_kwargs\.)?{named} specifies files that all belong"
+    ):
         open_source(DatasetConfig(split="test", max_seq_len=8, **settings))
 
 
@@ -512,7 +516,7 @@ def test_test_files_are_never_taken_for_training(tmp_path):
         ({"data_files": ["a.txt", "*.jsonl"]}, "hf_kwargs.data_files has '*.jsonl', but no such file exists"),
         ({"data_files": "."}, "it is a folder: specify it in hf_kwargs.data_dir"),
         ({"data_files": []}, "hf_kwargs.data_files is empty"),
-        ({"data_files": "a.csv"}, "hf_kwargs.data_files has 'a.csv', but hf_name is 'json': write `hf_name: csv`"),
+        ({"data_files": "a.csv"}, "hf_kwargs.data_files has 'a.csv', but hf_name is 'json': set `hf_name: csv`"),
         ({}, "neither hf_kwargs.data_dir nor hf_kwargs.data_files"),
         ({"data_dir": ".", "name": "main"}, "hf_kwargs.name is 'main', but hf_name is 'json', and local files have no"),
         ({"data_dir": ".", "revision": "v1"}, "hf_kwargs.revision is 'v1', but hf_name is 'json', and local files"),
@@ -528,7 +532,7 @@ def test_files_that_are_not_there_are_named(tmp_path, monkeypatch, short_names, 
 
 
 def test_a_path_that_cannot_be_accessed_is_named(short_names):
-    with pytest.raises(ConfigError, match=r"hf_name names '/x+', which cannot be accessed"):
+    with pytest.raises(ConfigError, match=r"hf_name has '/x+', which cannot be accessed"):
         open_source(DatasetConfig(hf_name="/" + "x" * 300, max_seq_len=8))
 
 
@@ -568,7 +572,7 @@ def test_a_missing_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name)
     ("name", "text"),
     [
         ("jsonl", "hf_name is 'jsonl', but the hf_name for these files is `hf_name: json`"),
-        ("text", "hf_name is 'text', but plain text files are set in `text`"),
+        ("text", "hf_name is 'text', but plain text files are specified in `text`"),
     ],
 )
 def test_other_names_of_local_formats_suggest_the_right_key(name, text):

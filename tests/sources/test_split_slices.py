@@ -44,11 +44,11 @@ def no_rows(start, end) -> bool:
 @pytest.mark.parametrize(
     ("split", "text"),
     [
-        ("train[:90", "but 'train[:90' is not a split or a slice of one: write it like train, train[:90%]"),
-        ("train[:33.3%]", "is not a split or a slice of one"),
-        ("train[5]", "is not a split or a slice of one"),
+        ("train[:90", "but 'train[:90' is not a split or a slice of a split: use a form such as train, train[:90%]"),
+        ("train[:33.3%]", "is not a split or a slice of a split"),
+        ("train[5]", "is not a split or a slice of a split"),
         ("train+", "but '' is not a split"),
-        ("train[10%:20]", "is in percent and one in rows"),
+        ("train[10%:20]", "is in percent and the other is in rows"),
         ("train[:120%]", "above 100%"),
         ("train[20:10]", "'train[20:10]' contains no rows"),
         ("train[-5%:-5%]", "contains no rows"),

@@ -51,7 +51,7 @@ def test_a_run_stops_before_a_step_that_is_not_finite_and_loses_no_work(tmp_path
     assert "the loss is nan on all ranks" in messages["loss on all"]
     assert "the loss is inf on rank 1" in messages["loss on one"]
     name = "transformer.blocks.0.norm_attn_norm.attn.out_proj.weight"
-    assert f"the gradient of {name} on rank 1" in messages["gradient on one"]
+    assert f"the gradient of {name} is not finite on rank 1" in messages["gradient on one"]
     assert "composer -n 2 scripts/replay_batch.py" in messages["loss on one"]
     saved = tmp_path / "one" / "ep0-ba3"
     assert str(saved) in str(ends["loss on one"].stopped)

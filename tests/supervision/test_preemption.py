@@ -148,7 +148,7 @@ def test_a_run_that_is_preempted_repeatedly_ends_like_an_uninterrupted_run(tmp_p
         "in an evaluation": (5, "SIGINT received"),
         "in a wait": (6, "SIGTERM received"),
         "in a generation": (8, "SIGUSR1 received"),
-        "in time": (9, "max_wall_time is almost over"),
+        "in time": (9, "max_wall_time is almost reached"),
     }
     for runs in ranks:
         for name, (batch, cause) in causes.items():

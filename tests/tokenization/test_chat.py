@@ -231,7 +231,8 @@ def test_a_tokenizer_without_a_template_takes_no_messages(template):
     tokenizer = template(None)
     assert tokenizer.chat_template is None
     with pytest.raises(
-        DataError, match=r"the rows have messages, but tokenizer .* has no chat template: use a tokenizer that has one"
+        DataError,
+        match=r"the rows have messages, but tokenizer .* has no chat template: use a tokenizer with a chat template",
     ):
         tokenize(talk("a", "b"), tokenizer, config())
 
@@ -289,7 +290,7 @@ def test_a_document_that_does_not_fit_is_dropped_or_an_error_as_configured(lengt
         return
     assert dropped == "longer than max_seq_len"
     assert problem.text.startswith(
-        "has 5 tokens, but max_seq_len is 4: raise it, shorten the row, or set excess_length"
+        "has 5 tokens, but max_seq_len is 4: increase the value, shorten the row, or set excess_length"
     )
 
 

@@ -108,7 +108,7 @@ def test_a_system_message_may_be_left_out_where_that_is_allowed(template):
     example = conversation(say("system", "a"), *TALK)  # which is in `assistant` too
     text = refusal(example, template(shapes.NO_SYSTEM))
     assert " leaves out messages[0] (system).content: " in text
-    assert text.endswith("allow this with tokenizer.chat_template_drops: [system]")
+    assert text.endswith("allow the omission with tokenizer.chat_template_drops: [system]")
     allowed = template(shapes.NO_SYSTEM, chat_template_drops=["system"])
     assert made(example, allowed) == made(conversation(*TALK), allowed)
 
@@ -201,7 +201,7 @@ def test_a_date_comes_from_the_config_and_is_in_the_fingerprint(template):
     ("settings", "text"),
     [
         ({"name": "a", "chat_date": "today"}, "chat_date is 'today', but a date must be written like '2026-11-29'"),
-        ({"name": "tiktoken", "chat_date": "2026-11-29"}, "kwargs needs exactly one of"),
+        ({"name": "tiktoken", "chat_date": "2026-11-29"}, "kwargs requires exactly one of"),
     ],
 )
 def test_invalid_dates_are_refused(settings, text):
@@ -235,7 +235,7 @@ def test_thinking_opened_by_the_generation_prompt_is_named(template):
     problem = tokenize(conversation(*TALK), template(shape), config)
     assert isinstance(problem, Problem)
     assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but before")
-    assert "remove it there" in problem.text
+    assert "remove the tag there" in problem.text
 
 
 def test_private_use_characters_are_never_shown(template):

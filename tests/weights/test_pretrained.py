@@ -216,7 +216,7 @@ def test_at_most_ten_tensors_are_named(folder: Path) -> None:
     rewrite(folder, lambda tensors: [tensors.update({f"{name}x": tensors.pop(name)}) for name in list(tensors)])
     message = refused(folder)
     assert message.count(" is missing") == 10
-    assert message.endswith("(and 28 more)): use the weights of a standard DBRX model, or export these again")
+    assert message.endswith("(and 28 more)): use the weights of a standard DBRX model, or export these weights again")
 
 
 def test_a_wrong_dtype_is_named(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_gated_repository_without_a_token(hub: Hub) -> None:
 def test_repositories_without_required_files_are_refused(hub: Hub) -> None:
     assert "its weights are only pickles (pytorch_model.bin)" in refused("acme/pickles")
     assert "it has no config.json" in refused("acme/bare")
-    assert "a folder here nor a model on the hub that you can access" in refused("acme/none")
+    assert "a local folder nor a model on the hub that you can access" in refused("acme/none")
     message = refused("some/where/else")
     assert "this folder does not exist (relative to the working directory, " in message
     assert "a name on the hub looks like" in message
@@ -84,4 +84,4 @@ def test_the_cache_is_used_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest
     assert PretrainedFolder.open("acme/dbrx").model.d_model == 32
     assert len(hub.requests) == n_requests
     message = refused("acme/other")
-    assert "nor in the hub's cache; HF_HUB_OFFLINE is set: download it where there is a network" in message
+    assert "nor in the local cache of the hub; HF_HUB_OFFLINE is set: download the model on a machine" in message

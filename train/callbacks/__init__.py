@@ -1,5 +1,4 @@
-"""Composer callbacks that Composer itself does not have, one file each, and the code that creates Composer's own
-callbacks.
+"""Callbacks that Composer itself does not provide, one per file, and the code that creates Composer's own callbacks.
 
-A feature that needs several files has its own package, earlier in the import order.
+A callback that needs several files is in its own package, which is earlier in the import order.
 """

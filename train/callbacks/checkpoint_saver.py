@@ -36,17 +36,17 @@ from train.supervision.hangs.sections import add_sample, within
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """When, where and for which run checkpoints are saved."""
+    """Settings for saving checkpoints: the folder, the interval, and the run to which the checkpoints belong."""
 
     folder: Path
     interval: int
-    """Batches between two checkpoints. The last batch is always saved."""
+    """Batches between two checkpoints. A checkpoint of the last batch is always saved."""
     last_batch: int
     retention: Retention
     gather: bool
     """Whether rank 0 gathers and writes all tensors (state_dict_type: full)."""
     background: bool
-    """Whether to write while training continues (save_async)."""
+    """Whether checkpoints are written while training continues (save_async)."""
     replicas: int
     """Number of replicas of the model under HYBRID_SHARD. Only the first replica is saved."""
     timeout: float
@@ -89,7 +89,7 @@ class CheckpointSaver(Callback):
         self._saved: tuple[int, Path] | None = None
         """Batch and path of the newest checkpoint that this process has committed."""
         self.longest_save = 0.0
-        """Seconds of the longest save of this process."""
+        """Duration, in seconds, of the longest save in this process."""
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         self._note(self.saver.poll())
@@ -133,8 +133,8 @@ class CheckpointSaver(Callback):
         return found[0]
 
     def _section(self) -> AbstractContextManager[None]:
-        """Return the watchdog's section for saving and for waiting for the writer thread. The section has no deadline
-        if callbacks upload the checkpoint, because an upload may take any length of time."""
+        """Return the watchdog's section that covers saving and waiting for the writer thread. The section has no
+        deadline if callbacks upload the checkpoint, because the duration of an upload is not bounded."""
         return within(Section.SEND) if self.saver.on_committed else within(Section.SAVE, measured=False)
 
     def _save(self, state: State, random: Mapping[str, Any] | None = None, *, background: bool) -> None:
@@ -220,7 +220,7 @@ def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
     """Return the state of the run. Every rank must call this. random: the random state to save for this rank; None
     saves the current state."""
     (optimizer,) = state.optimizers
-    # The optimizer contains the sharded parameters, whose names saved_parameters returns.
+    # The parameters in the optimizer are the sharded ones. saved_parameters returns the names of these parameters.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset

@@ -55,7 +55,7 @@ class Generate(Callback):
         if self.events is not None:
             self.events.note(batch, samples=[{"prompt": prompt, "text": text} for prompt, text in samples])
         for destination in logger.destinations:
-            # The console already shows the texts above, in a more readable form.
+            # The texts were already printed to the console above, in a more readable form.
             if not isinstance(destination, ConsoleLogger):
                 destination.log_table(COLUMNS, [[batch, *sample] for sample in samples], "generate", batch)
 

@@ -65,9 +65,9 @@ class HFCheckpointer(Callback):
     """Exports the newest checkpoint to FOLDER/baN, every `interval` batches and after the last batch.
 
     This callback runs after CheckpointSaver and waits until the checkpoint is saved. Rank 0 exports the checkpoint and
-    verifies the export. The other ranks do not wait in a collective, because an export may take longer than the
-    collective's timeout. If an export fails, the error is logged and training continues; `check` raises the error after
-    training.
+    verifies the export. The other ranks poll the store for the result and do not wait in a collective, because an
+    export may take longer than the collective's timeout. If an export fails, the error is logged and training
+    continues; `check` raises the error after training.
     """
 
     def __init__(

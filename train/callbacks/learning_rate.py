@@ -8,8 +8,8 @@ from data.mixing.row_plan import RowPlan
 
 
 class LearningRate(Callback):
-    """Sets the learning rate of batch n (counted from 0) to the initial learning rate times schedule(n), as
-    transformers does, times the lr_scale of the stage.
+    """Sets the learning rate of batch n (counted from 0) to the product of the initial learning rate, schedule(n) and
+    the lr_scale of the stage. transformers also uses schedule(n) for batch n.
 
     This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before it
     increments the batch count, so batch n would be trained with schedule(n - 1), and the first two batches with

@@ -39,7 +39,8 @@ class RemoteShards(Callback):
             return  # only local rank 0 manages the cache and counts shards
         for name, (downloaded, needed) in self.cache.downloads(state.timestamp.batch.value).items():
             message = (
-                f"{downloaded:,} shards were downloaded; the rows needed {needed:,} shards, counted once per epoch"
+                f"{downloaded:,} shards were downloaded; the rows that were read are in {needed:,} shards (counted "
+                "once per epoch)"
             )
             node_logger.info(f"{f'stream {name}' if name else 'train'}: {message}")
 

@@ -26,8 +26,8 @@ def open_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
 
 
 def saved_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are saved in checkpoints, sharded as the optimizer sees them. If the model has
-    adapters, only the adapters are saved, because the base can be loaded from its source again."""
+    """Return the parameters that are saved in checkpoints, in the sharded form that the optimizer uses. If the model
+    has adapters, only the adapters are saved, because the base can be loaded from its source again."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # torch 2.7 leaves the root module's parameters gathered after a forward pass without a backward pass

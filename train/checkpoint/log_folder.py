@@ -18,8 +18,9 @@ DEFAULT = "runs/{run_name}"
 def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | None:
     """Return the log folder on this machine, without creating it.
 
-    check: whether this rank writes to the folder. If the folder is not writable, ConfigError is raised if log_folder is
-    set; otherwise, a warning is logged and None is returned.
+    check: whether to check that the folder is writable, which is needed only on the rank that writes to the folder. If
+    the check fails and log_folder is set, ConfigError is raised. If the check fails and log_folder is not set, a
+    warning is logged and None is returned.
     """
     if config.log_folder is None and config.save_folder is not None:
         return local_folder(config, run_name)  # check_save_folder checks that the save folder is writable
@@ -38,7 +39,7 @@ def log_folder_of(config: TrainConfig, run_name: str, *, check: bool) -> Path | 
 def begin_log(folder: Path, save_folder: Path | None, *, resuming: bool) -> None:
     """Create the folder. If it contains logs of an earlier run, and this run does not resume that run, these logs get
     the suffix .old. Must be called on one rank only, after furnish_save_folder."""
-    with plain_os_errors(f"log_folder {folder}", "name another log_folder", again="start again"):
+    with plain_os_errors(f"log_folder {folder}", "specify another log_folder", again="start again"):
         folder.mkdir(parents=True, exist_ok=True)
         if resuming or folder == save_folder:
             return

@@ -36,15 +36,16 @@ processes could each lock a different file with this name."""
 _PART = ".part-owner-"
 
 BEAT = 10.0
-"""Seconds between two heartbeats. Long enough not to burden a shared file system. STALE is six times as long."""
+"""Seconds between two heartbeats. The interval is long enough that heartbeats do not slow down a shared file system.
+STALE is six times as long."""
 STALE = 60.0
 """Seconds without a heartbeat after which an owner on another machine is considered dead."""
 POLL = 1.0
 """Seconds between two checks of another owner's heartbeat."""
 SETTLE = 1.0
 """Seconds between replacing the lock file and checking that no other run has replaced it in the meantime. Used only if
-no flock excludes other runs. Longer than the time that a run needs between reading the lock file and writing its
-own."""
+no flock excludes other runs. This time is longer than the time that a run needs between reading the lock file and
+writing its own lock file."""
 _PATIENCE = 10.0
 """Seconds to wait for the flock before continuing without it. Other processes hold the flock only for milliseconds."""
 _MAX_BYTES = 2**16
@@ -61,14 +62,14 @@ class _Record:
     host: str
     pid: int
     started: float
-    """When the process started (see data/loading/processes.py). Distinguishes the process from a later process with the
-    same pid."""
+    """The time when the process started (see data/loading/processes.py). Distinguishes the process from a later process
+    with the same pid."""
     boot_id: str
     pid_namespace: str
     """pid_namespace and boot_id are empty if the system does not provide them."""
     run_name: str
     since: str
-    """When the run took ownership, as human-readable text."""
+    """The time when the run took ownership, as human-readable text."""
 
     @property
     def machine(self) -> tuple[str, str, str]:
@@ -110,20 +111,21 @@ class Owner:
         except FileNotFoundError:
             raise DataError(
                 f"save_folder {self._folder} no longer belongs to this run: {LOCK_FILE} was deleted, so another run "
-                "may also write to it: make sure that no other run does, and start again with autoresume=true"
+                "may also write to the folder: make sure that no other run uses the folder, and start again with "
+                "autoresume=true"
             ) from None
         except OSError:
             return  # the owner cannot be determined; the next write to this disk reports the error
         if found is not None:
             raise DataError(
                 f"save_folder {self._folder} was taken over by {found}, because this run sent no heartbeat for "
-                f"{STALE:.0f} s: this run stops and saves nothing more; to continue it, stop the other run and start "
-                "again with autoresume=true, or set another run_name"
+                f"{STALE:.0f} s: this run stops and saves nothing more; to continue this run, stop the other run and "
+                "start again with autoresume=true, or set another run_name"
             )
 
     def _beat_until_stopped(self) -> None:
         while not self._stopped.wait(BEAT):
-            # A disk may be full, read-only or unavailable for a while. The next heartbeat may succeed, and each save
+            # A disk may be temporarily full, read-only or unavailable. The next heartbeat may succeed, and each save
             # calls `check` first.
             with suppress(OSError):
                 self._beat()
@@ -213,7 +215,9 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
     record = _this_process(run_name)
     with (
         os_errors_named(folder, "written", key="save_folder"),
-        plain_os_errors(f"save_folder {folder}", "name another", needed_for=f"its {LOCK_FILE}", again="start again"),
+        plain_os_errors(
+            f"save_folder {folder}", "specify another save_folder", needed_for=f"its {LOCK_FILE}", again="start again"
+        ),
     ):
         folder.mkdir(parents=True, exist_ok=True)
         _take(folder, record)
@@ -267,8 +271,8 @@ def _watch(folder: Path, found: _Found) -> _Found | None:
     # other machine.
     seconds = max(STALE - _age(folder, found), 0.0) + BEAT
     notice(
-        f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive: {found}. Only its "
-        "heartbeat is visible from this machine"
+        f"save_folder {folder}: waiting up to {seconds:.0f} s to see whether its owner is alive: {found}. Only the "
+        "owner's heartbeat is visible from this machine"
     )
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -286,7 +290,8 @@ def _age(folder: Path, found: _Found) -> float:
     in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            os.utime(file.fileno())  # sets the time as a heartbeat does; on a network file system, the server's time
+            # As in a heartbeat, the time is from the clock of the file system, which may be that of a server.
+            os.utime(file.fileno())
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0.0
@@ -360,7 +365,7 @@ def _write(folder: Path, record: _Record, *, new: bool = False) -> bool:
             file.write(_serialize(record))
             file.flush()
             os.fsync(file.fileno())
-        if new and not (folder / LOCK_FILE).is_symlink():  # a symlink is dangling here, and is replaced
+        if new and not (folder / LOCK_FILE).is_symlink():  # a dangling symlink is replaced below
             try:
                 (folder / LOCK_FILE).hardlink_to(part)  # fails if the file exists, also on network file systems
                 return True

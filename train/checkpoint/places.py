@@ -1,4 +1,4 @@
-"""Resolve the path of a save folder: the folder of a whole run, such as runs/x, means runs/x/checkpoints."""
+"""Resolve the path of a save folder: the folder of a run, such as runs/x, is resolved to runs/x/checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from data.tokenization.tokenizer import Tokenizer
 
 RECORD = "record.jsonl"
-"""In a log folder: a line for each start, checkpoint, evaluation and event of the run (see docs/metrics.md)."""
+"""In a log folder: a file with a line for each start, checkpoint, evaluation and event of the run (see
+docs/metrics.md)."""
 METRICS = "metrics.jsonl"
-"""In a log folder: a line for each step."""
+"""In a log folder: a file with a line for each logged step."""
 REPORT = "report.html"
 """In a log folder: an HTML report of the run."""
 LOGS = (RECORD, METRICS, REPORT)
@@ -222,7 +223,7 @@ def check_writable(folder: Path, key: str) -> None:
     """Raise ConfigError if the folder that is the value of `key` is not writable or cannot be created."""
     there = existing_parent(folder)
     with (
-        os_errors_named(f"{key} {folder}", "written", hint="name another"),
+        os_errors_named(f"{key} {folder}", "written", hint="specify another folder"),
         tempfile.TemporaryFile(dir=there),
     ):
         pass
@@ -272,7 +273,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """Delete what `leftovers` returns, and return the deleted paths. Must be called on one rank only, of the run that
     owns the folder."""
     found = leftovers(folder)
-    with plain_os_errors(f"save_folder {folder}", "name another save_folder"):
+    with plain_os_errors(f"save_folder {folder}", "specify another save_folder"):
         for path in found:
             remove(path)
     return found
@@ -284,7 +285,7 @@ def furnish_save_folder(
     """Write the files next to the checkpoints, and delete checkpoints according to save_overwrite. Must be called on
     one rank only."""
     what, again = "config.yaml and the tokenizer", "start again"
-    with plain_os_errors(f"save_folder {folder}", "name another save_folder", needed_for=what, again=again):
+    with plain_os_errors(f"save_folder {folder}", "specify another save_folder", needed_for=what, again=again):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=PART) as made:
             tokenizer.save_pretrained(Path(made) / "tokenizer", config.max_seq_len)

@@ -45,7 +45,8 @@ class HFCheckpointerConfig(Section):
     """Exports are written to the subfolders `huggingface/baN` of this folder, where N is the batch. `{run_name}` is
     replaced by the name of the run."""
     save_interval: PositiveDuration
-    """Time between exports; must be a multiple of the run's `save_interval`. The last checkpoint is always exported."""
+    """Interval between exports; must be a multiple of the run's `save_interval`. The last checkpoint is always
+    exported."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the exported weights."""
 

@@ -95,7 +95,7 @@ RULES: dict[str, Rule] = {
     "eval_loader.dataset.packing_ratio": Rule(
         accepts=("auto", None),
         hint="packing does not change the loss, because documents in a row cannot attend to each other; use "
-        "`packing: none` to disable it",
+        "`packing: none` to disable packing",
     ),
     "*_loader.dataset.seq_parallel_replication": Rule(
         accepts=(1, None), hint="rows are not split across ranks: remove the key"
@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
         "validate_hash",
         "allow_unsafe_types",
     ),
-    "*_loader.dataset.eos_token_id": Rule(hint="the tokenizer sets the end-of-text token: remove the key"),
+    "*_loader.dataset.eos_token_id": Rule(hint="the tokenizer defines the end-of-text token: remove the key"),
     "*_loader.timeout": Rule(
         accepts=(0,), hint="there is a built-in time limit for workers that produce no batch: remove the key"
     ),
@@ -298,7 +298,7 @@ LLM_FOUNDRY: dict[str, Any] = {
 
 REMARKS: dict[str, str] = {
     "run_name": "with `null`, the name is read from `$RUN_NAME`, as in LLM Foundry",
-    "tokenizer.name": "a Hugging Face tokenizer; for DBRX's tokenizer also `tiktoken` with `kwargs.model_name: gpt-4`",
+    "tokenizer.name": "a Hugging Face tokenizer, or `tiktoken` with `kwargs.model_name: gpt-4` for DBRX's tokenizer",
     "train_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with `hf_kwargs`",
     "eval_loader.dataset.hf_name": "a hub dataset, a path, or `json`, `csv` or `parquet` with `hf_kwargs`",
     "tokenizer.kwargs.model_max_length": "must equal `max_seq_len`",

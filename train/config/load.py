@@ -35,8 +35,8 @@ class LoadedConfig:
     """A config that has been checked. The weights, data and tokenizer that it refers to have not been read yet."""
 
     config: TrainConfig
-    """Does not contain the values that come from the pretrained model's config.json. Reading one of these values raises
-    Unavailable."""
+    """The config, without the values that come from the pretrained model's config.json. Reading one of these values
+    raises Unavailable."""
     written: Written
 
     def placed(self, error: ConfigError) -> ConfigError:
@@ -91,7 +91,7 @@ def load_saved_config(path: Path) -> TrainConfig:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """Return the resolved config as YAML, without secrets. `load_saved_config` restores everything else."""
+    """Return the resolved config as YAML, without secrets. `load_saved_config` restores all other values."""
     return saved_yaml(config)
 
 
@@ -153,7 +153,7 @@ def _checked(written: Written, pretrained: Pretrained | None) -> TrainConfig:
 
 def _dangling(unresolved: Collection[Unresolved], builder: Builder, *, pending: bool) -> list[Defect]:
     """Return defects for unresolved references, except for references that fail because of a problem that is reported
-    anyway: a missing or misspelt key, or another unresolved reference."""
+    separately: a missing or misspelt key, or another unresolved reference."""
     reported = {*builder.missing, *builder.misspelt}
     if pending:
         reported |= {f"model.{key}" for key in known_paths(ModelConfig)}

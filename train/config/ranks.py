@@ -16,7 +16,7 @@ def check_run_name(config: TrainConfig) -> None:
     checkpoints."""
     named = config.run_name or run_name_of_environment()
     if config.autoresume and not named and "{run_name}" in str(config.save_folder):
-        text = "is true, but without run_name (or $RUN_NAME) a later start could not find this run"
+        text = "is true, but without run_name (or $RUN_NAME) a later start could not find this run: set run_name"
         raise_defects([Defect("autoresume", text)])
 
 

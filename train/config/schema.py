@@ -83,8 +83,8 @@ def _duration_of_run(config: "TrainConfig") -> Iterator[Defect]:
 
 
 def _schedule(config: "TrainConfig") -> Iterator[Defect]:
-    """Like _stages, check only durations whose units can be compared. Other durations are checked once their lengths in
-    batches are known."""
+    """Check only durations whose units can be compared, as _stages does. Other durations are checked once their lengths
+    in batches are known."""
     for key, text in too_long(config.scheduler, config.max_duration):
         yield Defect(f"scheduler.{key}", text)
 
@@ -108,19 +108,19 @@ def _length_of_rows(config: "TrainConfig") -> Iterator[Defect]:
 
 def _no_stages_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
     if config.eval_loader is not None and config.eval_loader.stages:
-        yield Defect("eval_loader.stages", "is set, but an evaluation uses every row: remove it")
+        yield Defect("eval_loader.stages", "is set, but an evaluation uses every row: remove the key")
 
 
 def _no_cache_limit_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
     if config.eval_loader is not None and config.eval_loader.dataset.cache_limit is not None:
-        text = "is set, but every evaluation reads all shards: remove it"
+        text = "is set, but every evaluation reads all shards: remove the key"
         yield Defect("eval_loader.dataset.cache_limit", text)
 
 
 def _no_amounts_in_evaluation(config: "TrainConfig") -> Iterator[Defect]:
     def is_whole(item: tuple[str, StreamConfig]) -> Iterator[Defect]:
         for key in item[1].amounts():
-            text = "is set, but an evaluation uses every row: remove it"
+            text = "is set, but an evaluation uses every row: remove the key"
             yield Defect(f"eval_loader.dataset.streams.{item[0]}.{key}", text)
 
     if config.eval_loader is not None:
@@ -176,7 +176,7 @@ def _export_interval(config: "TrainConfig") -> Iterator[Defect]:
         yield Defect(
             "callbacks.hf_checkpointer.save_interval",
             f"is {exports.save_interval}, but checkpoints are saved every {config.save_interval}: use a multiple of "
-            "that",
+            "this interval",
         )
 
 
@@ -205,7 +205,7 @@ def _autoresume(config: "TrainConfig") -> Iterator[Defect]:
 
 def _rollback(config: "TrainConfig") -> Iterator[Defect]:
     if config.on_spike == "rollback" and config.save_folder is None:
-        yield Defect("on_spike", "is rollback, but there is no save_folder with checkpoints to return to")
+        yield Defect("on_spike", "is rollback, but there is no save_folder with checkpoints to restore")
 
 
 def _first_comparison(config: "TrainConfig") -> Iterator[Defect]:
@@ -320,7 +320,7 @@ class TrainConfig(Section):
     eval_first: bool = False
     """Also run an evaluation before the first step."""
     eval_subset_num_batches: CountOrAll = -1
-    """Number of batches in an evaluation; `-1` uses all."""
+    """Number of batches in an evaluation; `-1` uses all batches."""
 
     device: Literal["cpu", "gpu"] | None = None
     """The device to train on. `null` selects a GPU if the machine has one, and the CPU otherwise. If the machine has a
@@ -385,8 +385,8 @@ class TrainConfig(Section):
     log_to_console: bool | Literal["composer"] = False
     """Print a line for each logged step, even on a terminal. `composer` uses Composer's own format and progress bar."""
     console_log_interval: PositiveDuration | None = None
-    """Time between two printed lines. `null` selects the smallest of the intervals `1ba`, `2ba`, `5ba`, `10ba` and so
-    on with which the run prints at most 1,000 lines. With `log_to_console: composer`, `null` selects `1ba`."""
+    """Interval between two printed lines. `null` selects the smallest of the intervals `1ba`, `2ba`, `5ba`, `10ba` and
+    so on with which the run prints at most 1,000 lines. With `log_to_console: composer`, `null` selects `1ba`."""
     log_folder: PathOfRun | None = None
     """Local folder for `metrics.jsonl`, `record.jsonl` and `report.html`. `{run_name}` is replaced by the name of the
     run. `null` uses `save_folder`, or `runs/{run_name}` if there is no `save_folder`. If `save_folder` is in an object

@@ -34,9 +34,9 @@ class ExpertsConfig(Section):
     """What a run measures about its experts, and when it reports an expert (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
-    """Time between measurements of the experts in each layer: load shares, router logits, gradient norms, and the share
-    of tokens that still select the same experts. The first and the last step are also measured. `null` disables these
-    measurements."""
+    """Interval between measurements of the experts in each layer: load shares, router logits, gradient norms, and the
+    share of tokens that still select the same experts. The first and the last step are also measured. `null` disables
+    these measurements."""
     probe_tokens: CountOrZero = 256
     """Number of tokens, from the first microbatch of the run, that are routed again in each measurement. The
     measurement counts how many of them still select the same experts. `0` disables this."""
@@ -86,7 +86,7 @@ class ProfileConfig(Section):
     RULES = (_ranks,)
 
     step: Count
-    """The first profiled step, with the same number as on the console. The first steps of a run are slower than later
+    """The number of the first profiled step, as shown on the console. The first steps of a run are slower than later
     steps."""
     steps: Count = 3
     """Number of profiled steps. For a large model, each profiled step may need several hundred MB of CPU memory, and of

@@ -22,7 +22,7 @@ class Column:
     unless: str | None = None
     """A metric whose presence hides the column."""
     comes_later: bool = False
-    """Whether to show the column from the start, although its metric is logged only once the speed is known."""
+    """Whether to show the column from the start, although the metric is not logged before the speed is known."""
 
     def cell(self, metrics: Mapping[str, float]) -> str:
         return self.show(metrics[self.metric]) if self.metric in metrics else "-"

@@ -35,8 +35,8 @@ def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, st
 
 
 def output_lines(config: TrainConfig, run_name: str, folder: Path | None, log_folder: Path | None) -> Iterator[str]:
-    """Yield lines for the output of the run. folder: the save folder. The checkpoints in it are described by a separate
-    line."""
+    """Yield lines for the output of the run. folder: the save folder. A separate line describes the checkpoints in this
+    folder."""
     if folder is None:
         yield fact("checkpoints", "none, because save_folder is not set")
     loggers, logs = config.loggers, []

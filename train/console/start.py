@@ -96,7 +96,7 @@ def config_lines(config: TrainConfig) -> Iterator[str]:
     ]
     if not lines:
         return
-    whole = " (config.yaml in the save folder has all values)" if config.save_folder is not None else ""
+    whole = " (config.yaml in the save folder contains all values)" if config.save_folder is not None else ""
     yield fact("config", f"values that differ from the defaults{whole}:")
     yield from lines[:_MOST_LINES]
     if len(lines) > _MOST_LINES:

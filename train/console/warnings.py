@@ -12,8 +12,8 @@ EXPECTED = (
     "`past_key_values` is deprecated",
     "The current world size",
 )
-"""Patterns for the beginning of warnings. Composer, torch and transformers issue them because of deliberate choices in
-this code base. `past_key_values` is used because earlier versions of transformers require it."""
+"""Patterns that match the beginning of a warning. Composer, torch and transformers issue these warnings because of
+deliberate choices in this code base. `past_key_values` is used because earlier versions of transformers require it."""
 
 
 def silence_expected_warnings() -> None:

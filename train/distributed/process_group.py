@@ -1,4 +1,4 @@
-"""Initializes the default process group when every rank is ready to join it, however long that takes.
+"""Waits without a time limit until every rank is ready, and then initializes the default process group.
 
 Composer is imported inside functions, because `sharing_failures` must be entered before any slow operation.
 """
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.2, 5.0
 _NOTICE_SECONDS, _NEXT_NOTICE_SECONDS = 10.0, 60.0
-"""Seconds after which each node logs what it is waiting for, and seconds until the message is repeated."""
+"""Seconds until each node logs a message about what the node is waiting for, and seconds between repetitions of this
+message."""
 _REPORT_SECONDS = 5.0
 """Seconds for which a failed rank tries to connect to the store, to share its failure."""
 _SHOWN_SECONDS = 10.0
@@ -52,7 +53,8 @@ def sharing_failures(problems: Problems | None = None) -> Iterator[None]:
 
 
 def _share(error: Exception) -> None:
-    """Share an error. Rank 0 shows its own error. Errors of other ranks are shown by rank 0 while it waits for them."""
+    """Share an error. Rank 0 shows its own error. Errors of other ranks are shown by rank 0 while rank 0 waits for
+    these ranks."""
     rank, store = int(os.environ["RANK"]), connect(_REPORT_SECONDS)
     share(store, failure_of(error, rank))
     if rank == 0:
@@ -62,10 +64,10 @@ def _share(error: Exception) -> None:
 
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
-    """Composer's initialize_dist, which fails unless all ranks call it within the timeout. Here, the timeout starts
-    only when all ranks have called this function, so each rank can first prepare or download data, however long that
-    takes. Rank 0 must prepare its data within sharing_failures, which starts the store's server: the other ranks wait
-    for the server only for the timeout.
+    """Initialize the process group with Composer's initialize_dist, which fails unless all ranks call it within the
+    timeout. Here, the timeout starts only when all ranks have called this function, so each rank can first prepare or
+    download data without a time limit. Rank 0 must prepare its data within sharing_failures, which starts the store's
+    server, because the other ranks wait for the server no longer than the timeout.
 
     facts: returns the values that must be the same on all ranks (see facts_of_start). If they differ between ranks,
     ConfigError is raised on all ranks.
@@ -125,7 +127,7 @@ def _wait_for_server(place: str, timeout: float) -> None:
     if not _poll(is_served, lambda: f"Waiting for rank 0 at {place} ({why})", timeout):
         raise ConfigError(
             f"rank 0 at MASTER_ADDR:MASTER_PORT {place} cannot be reached after {timeout:g} s (dist_timeout): {why}; "
-            "rank 0 may have ended: see its output, or set these variables to its address"
+            "rank 0 may have ended: see its output, or set these variables to the address of rank 0"
         )
 
 

@@ -44,8 +44,8 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
     except (RuntimeError, TimeoutError) as error:
         why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not respond like rank 0"
         raise ConfigError(
-            f"MASTER_ADDR:MASTER_PORT is {host}:{port}, which {why}: set them to the address of rank 0's node and a "
-            "free port on it (composer --master_addr, --master_port)"
+            f"MASTER_ADDR:MASTER_PORT is {host}:{port}, which {why}: set these variables to the address of rank 0's "
+            "node and a free port on this node (composer --master_addr, --master_port)"
         ) from None
 
 
@@ -74,6 +74,6 @@ def _variable(name: str) -> str:
     if not value:
         raise ConfigError(
             f"{name} is not set, but WORLD_SIZE is {os.environ.get('WORLD_SIZE')}: start with a launcher (composer or "
-            "torchrun), or set it; for one rank, unset WORLD_SIZE"
+            "torchrun), or set this variable; for one rank, unset WORLD_SIZE"
         )
     return value

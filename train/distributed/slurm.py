@@ -30,7 +30,7 @@ def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
     if not in_step and environment.get("SLURM_PROCID", "0") == "0":
         raise ConfigError(
             f"SLURM_NTASKS is {n_tasks}, but srun has not started this process: use `srun python train.py ...` for "
-            f"{n_tasks} ranks, or `env -u SLURM_NTASKS python train.py ...` for one"
+            f"{n_tasks} ranks, or `env -u SLURM_NTASKS python train.py ...` for one rank"
         )
     rank, node = _needed(environment, "SLURM_PROCID"), _number(environment, "SLURM_NODEID") or 0
     local_rank, local = _needed(environment, "SLURM_LOCALID"), _tasks_of_node(environment, node, n_tasks)
@@ -117,5 +117,5 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ConfigError(f"{name} is {value!r}, but must be a number: srun sets it")
+        raise ConfigError(f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets it")
     return int(value)

@@ -156,21 +156,21 @@ def _check_functions(
     yield "NCCL", partial(software.check_nccl, here), _INSTALL
     yield "C compiler", partial(software.check_compiler, gpu=gpu), "install gcc, or set CC"
     yield "Triton", partial(software.check_triton, here), _INSTALL
-    yield "MegaBlocks", partial(software.check_megablocks, here), "rebuild it: docs/megablocks.md"
-    yield "flash-attn", partial(software.check_flash_attn, here), "reinstall it for this version of torch"
+    yield "MegaBlocks", partial(software.check_megablocks, here), "rebuild MegaBlocks (docs/megablocks.md)"
+    yield "flash-attn", partial(software.check_flash_attn, here), "reinstall flash-attn for this version of torch"
     yield "memory", machine.check_memory, _SYSTEM
     yield "/dev/shm", partial(machine.check_shared_memory, gpu=gpu), _SYSTEM
     yield "open files", partial(machine.check_limits, world_size), _SYSTEM
     yield "hub", inputs.check_hub, _INSTALL
     if config is not None:
         device = "gpu" if gpu else "cpu"
-        yield "tokenizer", partial(inputs.check_tokenizer, config), "copy its files to every node"
+        yield "tokenizer", partial(inputs.check_tokenizer, config), "copy the tokenizer's files to every node"
         yield "dataset", partial(inputs.check_hub_data, config), "copy the hub's cache to every node"
         yield "kernels", partial(inputs.check_kernels, config, world_size, gpu=gpu), "see docs/install.md"
         yield (
             "memory of a rank",
             partial(machine.check_fits, config, world_size, device),
-            "find settings that fit: scripts/plan.py",
+            "find settings that fit (scripts/plan.py)",
         )
         yield "save_folder: store", partial(inputs.check_store, config), "see docs/checkpoints.md"
         if config.save_folder is not None:

@@ -90,7 +90,7 @@ def check_checkpoints(config: TrainConfig, folder: Path, world_size: int) -> Ite
     check = Check(
         name="save_folder: space",
         status="ok",
-        found=f"{found}, less than the checkpoints that will be kept" if too_small else found,
+        found=f"{found}, not enough for all checkpoints that will be kept" if too_small else found,
         numbers=(shutil.disk_usage(existing_parent(folder)).free / 2**30,),
         fix="free some space, or keep fewer checkpoints (save_num_checkpoints_to_keep)",
     )

@@ -44,7 +44,7 @@ def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
     if not _SHM.is_dir():
-        fix = "mount a tmpfs on it (mount -t tmpfs shm /dev/shm)"
+        fix = "mount a tmpfs on /dev/shm (mount -t tmpfs shm /dev/shm)"
         yield Check(name="/dev/shm", status="wrong", found="does not exist", fix=fix)
         return
     usage = shutil.disk_usage(_SHM)
@@ -71,7 +71,7 @@ def check_limits(world_size: int) -> Iterator[Check]:
     yield Check(
         name="open files",
         status="wrong" if too_low else "ok",
-        found=f"a process may open {_limit(soft)} (hard limit {_limit(hard)})",
+        found=f"a process may open {_limit(soft)} files (hard limit: {_limit(hard)} files)",
         fix=fix if too_low else "",
     )
     if _INFINIBAND.is_dir() and any(_INFINIBAND.iterdir()):

@@ -26,14 +26,15 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
 """Seconds that the other ranks wait for rank 0 to start the store, which may be slow on a busy node."""
 _PATIENCE = 3600.0
-"""Seconds to wait for an answer from rank 0. The time is long, because rank 0 limits its own waits, and a lost
-connection to rank 0 raises an error immediately."""
+"""Seconds to wait for an answer from rank 0. A long limit is acceptable, because rank 0 limits its own waits, and a
+lost connection to rank 0 raises an error immediately."""
 _SHOWN = 16
 """Maximum number of ranks that a message lists."""
 _ROUNDS = 5
 _MOST_SKEW = 1.0
 """Largest accepted difference between clocks in seconds. A run does not compare clocks, but the logs of different nodes
-are easier to compare if their clocks agree, and object stores reject requests if the clock is off by minutes."""
+are easier to compare if their clocks agree, and object stores reject requests if the clock is wrong by several
+minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +114,13 @@ def check_ranks(came: Collection[int], answered: Collection[int], world_size: in
     absent, silent = sorted(set(range(world_size)) - set(came)), sorted(set(came) - set(answered))
     if absent:
         found = f"{len(absent)} of {world_size} did not connect: {_listed(absent)}"
-        fix = "check the output of their nodes, their firewall, and that host names do not resolve to 127.0.0.1"
+        fix = "check the output and the firewall of their nodes; host names must not resolve to 127.0.0.1"
         return Check(name="ranks", status="wrong", found=found, fix=fix)
     if silent:
         found = f"{len(silent)} of {world_size} connected but did not answer: {_listed(silent)}"
-        return Check(name="ranks", status="wrong", found=found, fix="check their output: they have ended or hang")
+        return Check(
+            name="ranks", status="wrong", found=found, fix="check the output of these ranks, which have ended or hang"
+        )
     if world_size == 1:
         fix = "start the doctor with the launcher of the run to check the links between ranks as well"
         return Check(name="ranks", status="not here", found="1 rank", fix=fix)
@@ -199,7 +202,7 @@ def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
     name, absent = f"{folder.key}: nodes", answers.count(_ABSENT)
     is_cache = folder.key.startswith("cache_dir")
     if len(answers) < n_others:
-        return Check(name=name, status="wrong", found="not all nodes answered", fix="check their output")
+        return Check(name=name, status="wrong", found="not all nodes answered", fix="check the output of all nodes")
     if absent and not is_cache:
         found, fix = (
             f"{absent} of {n_others} other nodes do not see",

@@ -16,7 +16,7 @@ from train.doctor.check import Check
 from train.hardware.device import Machine
 
 _COMPILE_SECONDS = 60
-_NO_GPU = "no GPU; needed only on GPUs"
+_NO_GPU = "not needed, because there is no GPU"
 _HEADERS = (
     "install the headers of this Python (Debian: apt-get install python3-dev), or use a Python that includes them (uv "
     "python install, pyenv, conda)"

@@ -80,8 +80,8 @@ def _rows_of_rank(inputs: Inputs) -> list[tuple[str, int, Row]]:
 
 
 def texts_of(batch: FirstBatch, inputs: Inputs, *, marks: bool) -> Iterator[Text]:
-    """The shown rows in the format of scripts/inspect_data.py: trained tokens are green. If marks is set, they are also
-    enclosed in ⟦ ⟧."""
+    """The shown rows in the format of scripts/inspect_data.py: trained tokens are green. If marks is set, trained
+    tokens are also enclosed in ⟦ ⟧."""
     for stream, row_id, row in batch.rows:
         text = show_row(row_id, row, inputs.tokenizer, marks=marks)
         if (more := len(text) - _SHOWN_CHARACTERS) > 0:

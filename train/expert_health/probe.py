@@ -53,7 +53,7 @@ class Probe:
         return (before & self._chosen).sum((1, 2)) / self._chosen.sum((1, 2)).clip(min=1)
 
     def _take(self, batch: Mapping[str, Tensor], size: int) -> None:
-        """Take the first tokens of rank 0's first microbatch."""
+        """Create the probe from the first tokens of rank 0's first microbatch."""
         rows, left = [], self._n_tokens
         for ids_S, documents_S in zip(batch["input_ids"][:size], batch["document_ids"][:size], strict=True):
             kept = (documents_S >= 0).nonzero().flatten()[:left]

@@ -28,8 +28,8 @@ class Streaks:
         self._lengths_LE = np.zeros(shape_LE, dtype=np.int64)
         self._reported_LE = np.zeros(shape_LE, dtype=bool)
         self._quiet = [0, 0]
-        """The number of steps until beginnings of streaks may be reported again, and the same number for ends of
-        streaks."""
+        """The number of steps until beginnings of streaks may be reported again, and the number of steps until ends of
+        streaks may be reported again."""
 
     def update(self, holds_LE: np.ndarray) -> tuple[list[Place], list[Place]]:
         """Record a step, and return the experts to report: those whose streak is now long enough, and those whose

@@ -92,7 +92,11 @@ def export(
                 (part / name).unlink()
             part.rename(output)
     except OSError as error:
-        kept = f"; the partial export stays in {part}, and the same command continues from it" if part.exists() else ""
+        kept = (
+            f"; the partial export remains in {part}, and the same command continues the export"
+            if part.exists()
+            else ""
+        )
         raise ConfigError(f"{cannot_be('written', f'the output {output}', error)}{kept}") from error
 
 
@@ -135,7 +139,9 @@ def _describe(path: Path) -> str:
         missing = f"does not exist{from_here(path)}"
         return f"is a link to {path.readlink()}, which does not exist" if path.is_symlink() else missing
     if path.is_file():
-        earlier = "; resume the run from it, and export its next checkpoint" if path.suffix == ".pt" else ""
+        earlier = (
+            "; resume the run from this file, and export the next checkpoint of the run" if path.suffix == ".pt" else ""
+        )
         return f"is a file{earlier}"
     names = sorted(entry.name for entry in path.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -195,7 +201,7 @@ def _verify(part: Path, checkpoint: Path, output: Path) -> None:
     if done.returncode < 0:
         raise ConfigError(
             f"{output} was not created: its verification was killed by signal {-done.returncode} (signal 9 usually "
-            f"means too little memory); the partial export stays in {part}, and the same command continues from it"
+            f"means too little memory); the partial export remains in {part}, and the same command continues the export"
         )
     if done.returncode == EXIT_NOT_FINITE:
         shutil.rmtree(part)

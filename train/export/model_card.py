@@ -18,8 +18,8 @@ from train.models.shapes import count_parameters
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """Return what the run had recorded when the checkpoint was saved: the newest evaluation, the precision of each
-    start of the run (`precisions`), and the numbers of rows and tokens."""
+    """Return the values that the run had recorded when the checkpoint was saved: the newest evaluation, the precision
+    of each start of the run (`precisions`), and the numbers of rows and tokens."""
     record: dict[str, Any] = {}
     file, saved = checkpoint.parent / RECORD, batch_of(checkpoint)
     if not file.is_file():

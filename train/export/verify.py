@@ -126,7 +126,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise _defect(INDEX, "has no weight_map")
     for name in index["weight_map"].values():
         if not isinstance(name, str) or not is_file_name(name):
-            raise _defect(INDEX, f"names {shown(name)}, which is not a file of the folder")
+            raise _defect(INDEX, f"lists {shown(name)}, which is not a file of the folder")
     return index["weight_map"]
 
 
@@ -174,7 +174,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
         raise _defect("config.json", f"makes transformers expect different tensors, such as {differ[0]}")
     if list(weight_map) != list(shapes):
-        raise _defect(INDEX, f"does not name the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
+        raise _defect(INDEX, f"does not list the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
     tensors: dict[str, tuple[Path, Stored]] = {}
     for file in dict.fromkeys(folder / name for name in weight_map.values()):
         inside = {name: shapes[name] for name, place in weight_map.items() if place == file.name}
@@ -188,7 +188,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if not same:
-            raise _defect(file.name, "does not have the header for the tensors that the index lists for it")
+            raise _defect(file.name, "has a header that does not match the tensors that the index lists for this file")
     total = sum(stored.stop - stored.start for _, stored in tensors.values())
     if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
         raise _defect(INDEX, f"does not have the total_size {total}")

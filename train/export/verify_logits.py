@@ -120,7 +120,7 @@ def check_logits(folder: Path, run: Run, precision: Precision, tensors: Written)
         x_BSD = y_BSD
     logits_BSV = _head(weights, model, x_BSD, None)
     worst = max(worst, compare(_head(weights, model, x_BSD, norm_f), logits_BSV, "the logits"))
-    message = f"transformers {transformers.__version__} computes the same in fp32, block by block"
+    message = f"transformers {transformers.__version__} computes the same values in fp32, block by block"
     lines = [f"{message}: largest relative difference {worst:.0e} on {int((~tied_BS).sum())} tokens"]
     needed = sum(n_bytes(shape, "fp32") for shape in parameter_shapes(model).values())
     if needed < min(WHOLE_BYTES, 0.7 * psutil.virtual_memory().available):
@@ -197,6 +197,6 @@ def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
     if not apart <= TOLERANCE:  # also true for NaN
         raise ConfigError(
             f"transformers {transformers.__version__} computes different values: {where} differ by {apart:.1e} "
-            f"relative to a token's largest value (at most {TOLERANCE:.0e} is rounding)"
+            f"relative to a token's largest value (differences up to {TOLERANCE:.0e} are accepted as rounding errors)"
         )
     return apart

@@ -19,7 +19,7 @@ from train.models.precision import FORMATS, Precision
 
 MAX_SHARD_BYTES = parse_bytes("5gb")
 _WORKERS = 2
-"""Number of threads: while one writes to the file, the other reads and casts the next rows."""
+"""Number of threads: while one thread writes to the file, the other thread reads and casts the next rows."""
 _COPY_BYTES = 1 << 23
 _WRITE_BYTES = 1 << 16
 """Bytes per write call. For larger writes, ext4 uses larger folios, and writing takes up to eight times as long if the

@@ -21,8 +21,8 @@ def ask(
     on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
     """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its answer. The
-    answers are passed to it one after the other: the text of later answers of a batch is held back until the earlier
-    answers are complete."""
+    answers are passed to `on_text` one after the other: the text of later answers of a batch is held back until the
+    earlier answers are complete."""
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         events = stream_answers(
@@ -36,7 +36,8 @@ def ask(
 
 
 def in_order(events: Iterable[tuple[int, str, Answer | None]], n_rows: int) -> Iterator[tuple[int, str, Answer | None]]:
-    """Reorder events so that those of a row are yielded only after the answers of all previous rows are complete."""
+    """Reorder events so that the events of a row are yielded only after the answers of all previous rows are
+    complete."""
     held: list[list[tuple[int, str, Answer | None]]] = [[] for _ in range(n_rows)]
     turn = 0
     for event in events:

@@ -1,4 +1,4 @@
-"""Models that decode step by step with a KV cache: our own model, and models of transformers.
+"""Models that decode step by step with a KV cache: our own model, and models of the transformers library.
 
 Shapes: B prompts, S length of the longest prompt, V vocab_size.
 """
@@ -48,7 +48,7 @@ class DbrxDecoder:
         return self._read([[token] for token in tokens])
 
     def _read(self, rows: Sequence[Sequence[int | None]]) -> Tensor:
-        """Read rows of tokens, where None is padding."""
+        """Run the model on rows of tokens, where None is padding, and return the logits of each row's last token."""
         ids_BS = torch.tensor([[-1 if token is None else token for token in row] for row in rows])
         ids_BS = ids_BS.to(next(self.model.parameters()).device)
         documents_BS = torch.where(ids_BS < 0, -1, 0)
@@ -58,7 +58,8 @@ class DbrxDecoder:
 
 
 class TransformersDecoder:
-    """A causal language model of transformers with its own cache. Prompts are padded on the left."""
+    """A causal language model of the transformers library, with the cache of this library. Prompts are padded on the
+    left."""
 
     def __init__(self, model: Any, pad_token_id: int) -> None:
         self.model, self.pad_token_id = model.eval(), pad_token_id

@@ -1,4 +1,4 @@
-"""Measures for how many held-out prompts a model generates exactly the expected answer."""
+"""Counts the held-out prompts for which a model generates exactly the expected answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def exact_match(opened: Opened, questions: Sequence[Question], batch_size: int) 
     Raises DataError if a prompt is so long that no tokens can be generated within max_seq_len.
     """
     expected = [len(opened.tokenizer.encode(expected_answer(question))) for question in questions]
-    # Allows the end token and one more token, to detect an answer that is longer than expected.
+    # The limit includes the end token and one more token, so that an answer that is longer than expected is detected.
     sampling = Sampling(max_new_tokens=max(expected) + 2)
     answers = ask(opened, encode(questions, opened, sampling), sampling, batch_size)
     return [Checked(question, answer.text) for question, answer in zip(questions, answers, strict=True)]

@@ -36,7 +36,7 @@ def generate(
     """
     stop = frozenset(stop_token_ids)
     left = [room(len(prompt), sampling, decoder.max_seq_len) for prompt in prompts]
-    assert min(left) > 0, "a prompt leaves no room for new tokens"
+    assert min(left) > 0, "a prompt is so long that no tokens can be generated within max_seq_len"
     draws = [torch.Generator().manual_seed(_key(sampling.seed, first_number + row)) for row in range(len(prompts))]
     logits_BV = decoder.start(prompts)
     while True:

@@ -9,11 +9,11 @@ from types import ModuleType
 @contextmanager
 def offline() -> Iterator[None]:
     """Within this context, huggingface_hub and datasets use only the local cache. Otherwise, without a network
-    connection, they would try to connect to the hub for half a minute.
+    connection, the libraries would try to connect to the hub for half a minute.
 
     The libraries read the environment variable HF_HUB_OFFLINE once, at import. According to the documentation of
-    huggingface_hub, the setting can afterwards be changed only by assigning to the variable of this name in the module.
-    lm-eval, which calls both libraries, has no `local_files_only` argument.
+    huggingface_hub, the setting can afterwards be changed only by assigning to the variable HF_HUB_OFFLINE of the
+    module `huggingface_hub.constants`. lm-eval, which calls both libraries, has no `local_files_only` argument.
     """
     patched = online_modules()
     try:

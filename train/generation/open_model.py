@@ -46,7 +46,7 @@ class Opened:
 def open_model(folder: Path, device: Device, precision: Precision | None = None) -> Opened:
     """Open the model of an exported folder, of a checkpoint, or of the newest checkpoint in a save folder.
 
-    folder: see resolve_model. precision: by default, that of default_precision. Raises ConfigError if the folder
+    folder: see resolve_model. precision: by default, the result of default_precision. Raises ConfigError if the folder
     contains no model.
     """
     folder = resolve_model(folder)
@@ -62,7 +62,7 @@ def open_model(folder: Path, device: Device, precision: Precision | None = None)
 
 
 def default_precision(device: Device) -> Precision:
-    """bf16 on a GPU. fp32 on a CPU, because bf16 is several times slower there."""
+    """bf16 on a GPU. fp32 on a CPU, because bf16 is several times slower than fp32 on a CPU."""
     return "bf16" if device == "gpu" else "fp32"
 
 
@@ -71,7 +71,8 @@ def torch_device(device: Device) -> torch.device:
 
 
 def resolve_model(folder: Path) -> Path:
-    """Find the save folder or exported model in a run's folder. Raises ConfigError if there are several."""
+    """Find the save folder or exported model in a run's folder. Raises ConfigError if the folder contains more than
+    one."""
     return resolve_folder(folder, lambda each: is_exported(each) or is_save_folder(each))
 
 
@@ -157,7 +158,8 @@ def _for_generation(model: ModelConfig) -> ModelConfig:
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
     if not any(folder.glob("tokenizer*")):
         raise ConfigError(
-            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the model's own tokenizer there"
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer_config.json): copy the files of the model's "
+            "tokenizer into this folder"
         )
     # As in transformers, chat templates receive the current date.
     tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))

@@ -47,9 +47,9 @@ def read_questions(
 ) -> list[Question]:
     """Read prompts from a .jsonl file with `{prompt}` or `{messages}`, or from a text file with one prompt per line.
 
-    with_answers: the file must be JSONL. Each row must have the form `{prompt, response}`, have messages that end with
-    the assistant, or be converted to one of these by preprocess. Rows for which preprocess returns None are skipped,
-    and their number is logged.
+    with_answers: the file must be JSONL. Each row must have the form `{prompt, response}`, or contain messages that end
+    with a message of the assistant, or be converted to one of these two forms by preprocess. Rows for which preprocess
+    returns None are skipped, and their number is logged.
 
     Raises ConfigError if the file cannot be read or has no prompts, and DataError with the line number of each invalid
     row.
@@ -60,13 +60,14 @@ def read_questions(
     reading = Reading()
     if with_answers or file.suffix == ".jsonl":
         parsed = ((place, parse_line(line)) for place, line in rows)
-        examples = read_examples(parsed if with_answers else _with_any_answer(parsed), preprocess, reading)
+        placed = read_examples(parsed if with_answers else _with_any_answer(parsed), preprocess, reading)
+        examples = (example for _, example in placed)
     else:
         examples = (PromptResponse(_text(line, place), "") for place, line in rows)
     questions = [_only_questions(example, file) for example in examples]
     reading.raise_if_any()
     if reading.n_dropped:
-        notice(f"{file}: {setting('preprocessing_fn')} skipped {reading.n_dropped:,} of its rows")
+        notice(f"{file}: {setting('preprocessing_fn')} skipped {reading.n_dropped:,} of the rows in this file")
     if not questions:
         raise ConfigError(f'{file} has no prompts: write one per line, or JSON lines such as {{"prompt": "..."}}')
     return questions
@@ -91,7 +92,8 @@ def _with_any_answer(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any
         elif isinstance(row, dict) and not any(names[0] in row for names in FORMS.values()):
             columns = ", ".join(row) or "no columns"
             row = Problem(
-                "no prompt", f"has neither prompt nor messages, but {columns}: rename the question's column to prompt"
+                "no prompt",
+                f"the row has neither prompt nor messages, but {columns}: rename the question's column to prompt",
             )
         yield place, row
 
@@ -103,8 +105,8 @@ def _only_questions(example: Example, file: Path) -> Question:
 
 
 def encode_one(question: Question, tokenizer: Tokenizer) -> list[int]:
-    """Encode a question. Raises DataError for text that is not valid Unicode, which is possible if it was entered in a
-    terminal, and for invalid conversations."""
+    """Encode a question. Raises DataError for text that is not valid Unicode, which is possible if the text was entered
+    in a terminal, and for invalid conversations."""
     texts = [question.prompt] if isinstance(question, PromptResponse) else [m["content"] for m in question.messages]
     for text in texts:
         try:
@@ -136,7 +138,7 @@ def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_le
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(
-            f"--max_new_tokens is {max_new_tokens}, but together with the {longest} tokens of the longest prompt, this "
-            f"is {longest + max_new_tokens} tokens, and the model supports only {max_seq_len}: use at most "
-            f"{max_seq_len - longest}"
+            f"--max_new_tokens is {max_new_tokens}, but the sum with the {longest} tokens of the longest prompt is "
+            f"{longest + max_new_tokens} tokens, and the model supports only {max_seq_len}: set --max_new_tokens to "
+            f"at most {max_seq_len - longest}"
         )

@@ -157,7 +157,7 @@ def _known(name: str, manager: Any) -> str:
 def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error) is FileNotFoundError:  # errors of the hub are subclasses
-        return f"--tasks has {name!r}, whose data does not exist ({reason}): add it, or correct the task's YAML"
+        return f"--tasks has {name!r}, whose data does not exist ({reason}): add the data, or correct the task's YAML"
     no_network = why_offline()
-    hint = f"; {no_network}: load its data once with network access, or use local tasks" if no_network else ""
+    hint = f"; {no_network}: load the task's data once with network access, or use local tasks" if no_network else ""
     return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"

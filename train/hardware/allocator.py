@@ -11,8 +11,9 @@ _LARGEST = 1 << 25
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for later allocations. This has no effect with other C libraries.
 
-    By default, glibc returns the memory of gradients and activations to the kernel in every step, so on a CPU, page
-    faults take a tenth of the time of a step. Memory for tensors larger than 32 MiB is still requested from the kernel.
+    By default, glibc returns the memory of gradients and activations to the kernel in every step. On a CPU, the
+    resulting page faults take a tenth of the time of a step. Memory for tensors larger than 32 MiB is still requested
+    from the kernel.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

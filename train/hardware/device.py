@@ -149,7 +149,7 @@ def _no_driver(machine: Machine) -> str | None:
     if not machine.torch_cuda:
         return None
     if machine.driver is None and machine.driver_cuda is None:
-        return "no NVIDIA driver is loaded: install it, or load its kernel module (modprobe nvidia)"
+        return "no NVIDIA driver is loaded: install the driver, or load its kernel module (modprobe nvidia)"
     if not machine.device_files:
         value = machine.environment.get("NVIDIA_VISIBLE_DEVICES")
         named = f" (NVIDIA_VISIBLE_DEVICES is {value!r})" if value is not None else ""
@@ -159,8 +159,8 @@ def _no_driver(machine: Machine) -> str | None:
         )
     if machine.driver_cuda is None:
         return (
-            "the driver's library libcuda.so.1 is not found: install it, or make it available in the container "
-            "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
+            "the driver's library libcuda.so.1 is not found: install the driver, or make the library available "
+            "in the container (NVIDIA_DRIVER_CAPABILITIES=compute,utility)"
         )
     return None
 

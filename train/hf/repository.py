@@ -109,8 +109,8 @@ def fetch(name: str, patterns: list[str]) -> Path:
     except errors.LocalEntryNotFoundError as error:  # a subclass of OSError
         why = offline or first_line(error)
         raise ConfigError(
-            f"{subject}, which is neither a folder here nor in the hub's cache; {why}: download it where there is a "
-            f"network connection (hf download {name}), or specify a folder",
+            f"{subject}, which is neither a local folder nor in the local cache of the hub; {why}: download the model "
+            f"on a machine with a network connection (hf download {name}), or specify a folder",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:  # requests' errors are OSErrors
@@ -135,8 +135,8 @@ def _ask_hub(name: str) -> None:
         ) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
-            f"{subject}, which is neither a folder here nor a model on the hub that you can access: check the "
-            "spelling; for a private model log in with `hf auth login` or HF_TOKEN",
+            f"{subject}, which is neither a local folder nor a model on the hub that you can access: check the "
+            "spelling; for a private model, log in with `hf auth login` or HF_TOKEN",
             key=KEY,
         ) from None
     except (errors.HfHubHTTPError, requests.RequestException) as error:

@@ -1,4 +1,4 @@
-"""Read and write tensors a few rows at a time: where tensors are read from, and how they are divided into blocks of
+"""Read and write tensors a few rows at a time: the sources of tensors, and the division of tensors into blocks of
 rows."""
 
 import math

@@ -33,7 +33,8 @@ class Comparison:
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """Names and values of times and durations that differ. These also differ between two runs with the same results."""
+    """Names and values of times and durations that differ. These values also differ between two runs with the same
+    results."""
 
     @property
     def equal(self) -> bool:
@@ -108,7 +109,7 @@ def _states(a: RunState | None, b: RunState | None) -> Iterator[str]:
     yield from _change("optimizer", a.optimizer, b.optimizer)
     yield from _groups(a, b)
     if len(a.random) != len(b.random):
-        yield f"random: states of {len(a.random)} ranks -> of {len(b.random)} ranks"
+        yield f"random: states of {len(a.random)} ranks -> states of {len(b.random)} ranks"
     elif ranks := [str(rank) for rank, pair in enumerate(zip(a.random, b.random, strict=True)) if pair[0] != pair[1]]:
         yield f"random: different states on rank {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
 
@@ -123,7 +124,7 @@ def _is_length(key: str) -> bool:
 
 
 def _groups(a: RunState, b: RunState) -> Iterator[str]:
-    """Yield the changes of the optimizer's settings, with the name of the parameter group."""
+    """Yield the changes to the optimizer's settings, with the name of the parameter group."""
     of_a, of_b = ({group.get("name", str(n)): group for n, group in enumerate(s.param_groups)} for s in (a, b))
     for name in dict.fromkeys([*of_a, *of_b]):
         was, now = of_a.get(name), of_b.get(name)
@@ -134,7 +135,7 @@ def _groups(a: RunState, b: RunState) -> Iterator[str]:
             if key != "params":
                 yield from _change(f"param_groups.{name}.{key}", was.get(key), now.get(key))
             elif was[key] != now[key]:
-                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])} others"
+                yield f"param_groups.{name}.params: {len(was[key])} parameters -> {len(now[key])} other parameters"
 
 
 def _changes(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
@@ -195,7 +196,7 @@ def lines(compared: Comparison, a: str, b: str, top: int) -> Iterator[str | Tabl
         yield _table(tensors, top)
     yield from _more(len(tensors.different), top)
     if compared.unimportant:
-        yield f"not counted: {', '.join(line.partition(':')[0] for line in compared.unimportant)}"
+        yield f"not counted as differences: {', '.join(line.partition(':')[0] for line in compared.unimportant)}"
 
 
 def _more(count: int, top: int) -> Iterator[str]:

@@ -85,7 +85,7 @@ def _describe(path: Path) -> str:
     if not path.is_dir():
         return "a file"
     if _is_checkpoint(path):
-        return "a checkpoint itself: specify the folder that contains it"
+        return "a checkpoint: specify the folder that contains this checkpoint"
     exported = [name for name in ("config.json", "adapter_config.json") if (path / name).is_file()]
     if exported:
         return f"an exported folder (it contains {exported[0]}): specify the save folder of its run"

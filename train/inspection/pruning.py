@@ -23,7 +23,7 @@ from train.inspection.verification import verify
 
 @dataclass(frozen=True, kw_only=True)
 class Every:
-    """Specifies which older checkpoints are kept in addition to the newest."""
+    """Specifies which older checkpoints are kept in addition to the newest checkpoints."""
 
     batches: int
     why: str
@@ -80,14 +80,14 @@ def prune(
     keep_every: int | None = None,
     progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> Pruning:
-    """Delete what `plan` lists, once one of the checkpoints to keep has been read and verified. This process owns the
-    folder until it is done. progress is called with the number of bytes that the verification has read since the last
-    call. Raises the same errors as `plan`. Also raises ConfigError, and deletes nothing, if none of the checkpoints to
-    keep can be verified, and DataError if the disk is too full for a lock file.
+    """Delete the files that `plan` lists, after one of the checkpoints to keep has been read and verified. This process
+    owns the folder until the files are deleted. progress is called with the number of bytes that the verification has
+    read since the last call. Raises the same errors as `plan`. Also raises ConfigError, and deletes nothing, if none of
+    the checkpoints to keep can be verified, and DataError if the disk is too full for a lock file.
     """
     plan(folder, keep=keep, keep_every=keep_every)
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written, so nothing in it can be deleted")
+        raise ConfigError(f"{folder} is not writable, so no checkpoint in it can be deleted")
     with own(folder, "checkpoint.py prune"), os_errors_named(folder, "written"):
         # From here on, no other process saves or deletes checkpoints in this folder.
         planned = _plan(folder, keep, keep_every)
@@ -130,7 +130,7 @@ def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
     kept = ", ".join(path.name for path in planned.kept) or "none"
     raise ConfigError(
         f"none of the checkpoints to keep in {planned.folder} ({kept}) could be verified, so nothing was deleted: keep "
-        "more of them (--keep), or delete checkpoints manually"
+        "more checkpoints (--keep), or delete checkpoints manually"
     )
 
 
@@ -155,7 +155,7 @@ def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
     if not (batches := math.gcd(*earlier)):
         raise ConfigError(
             f"--keep_every requires the number of batches between two checkpoints, but {folder} has neither a {CONFIG} "
-            "that sets it nor at least two checkpoints: remove --keep_every"
+            "that sets save_interval nor at least two checkpoints: remove --keep_every"
         )
     lacking = f"there is no {CONFIG}" if config is None else f"save_interval, {config.save_interval}, is not in batches"
     return batches, f"{lacking}, and the checkpoints before the newest are at multiples of {batches:,}"

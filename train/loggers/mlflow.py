@@ -67,7 +67,7 @@ class MLflow(ServiceLogger):
         if time.monotonic() - self._began >= _SECONDS and not self._thread.is_alive():
             del self._waiting[:-_MOST_WAITING]
             self._began = time.monotonic()
-            # A daemon thread does not keep the interpreter from exiting.
+            # A daemon thread does not prevent the interpreter from exiting.
             self._thread = Thread(target=self._try, args=(self._send_waiting,), name="mlflow", daemon=True)
             self._thread.start()
 

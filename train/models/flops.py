@@ -103,8 +103,8 @@ class _Block:
     """The products of one block. Tracks whether a gradient flows back into the input of each product.
 
     trained and adapted: names without the block's prefix. selective: whether activation checkpointing is selective
-    (train/models/recompute.py). It then recomputes attention and the adapters on its projections, but not the
-    projections themselves.
+    (train/models/recompute.py). Selective checkpointing recomputes attention and the adapters on its projections, but
+    not the projections themselves.
     """
 
     def __init__(

@@ -13,11 +13,11 @@ from train.optim.patterns import check_any_trained, matching
 
 
 def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer for the parameters that are not frozen, and freeze the others.
+    """Freeze the parameters that are not trained, and build the optimizer for all other parameters.
 
     The optimizer has a group for each entry of param_groups, and one group for all other parameters. If no_weight_decay
     matches some of a group's parameters, the group is split into two. Every group has a unique name. If the model has
-    adapters, all other parameters are frozen.
+    adapters, all parameters except the adapters are frozen.
     """
     params = named_parameters(model)
     names = [name for name, _ in params]

@@ -25,7 +25,8 @@ def check_any_trained(trained: set[str], optimizer: OptimizerConfig) -> None:
     """Raise ConfigError if no parameter is trained."""
     if not trained:
         raise ConfigError(
-            f"is {optimizer.freeze}, but it freezes every parameter: remove a pattern, so that some are trained",
+            f"is {optimizer.freeze}, but these patterns freeze every parameter: remove a pattern, so that some "
+            "parameters are trained",
             key="optimizer.freeze",
         )
 
@@ -40,7 +41,8 @@ def matching(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str
                 sorted({name.replace(".0.", ".*.") for name in names if ".blocks." not in name or ".blocks.0." in name})
             )
             raise ConfigError(
-                f"has {pattern!r}, but it matches no parameter; names of parameters are: {examples}", key=key
+                f"has {pattern!r}, but this pattern matches no parameter; the names of parameters are: {examples}",
+                key=key,
             )
         matched.update(hits)
     return matched

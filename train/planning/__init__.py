@@ -1,5 +1,4 @@
-"""What a run needs, determined before it starts: the memory per rank, whether this machine has enough of it, and the
-row plan.
+"""Planning of a run: the memory per rank, whether this machine has enough memory, and the row plan.
 
 Opens the run's data, but builds no model.
 """

@@ -17,7 +17,8 @@ from train.planning.peak import memory_parts
 
 _COMMON_GPU = "80gb"
 _USABLE = 0.9
-"""The usable share of a GPU's memory. The rest is for fragmentation, CUDA's context and NCCL's buffers."""
+"""The usable share of a GPU's memory. The remaining memory is reserved for fragmentation, CUDA's context and NCCL's
+buffers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankM
         f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "
         f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
     )
-    each = f"{format_bytes(have, down=True)}{'' if local_ranks == 1 or gpu else ' for each'}"
+    each = f"{format_bytes(have, down=True)}{'' if local_ranks == 1 or gpu else ' for each rank'}"
     on_cpu = "device is cpu" if config.device == "cpu" else "there is no GPU"
     where = f"its GPU has {each}" if gpu else f"{on_cpu}, and this machine has {each}"
     raise ConfigError(

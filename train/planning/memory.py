@@ -105,9 +105,9 @@ def _state_bytes(config: TrainConfig, gathered_in: Precision | None) -> float:
 def _kept_per_token(config: TrainConfig) -> int:
     """Elements per token that are kept for the backward pass. A block keeps its input, the outputs of both norms, the
     residual, queries, keys and values before and after RoPE, the output of attention, and two hidden vectors for each
-    active expert (unless they are recomputed). With block checkpointing, it keeps only its input; with selective
-    checkpointing, also the residual and the results of GEMMs. With either kind of checkpointing, the remaining tensors
-    exist for one block at a time. Blocks before the first trained parameter keep nothing."""
+    active expert (unless they are recomputed). With block checkpointing, it keeps only its input. With selective
+    checkpointing, it also keeps the residual and the results of GEMMs. With either kind of checkpointing, the remaining
+    tensors exist for one block at a time. Blocks before the first trained parameter keep nothing."""
     model, fsdp = config.model, config.fsdp_config
     blocks = model.n_layers - _blocks_before_training(config)
     if blocks == 0:

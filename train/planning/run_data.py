@@ -42,8 +42,8 @@ def open_data(
     """Open the training streams and plan their rows.
 
     sources: for each stream, the result of find_source. check: a function that is called with the fingerprint of each
-    stream before the rows are planned. Raises ConfigError or DataError if the data cannot be used. Exceptions of check
-    and plan_data are not caught.
+    stream before the rows are planned. Raises ConfigError or DataError if the data cannot be used. Exceptions that
+    check and plan_data raise are not caught.
     """
     with under("train_loader.dataset"):
         streams = open_streams(config.train_loader.dataset, tokenizer, sources)

@@ -21,7 +21,7 @@ def streams_table(run: RunData) -> Table:
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(title="streams", title_justify="left")
-    columns = ("stream", "rows", "tokens", "tokens a row", "rows taken", "passes", "share of rows", "share of tokens")
+    columns = ("stream", "rows", "tokens", "tokens per row", "rows drawn", "epochs", "share of rows", "share of tokens")
     for column in columns:
         table.add_column(column, justify="left" if column == "stream" else "right")
     counts = plan.counts(max_batches)

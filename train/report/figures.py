@@ -24,7 +24,7 @@ _ALARMING = {
 
 def state(run: Run) -> str:
     if run.state == "silent":
-        return f"no new line for {format_seconds(run.age)} and no end line: the run may have been killed"
+        return f"no new line in the logs for {format_seconds(run.age)}, and no end line: the run may have been killed"
     return "stopped: the run can be resumed" if run.state == "stopped" else run.state
 
 
@@ -77,7 +77,7 @@ def alarms(run: Run) -> list[str]:
     if end is not None and run.state in ("failed", "stopped"):
         found.append(f"The run has {run.state}: {end.message}")
     if run.state == "silent":
-        found.append(f"The last line is {format_seconds(run.age)} old, and the record has no end line.")
+        found.append(f"The last line of the logs is {format_seconds(run.age)} old, and the record has no end line.")
     if not run.metrics.steps.size:
         found.append("No step has been logged yet.")
     loss = run.metrics.series.get(LOSS)

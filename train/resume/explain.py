@@ -111,7 +111,7 @@ def refuse_other_rows(
 
 
 def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
-    """Return the changes of the config since the checkpoint was written. The list is empty if the checkpoint's config
+    """Return the changes to the config since the checkpoint was written. The list is empty if the checkpoint's config
     does not exist. If another version wrote that config and it cannot be read, only the keys that define the meaning of
     the weights are compared."""
     try:
@@ -147,8 +147,8 @@ def _refusal(checkpoint: Path, key: str, refused: Sequence[Change], others: str 
         also = "further " if refused else ""
         lines.append(
             f"the rows of {others} are not the rows that the checkpoint was trained on, although no {also}key that "
-            f"sets "
-            "them has changed: the content of a file, of the tokenizer or of preprocessing_fn has changed"
+            "determines these rows has changed: the content of a file, of the tokenizer or of preprocessing_fn has "
+            "changed"
         )
     back = "restore the old value" if len(lines) == 1 else "restore the old values"
     if any(change.outcome.also_of_weights for change in refused):

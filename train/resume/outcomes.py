@@ -14,7 +14,7 @@ from train.resume.differences import ABSENT, Difference
 
 
 class Outcome(NamedTuple):
-    """How the change of a key is handled, and why."""
+    """The handling of a changed key, with the reason."""
 
     kind: Literal["applied", "ignored", "refused"]
     reason: str = ""
@@ -62,7 +62,7 @@ def entry_of(pattern: str) -> str:
 def _seed(case: Case) -> Outcome:
     """The seed determines the initial weights, dropout and the order of rows."""
     if _order_seed(case.was) != _order_seed(case.now):
-        return Outcome("refused", "the order of rows depends on it")
+        return Outcome("refused", "the order of rows depends on this key")
     return (
         Outcome("refused", _DRAWN_BASE)
         if _draws_base(case)
@@ -75,7 +75,7 @@ def _shuffle_seed(case: Case) -> Outcome:
         return Outcome("ignored", "rows are not shuffled")
     if _order_seed(case.was) == _order_seed(case.now):
         return Outcome("applied", "the order of rows already uses this seed")
-    return Outcome("refused", "the order of rows depends on it")
+    return Outcome("refused", "the order of rows depends on this key")
 
 
 def _order_seed(config: TrainConfig) -> int | None:
@@ -139,7 +139,7 @@ def _stream(case: Case) -> Outcome:
 
 
 def _stage(case: Case) -> Outcome:
-    """The outcome of a stage or one of its keys. Completed stages cannot change."""
+    """The outcome of a change to a stage, or to a key of a stage. Completed stages cannot change."""
     number = int(case.difference.key.partition("[")[2].partition("]")[0])
     if case.state is None:
         return Outcome("applied", "if the stage is not completed")
@@ -167,7 +167,7 @@ def _begins_a_ramp(case: Case, stage: StageConfig) -> bool:
 def _batch_size(case: Case) -> Outcome:
     if case.state is not None and case.state.ends_a_stage:
         return Outcome("applied", "a stage ends here")
-    return Outcome("refused", "it can change only at the end of a stage")
+    return Outcome("refused", "this key can change only at the end of a stage")
 
 
 def _optimizer(case: Case) -> Outcome:
@@ -178,7 +178,7 @@ def _optimizer(case: Case) -> Outcome:
 def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
     def decide(case: Case) -> Outcome:
         name = case.now.optimizer.name
-        return APPLIED if name in names else Outcome("ignored", f"{name} does not use it")
+        return APPLIED if name in names else Outcome("ignored", f"{name} does not use this key")
 
     return decide
 
@@ -186,7 +186,7 @@ def _of_optimizers(*names: str) -> Callable[[Case], Outcome]:
 def _of_schedules(*names: str) -> Callable[[Case], Outcome]:
     def decide(case: Case) -> Outcome:
         name = case.now.scheduler.name.removesuffix("_with_warmup")
-        return APPLIED if name in names else Outcome("ignored", f"{name}_with_warmup does not use it")
+        return APPLIED if name in names else Outcome("ignored", f"{name}_with_warmup does not use this key")
 
     return decide
 
@@ -205,7 +205,7 @@ def _at_the_start(case: Case) -> Outcome:
 
 
 _STREAMS = "train_loader.dataset.streams"
-_DRAWN_BASE = "the frozen base is initialized from it"
+_DRAWN_BASE = "the initial values of the frozen base depend on this key"
 
 APPLIED = Outcome("applied")
 _FROM_CHECKPOINT = Outcome("ignored", "the weights come from the checkpoint")
@@ -288,7 +288,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "tokenizer.kwargs.encoding_name": _rows,
     "tokenizer.kwargs.vocab_file": _rows,
     "tokenizer.kwargs.use_default_system_prompt": _rows,
-    "tokenizer.kwargs.model_max_length": Outcome("ignored", "it repeats max_seq_len"),
+    "tokenizer.kwargs.model_max_length": Outcome("ignored", "this key has the same value as max_seq_len"),
     "tokenizer.chat_template_drops": _rows,
     "tokenizer.chat_date": _rows,
     "train_loader.name": Outcome("ignored", "both loaders read the same data"),
@@ -302,7 +302,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "train_loader.dataset.target_responses": _rows,
     "train_loader.dataset.excess_length": _rows,
     "train_loader.dataset.on_bad_example": _rows,
-    "train_loader.dataset.shuffle": Outcome("refused", "the order of rows depends on it"),
+    "train_loader.dataset.shuffle": Outcome("refused", "the order of rows depends on this key"),
     "train_loader.dataset.shuffle_seed": _shuffle_seed,
     "train_loader.dataset.cache_dir": APPLIED,
     "train_loader.dataset.prepare_workers": APPLIED,
@@ -371,5 +371,5 @@ OUTCOMES: Mapping[str, Decided] = {
     "callbacks.*": APPLIED,
     "loggers.*": APPLIED,
 }
-"""The outcome of a change of each key. NAME stands for any name, and [0] for any index. `section.*` applies to all keys
+"""The outcome of a change to each key. NAME stands for any name, and [0] for any index. `section.*` applies to all keys
 below a section that have no entry of their own. Every key of the schema needs an entry here."""

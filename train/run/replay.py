@@ -100,8 +100,8 @@ def replay(path: Path) -> list[Replayed]:
     n_ranks, world_size = len(incident.ranks), int(os.environ.get("WORLD_SIZE", "1"))
     if n_ranks != world_size:
         raise ConfigError(
-            f"{path} is from a run on {n_ranks} ranks, but there are {world_size}: use the launcher of the run; on one "
-            f"node: composer -n {n_ranks} scripts/replay_batch.py {path}"
+            f"{path} is from a run on {n_ranks} ranks, but this command runs on {world_size} rank(s): use the launcher "
+            f"of the run; on one node: composer -n {n_ranks} scripts/replay_batch.py {path}"
         )
     mine = read_batch(path, int(os.environ.get("RANK", "0")))
     folder = path.absolute().parents[1]

@@ -57,7 +57,7 @@ def owned(config: TrainConfig, inputs: Inputs) -> Iterator[tuple[Owner | None, I
                 owners.append(stack.enter_context(own(folder, inputs.run_name)))
                 recovered = recover(folder)
                 for path in recovered:
-                    logger.info(f"recovered {path}: it was complete when a run was killed")
+                    logger.info(f"recovered {path}: this checkpoint was complete when a run was killed")
                 if recovered and config.autoresume:
                     chosen[0] = find_start(config, folder)
                     assert chosen[0] is not None

@@ -144,7 +144,7 @@ def _step(
             loss = model.loss(outputs, part)["total"]
         with storages.phase(f"backward{of}", "activations"):
             loss.backward()
-        # StepCheck frees these at the same point.
+        # StepCheck frees these tensors at the same point.
         del outputs, loss
     with storages.phase("optimizer", "optimizer"):
         norm = total_norm(squared_norms(params).tolist(), params)

@@ -50,8 +50,8 @@ class Incident:
 
 
 def write_incident(folder: Path, incident: Incident, batch: Mapping[str, Tensor]) -> Path | str:
-    """Write the incident and this rank's batch to the save folder. Returns the incident's folder, or why it was not
-    written. Every rank must call this."""
+    """Write the incident and this rank's batch to the save folder. Returns the incident's folder, or the reason why it
+    was not written. Every rank must call this."""
     place = folder / INCIDENTS / f"ba{incident.batch}"
     part = place.with_name(PART + place.name)
     try:

@@ -84,8 +84,8 @@ class NonFiniteSteps:
         if self.length >= most:
             raise RunStopped(
                 ExitCode.UNSTABLE,
-                f"{self.length} consecutive steps up to batch {number} were not finite (spikes.max_steps: {most}): "
-                "lower optimizer.lr, or inspect the batches",
+                f"the loss or gradient norm was not finite in {self.length} consecutive steps up to batch {number} "
+                f"(spikes.max_steps: {most}): lower optimizer.lr, or inspect the batches",
             )
 
     def _rows(self, number: int) -> dict[str, list[int]]:
@@ -98,7 +98,10 @@ class NonFiniteSteps:
         }
 
     def _report(self, incident: Incident, written: Path | str, logger: Logger) -> None:
-        message = f"batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. Its gradients are dropped"
+        message = (
+            f"the loss or gradient norm of batch {incident.batch} is not finite: {'; '.join(_findings(incident))}. "
+            "The gradients of this batch are dropped"
+        )
         if isinstance(written, Path):
             message += f"; the batch is saved in {written}; recompute it with: {replay_command(written)}"
         else:
@@ -118,19 +121,23 @@ class NonFiniteSteps:
         saved, why = None, "there is no save_folder"
         if self._saver is not None:
             try:
-                saved, why = self._saver.save_now(state, random=random), "it could not be written"
+                saved, why = self._saver.save_now(state, random=random), "the checkpoint could not be written"
             except (ConfigError, DataError, RunStopped) as error:  # the same on every rank
                 why = str(error)
-        lines = [f"batch {incident.batch} is not finite (on_nonfinite: stop)"]
-        lines.append(f"the state before it is in {saved}" if saved else f"the state before it is not saved: {why}")
+        lines = [f"the loss or gradient norm of batch {incident.batch} is not finite (on_nonfinite: stop)"]
+        lines.append(
+            f"the state before this batch is in {saved}"
+            if saved
+            else f"the state before this batch is not saved: {why}"
+        )
         if isinstance(written, Path):
-            lines.append(f"to recompute it: {replay_command(written)}")
-        lines.append("to continue without this batch: the same command with autoresume=true on_nonfinite=skip")
+            lines.append(f"to recompute this batch, run: {replay_command(written)}")
+        lines.append("to continue without this batch, run the same command with autoresume=true on_nonfinite=skip")
         return RunStopped(ExitCode.UNSTABLE, "\n  ".join(lines))
 
 
 def _findings(incident: Incident) -> Iterator[str]:
-    """Describe which values are not finite, on which ranks, and which rows these ranks have."""
+    """Describe the values that are not finite, with their ranks, and the rows of these ranks."""
     losses: dict[str, list[int]] = {}
     for rank, part in enumerate(incident.ranks):
         loss = float.fromhex(part.loss)
@@ -143,7 +150,7 @@ def _findings(incident: Incident) -> Iterator[str]:
         first = incident.ranks[on_ranks[0]].gradients[0]
         n_params = len({name for part in incident.ranks for name in part.gradients})
         more = f" and of {n_params - 1} more parameters" if n_params > 1 else ""
-        yield f"the gradient of {first}{more} on {_ranks(on_ranks, len(incident.ranks))}"
+        yield f"the gradient of {first}{more} is not finite on {_ranks(on_ranks, len(incident.ranks))}"
     if not losses and not on_ranks:
         yield "the norm of all gradients is infinite"
     blamed = [rank for ranks in losses.values() for rank in ranks] or range(len(incident.ranks))
@@ -151,7 +158,7 @@ def _findings(incident: Incident) -> Iterator[str]:
     for rank in sorted(blamed):
         for stream, ids in incident.ranks[rank].rows.items():
             rows.setdefault(stream, []).extend(ids)
-    yield "rows " + ", ".join(_some_rows(stream, ids) for stream, ids in rows.items())
+    yield "the rows are " + ", ".join(_some_rows(stream, ids) for stream, ids in rows.items())
 
 
 def _ranks(ranks: Sequence[int], n_ranks: int) -> str:

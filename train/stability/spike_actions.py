@@ -36,7 +36,7 @@ class SpikeActions:
         changes too. Earlier losses are then discarded, and the current spike, if any, ends."""
         if self._mix is not None and mix != self._mix:
             if self._detector.length:
-                self._report_end(batch, logger, "the data mixture changes")
+                self._report_end(batch, logger, "the data mixture has changed")
             self._detector.restart()
         self._mix = mix
 
@@ -50,8 +50,8 @@ class SpikeActions:
                 self._report_end(batch, logger, f"the loss is {loss:.4g}", steps=before)
             return False
         self._highest = max(self._highest, loss) if before else loss
-        what = f"batch {batch}: the loss is {loss:.4g}, a spike: the median before it is {median:.4g}, "
-        what += f"the limit {limit:.4g}"
+        what = f"batch {batch}: the loss is {loss:.4g}, a spike: the median of earlier losses is {median:.4g}, "
+        what += f"and the limit is {limit:.4g}"
         leave_out = self._config.on_spike != "log"
         if before == 0:
             if self._config.on_spike == "rollback":
@@ -67,7 +67,7 @@ class SpikeActions:
     def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
         batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
         if self._rollbacks >= most:
-            text = f"{what}, and the number of rollbacks is already {self._rollbacks} (spikes.max_rollbacks: {most})"
+            text = f"{what}. The number of rollbacks is already {self._rollbacks} (spikes.max_rollbacks: {most})"
             self._events.report("spike", batch, text, logger=logger)
             raise RunStopped(ExitCode.UNSTABLE, f"{text}: lower optimizer.lr, or inspect the data around this batch")
         assert self._saver is not None, "TrainConfig checks it"
@@ -83,7 +83,7 @@ class SpikeActions:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
-            "the rows since this checkpoint are skipped, and so are further steps until the spike ends"
+            "the rows since this checkpoint are skipped, and further steps are skipped until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
@@ -91,7 +91,7 @@ class SpikeActions:
         """Handle a spike that has lasted for spikes.max_steps steps."""
         steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
         if self._config.on_spike == "log":
-            self._report_end(batch, logger, f"{loss:.4g} becomes the new level ({key})")
+            self._report_end(batch, logger, f"{loss:.4g} is accepted as the new normal level ({key})")
             self._detector.restart()
             return
         raise RunStopped(
@@ -103,7 +103,7 @@ class SpikeActions:
     def _report_end(self, batch: int, logger: Logger, why: str, *, steps: int | None = None) -> None:
         steps = self._detector.length if steps is None else steps
         length = "1 step" if steps == 1 else f"{steps} steps"
-        text = f"batch {batch}: the spike of the loss ended after {length}, highest {self._highest:.4g}: {why}"
+        text = f"batch {batch}: the loss spike ended after {length}, with a maximum of {self._highest:.4g}: {why}"
         self._events.report("spike_end", batch, text, logger=logger, steps=steps, highest=self._highest)
 
     def state_dict(self) -> dict[str, Any]:

@@ -71,8 +71,8 @@ class StepCheck(Callback):
         self._measurement.add(state)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        # Composer keeps the outputs and the loss until the end of the next forward pass. They would keep the autograd
-        # graph in memory, which contains the input of every block even with activation checkpointing.
+        # Composer keeps the outputs and the loss until the end of the next forward pass. These tensors would keep the
+        # autograd graph in memory. The graph contains the input of every block, even with activation checkpointing.
         assert isinstance(state.loss, dict)
         state.outputs = torch.Tensor()
         state.loss = {name: loss.detach() for name, loss in state.loss.items()}

@@ -18,8 +18,8 @@ class Events:
     def __init__(self, record: Record | None) -> None:
         self._record = record
         self.started = False
-        """Whether the start line of this process has been written to record.jsonl. If so, an end line is written as
-        well."""
+        """Whether the start line of this process has been written to record.jsonl. An end line is written only if there
+        is a start line."""
         self._seen: Counter[str] = Counter()
 
     def report(

@@ -69,7 +69,7 @@ class Preemption(Callback):
             dist.all_reduce(flags, reduce_operation="MAX")
             number, is_almost_over = flags.tolist()
             if number or is_almost_over:
-                self._cause = _name(number) if number else "max_wall_time is almost over"
+                self._cause = _name(number) if number else "max_wall_time is almost reached"
                 self._exit_code = 128 + number if number else ExitCode.FIXABLE
                 console.info(f"{self._cause}: the run ends at batch {state.timestamp.batch.value}")
         return self._cause is not None

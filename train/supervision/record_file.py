@@ -23,8 +23,8 @@ class Record:
                 self._folders.setdefault(folder, key)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add the line to every folder. If add_line raises for a folder, the line is first added to the other
-        folders."""
+        """Add the line to every folder. If add_line raises an error for a folder, the line is still added to the other
+        folders before the error is raised."""
         with ExitStack() as stack:
             for folder, key in reversed(self._folders.items()):
                 stack.callback(add_line, folder, line, key)

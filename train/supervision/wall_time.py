@@ -1,4 +1,5 @@
-"""max_wall_time: when a run must stop so that it can still finish a step, save a checkpoint and upload it."""
+"""max_wall_time: the time at which a run must stop, so that the run can still finish a step, save a checkpoint and
+upload the checkpoint."""
 
 import time
 

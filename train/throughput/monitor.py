@@ -62,8 +62,8 @@ class Throughput(Callback):
         self._flops_per_token, self._device_flops, self._of_sections = flops_per_token, device_flops, seconds
         self._window, self._interruptions = Window(window_size), Interruptions()
         self._real_tokens = self._trained_tokens = 0
-        # In the first run of a process, the time before its first section is also counted as startup; in later runs, it
-        # is not.
+        # In the first run of a process, the time before its first section is also counted as startup. In later runs,
+        # this time is not counted.
         before = process_seconds() - sum(seconds().values()) if next(_runs) == 0 else 0.0
         self._before = dict.fromkeys(_SECONDS.values(), 0.0) | {"startup": max(before, 0.0)}
         self._loaded = False

@@ -112,7 +112,9 @@ class Profile(Callback):
         try:
             self._write_files(profiled)
         except OSError as error:
-            rank_logger.warning(f"profile: {cannot_be('written', self._folder, error)}. The run continues without it")
+            rank_logger.warning(
+                f"profile: {cannot_be('written', self._folder, error)}. The run continues without the profile"
+            )
 
     def _write_files(self, profiled: profile) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,6 @@ def check_rows(start: Start | None, config: TrainConfig, fingerprints: Mapping[s
 
 
 def change_lines(start: Start | None, config: TrainConfig) -> Iterator[str]:
-    """Yield lines for the console that list the changes of the config since the checkpoint was written."""
+    """Yield lines for the console that list the changes to the config since the checkpoint was written."""
     if start is not None and start.data_state is not None:
         yield from explain(start.path, config, start.data_state, resuming=start.resuming)

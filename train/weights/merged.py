@@ -24,8 +24,8 @@ from train.weights.frozen_base import check_base, frozen_weights
 def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, TrainConfig]:
     """Open a checkpoint and the config that it was written with. Logs a warning if the checkpoint is not verified.
 
-    Raises ConfigError, for example if the batch of the checkpoint differs from the batch in its name, or its run
-    differs from that of its folder.
+    Raises ConfigError, for example if the batch of the checkpoint differs from the batch in its name, or if the run of
+    the checkpoint differs from the run of its folder.
     """
     reader = CheckpointReader(checkpoint)
     check_identity(checkpoint, reader.manifest)

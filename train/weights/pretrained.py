@@ -80,7 +80,7 @@ class PretrainedFolder:
             named = listed_clauses(problems)
             raise ConfigError(
                 f"{subject}, but its weights are not those of a standard DBRX model ({named}): use the weights of a "
-                "standard DBRX model, or export these again",
+                "standard DBRX model, or export these weights again",
                 key=KEY,
             )
         return cls(name, folder, own, tensors)
@@ -148,7 +148,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
         if elsewhere:
             raise ValueError(
                 f"its {INDEX} names {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
-                f"are read, so the index must list only these"
+                f"are read, so the index must list only such files"
             )
     elif len(files) > 1:
         # There may be, for example, a consolidated copy next to shards. Without an index, it is not known which files

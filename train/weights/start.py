@@ -113,8 +113,8 @@ def _newest(
 
 def _stopped(error: CorruptCheckpointError) -> ConfigError:
     return ConfigError(
-        f"{error} (on_corrupt_checkpoint: stop): restore it from a copy, delete it to resume from the previous "
-        "checkpoint, or set on_corrupt_checkpoint=fallback"
+        f"{error} (on_corrupt_checkpoint: stop): restore the checkpoint from a copy, delete the "
+        "checkpoint to resume from the previous one, or set on_corrupt_checkpoint=fallback"
     )
 
 
@@ -169,7 +169,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
     if it is incomplete.
 
     Raises ConfigError if a run with this config cannot start from the checkpoint. With whole_state, the run resumes
-    from the checkpoint instead of loading only its weights; ConfigError is then also raised for changes of keys that
+    from the checkpoint instead of loading only its weights; ConfigError is then also raised for changes to keys that
     must not change on a resume.
     """
     subject = f"is {str(path)!r}" if key == "load_path" else f"is true, and the newest checkpoint is {str(path)!r}"
@@ -177,7 +177,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         raise ConfigError(f"{subject}, which does not exist{from_here(path)}", key=key)
     if not is_complete(path):
         inside = checkpoints(resolve_save_folder(path))
-        hint = f": set {key}={inside[-1]}, the newest one there" if inside else ""
+        hint = f": set {key}={inside[-1]}, the newest checkpoint in this folder" if inside else ""
         raise ConfigError(
             f"{subject}, but it is not a complete checkpoint (a folder such as ep0-ba100 with {MANIFEST} in it){hint}",
             key=key,

@@ -27,7 +27,8 @@ def check_scheme(remote: str) -> None:
         CloudDownloader.get(remote)
     except ImportError as error:
         raise ConfigError(
-            f"is {remote!r}, which needs a package that is not installed ({error}): install it", key="remote"
+            f"is {remote!r}, which requires a package that is not installed ({error}): install the package",
+            key="remote",
         ) from None
     except ValueError:
         known = ", ".join(f"{scheme}://" for scheme in DOWNLOADER_MAPPINGS if scheme)

@@ -25,21 +25,21 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
     """
     try:
         there = sizes(remote, [name for name, _ in files])
-        why = "it does not list sizes"
+        why = "the remote does not list sizes"
     except FetchError as error:
         if not error.denied:  # a user who can read files may not have the permission to list files
-            raise DataError(f"{remote} cannot be listed ({error}): start again when it responds") from None
-        there, why = None, f"listing it failed: {error}"
+            raise DataError(f"{remote} cannot be listed ({error}): start again when the remote responds") from None
+        there, why = None, f"listing the remote failed: {error}"
     if there is None:
         node_logger.info(f"{remote}: only the first and the last shard are checked before training ({why})")
         return False
     missing = [name for name, _ in files if name not in there]
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{remote}/{missing[0]} is missing{others}, but index.json lists it: upload it")
+        raise DataError(f"{remote}/{missing[0]} is missing{others}, but is listed in index.json: upload it")
     for name, n_bytes in files:
         if there[name] != n_bytes:
-            raise DataError(f"{remote}/{name} has {there[name]} bytes, but {n_bytes} are expected: upload it again")
+            raise DataError(f"{remote}/{name} has {there[name]} bytes, but must have {n_bytes}: upload the shard again")
     return True
 
 

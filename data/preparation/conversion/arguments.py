@@ -1,9 +1,11 @@
-"""Convert the parsed arguments of a converter to configs, splits and the tokenizer. Error messages name the flag."""
+"""Convert the parsed arguments of a converter to configs, splits and the tokenizer. Error messages contain the name of
+the flag."""
 
 import argparse
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from data.base.errors import ConfigError, setting
 from data.base.paths import is_file_name
@@ -12,6 +14,7 @@ from data.config.dataset import DatasetConfig, HFKwargs
 from data.config.sections import unchecked
 from data.config.tokenizer import TokenizerConfig
 from data.examples.preprocessing import PREPROCESSORS
+from data.preparation.engines.choice import Engine, parse_share
 from data.sources.formats.names import FORMATS
 from data.tokenization.build import build_tokenizer
 from data.tokenization.tokenizer import Tokenizer
@@ -29,16 +32,16 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the source of each split."""
     if args.data_files and len(args.data_files) != len(args.splits):
         raise ConfigError(
-            f"--data_files has {len(args.data_files)} and --splits {len(args.splits)}, but each split needs exactly "
-            "one file"
+            f"--data_files lists {len(args.data_files)} and --splits lists {len(args.splits)}: specify exactly one "
+            "file for each split"
         )
     if args.dataset in FORMATS and not args.data_files:
-        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: specify them in --data_files")
+        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: specify the files in --data_files")
     if len(set(args.splits)) != len(args.splits):
         raise ConfigError(f"--splits is {' '.join(args.splits)}, but it must not contain duplicates")
     for split in args.splits:
         if not is_file_name(split) or not split.isprintable():
-            raise ConfigError(f"--splits has {split!r}, but each must be a valid name of a folder in --out_root")
+            raise ConfigError(f"--splits has {split!r}, but each split must be a valid folder name")
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
         with unchecked():  # the rules of HFKwargs are checked later, as part of the dataset
@@ -54,8 +57,8 @@ def preprocessing_fn_of(args: argparse.Namespace) -> str | dict[str, str] | None
     if args.dataset in PREPROCESSORS:
         return args.dataset
     raise ConfigError(
-        f"--dataset is {args.dataset!r}, which has no registered preprocessing function: specify one in "
-        "--preprocessor, or use --skip-preprocessing if rows are already examples"
+        f"--dataset is {args.dataset!r}, which has no registered preprocessing function: specify a function in "
+        "--preprocessor, or set --skip-preprocessing if the rows are already examples"
     )
 
 
@@ -89,7 +92,7 @@ def tokenizer_of(args: argparse.Namespace) -> Tokenizer | None:
     length = config.kwargs.model_max_length
     if length not in (None, args.max_seq_len):
         raise ConfigError(
-            f"is {length}, but {setting('max_seq_len')} is {args.max_seq_len}: remove it",
+            f"is {length}, but {setting('max_seq_len')} is {args.max_seq_len}: remove model_max_length",
             key="tokenizer.kwargs.model_max_length",
         )
     return build_tokenizer(config)
@@ -102,6 +105,19 @@ def _refuse_without_tokenizer(args: argparse.Namespace) -> None:
         raise ConfigError("--chat_template_drops and --chat_date require --tokenizer")
     if args.excess_length != DatasetConfig.excess_length:
         raise ConfigError(
-            f"--excess_length is {args.excess_length}, which requires --tokenizer: without a tokenizer no example is "
-            "too long"
+            f"--excess_length is {args.excess_length}, which requires --tokenizer: without a tokenizer, the length of "
+            "examples is not limited"
         )
+
+
+def engine_of(args: argparse.Namespace) -> Engine:
+    if args.master is not None and args.engine != "spark":
+        raise ConfigError(f"--master is {args.master!r}, which requires --engine spark")
+    if args.part is None:
+        return Engine(name=args.engine, master=args.master, merge_only=args.merge)
+    for flag, given in (("--merge", args.merge), ("--engine spark", args.engine == "spark")):
+        if given:
+            raise ConfigError(f"--part is {args.part!r}, which cannot be combined with {flag}: remove one of the two")
+    if urlsplit(args.out_root).scheme:
+        raise ConfigError(f"--part requires a folder that all jobs can access, but --out_root is {args.out_root!r}")
+    return Engine(share=parse_share(args.part))

@@ -11,6 +11,7 @@ from data.base.paths import refuse_path_arguments
 from data.config.dataset import DatasetConfig
 from data.config.tokenizer import TokenizerConfig
 from data.preparation.conversion.flags import as_flag
+from data.preparation.engines.choice import ENGINES
 
 _PATHS = (
     *("--out_root", "--local", "--remote", "--path", "--input_folder", "--dataset", "--data_files", "--splits"),
@@ -44,15 +45,23 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     _add_dataset(parser, required=True)
     _add_preprocessor(parser)
-    skip = "rows are already examples; without this flag, set --preprocessor or use a registered dataset"
+    skip = (
+        "use the rows as examples without preprocessing; if this flag is not set, set --preprocessor, or use a dataset "
+        "that has a registered preprocessing function"
+    )
     parser.add_argument("--skip-preprocessing", action="store_true", help=skip)
     _add_output(parser)
-    untokenized = "tiktoken, or a Hugging Face folder or name; without this flag, checked examples are written as text"
+    untokenized = (
+        "tiktoken, or the folder or name of a Hugging Face tokenizer; if this flag is not set, valid examples are "
+        "written as text"
+    )
     _add_tokens(parser, tokenizer_help=untokenized)
-    parser.add_argument("--target_prompts", default="none", help="none, all or length>=N (default: %(default)s)")
-    default = "default: %(default)s"
-    parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=default)
-    too_long = f"what to do with an example longer than max_seq_len ({default})"
+    default = "(default: %(default)s)"
+    prompts = f"prompts that are trained on: none, all or length>=N {default}"
+    parser.add_argument("--target_prompts", default="none", help=prompts)
+    trained = f"responses that are trained on {default}"
+    parser.add_argument("--target_responses", choices=("last", "all"), default="last", help=trained)
+    too_long = f"what to do with an example that is longer than max_seq_len {default}"
     parser.add_argument(
         "--excess_length", choices=_choices("excess_length"), default=DatasetConfig.excess_length, help=too_long
     )
@@ -62,11 +71,11 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
 def text_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--path", nargs="+", help="names or patterns of text files, one document per file")
-    parser.add_argument("--input_folder", help="a folder, whose .txt files are read, including those in subfolders")
+    parser.add_argument("--input_folder", help="a folder; the .txt files in it and in its subfolders are read")
     _add_dataset(parser, required=False)
     _add_preprocessor(parser)
     _add_output(parser)
-    _add_tokens(parser, tokenizer_help="tiktoken, or a Hugging Face folder or name", required=True)
+    _add_tokens(parser, tokenizer_help="tiktoken, or the folder or name of a Hugging Face tokenizer", required=True)
     return parser
 
 
@@ -79,8 +88,10 @@ def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
     splits = "names of the splits; each split is written to its own folder (default: train validation)"
     parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
-    parser.add_argument("--data_files", nargs="+", default=[], help="one file per split, in the same order")
-    bad = "error: report all invalid rows and write nothing; drop: count and skip them (default: %(default)s)"
+    parser.add_argument(
+        "--data_files", nargs="+", default=[], help="local files: one file per split, in the order of --splits"
+    )
+    bad = "error: report all invalid rows and write nothing; drop: skip and count invalid rows (default: %(default)s)"
     parser.add_argument(
         "--on_bad_example", choices=_choices("on_bad_example"), default=DatasetConfig.on_bad_example, help=bad
     )
@@ -106,11 +117,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_workers", "--processes", type=int, help="number of processes (default: one per CPU core)"
     )
+    where = "where the input is prepared: local (processes on this machine) or spark (default: %(default)s)"
+    parser.add_argument("--engine", choices=ENGINES, default="local", help=where)
+    master = "URL of Spark's master, such as 'local[2]' or spark://HOST:7077 (default: the active session)"
+    parser.add_argument("--master", help=master)
+    one = "prepare only part I of N (I counts from 0), so that N jobs share the work; combine the parts with --merge"
+    parser.add_argument("--part", metavar="I/N", help=one)
+    parser.add_argument("--merge", action="store_true", help="combine the parts that jobs with --part have prepared")
 
 
 def _add_tokens(parser: argparse.ArgumentParser, *, tokenizer_help: str, required: bool = False) -> None:
     parser.add_argument("--tokenizer", required=required, help=tokenizer_help)
-    parser.add_argument("--tokenizer_kwargs", help='JSON, such as \'{"model_name": "gpt-4"}\'')
+    parser.add_argument(
+        "--tokenizer_kwargs", help='arguments of the tokenizer as JSON, such as \'{"model_name": "gpt-4"}\''
+    )
     length = "maximum number of tokens in a row (default: %(default)s)"
     parser.add_argument("--max_seq_len", "--concat_tokens", type=int, default=2048, help=length)
     drops = "parts of conversations that the chat template may leave out"

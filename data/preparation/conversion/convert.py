@@ -16,6 +16,7 @@ from data.config.dataset import DatasetConfig
 from data.mds.writer import INDEX
 from data.preparation.conversion.arguments import (
     config_of,
+    engine_of,
     preprocessing_fn_of,
     preprocessor_of,
     splits_of,
@@ -32,12 +33,14 @@ CACHE = Path(".cache/dropless/converted")
 
 def convert_finetuning(args: argparse.Namespace) -> None:
     """Convert each split to its own folder."""
+    engine_of(args)
     settings = {key: getattr(args, key) for key in ("target_prompts", "target_responses", "excess_length")}
     _convert_splits(args, tokenizer_of(args), preprocessing_fn=preprocessing_fn_of(args), **settings)
 
 
 def convert_text(args: argparse.Namespace) -> None:
     """Convert text files to one folder, or each split of a dataset with a column `text` to its own folder."""
+    engine_of(args)
     given = [name for name in ("path", "input_folder", "dataset") if getattr(args, name) is not None]
     if len(given) != 1:
         found = f"{' and '.join(f'--{name}' for name in given)} are set" if given else "none of them is set"
@@ -48,7 +51,7 @@ def convert_text(args: argparse.Namespace) -> None:
         return
     text = args.path if args.path is not None else [args.input_folder]
     config = config_of(args, text=text, preprocessing_fn=preprocessing_fn)
-    _convert(_Place.of(args, ""), config, tokenizer, open_source(config, rehash=args.rehash), args.compression)
+    _convert(_Place.of(args, ""), config, tokenizer, open_source(config, rehash=args.rehash), args)
 
 
 def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **settings: Any) -> None:
@@ -56,12 +59,12 @@ def _convert_splits(args: argparse.Namespace, tokenizer: Tokenizer | None, **set
     # All sources are opened first, so that a missing source is reported before anything is written.
     sources = [open_source(config, rehash=args.rehash) for _, config in outputs]
     for (place, config), source in zip(outputs, sources, strict=True):
-        _convert(place, config, tokenizer, source, args.compression)
+        _convert(place, config, tokenizer, source, args)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """The destination of an output."""
+    """The local folder and the remote folder to which an output is written."""
 
     folder: Path
     remote: str | None
@@ -73,7 +76,7 @@ class _Place:
         is_url = bool(urlsplit(args.out_root).scheme)
         remote = args.out_root if is_url or args.local is not None else args.remote
         if args.remote is not None and remote != args.remote:
-            raise ConfigError(f"--remote is {args.remote!r}, but the output already goes to {remote!r}: remove one")
+            raise ConfigError(f"--remote is {args.remote!r}, but --out_root is {remote!r}: specify only one remote")
         if args.local is not None:
             root = Path(args.local)
         else:
@@ -83,14 +86,20 @@ class _Place:
 
 
 def _convert(
-    place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, source: Source, compression: str | None
+    place: _Place, config: DatasetConfig, tokenizer: Tokenizer | None, source: Source, args: argparse.Namespace
 ) -> None:
     was_whole = (place.folder / INDEX).exists()
+    output: dict[str, Any] = {
+        "source": source,
+        "compression": args.compression,
+        "remote": place.remote,
+        "engine": engine_of(args),
+    }
     if tokenizer is None:
-        write_untokenized(place.folder, config, source, compression=compression, remote=place.remote)
+        write_untokenized(place.folder, config, **output)
     else:
-        prepare_into(place.folder, config, tokenizer, source=source, compression=compression, remote=place.remote)
+        prepare_into(place.folder, config, tokenizer, **output)
     if was_whole:
-        node_logger.info(f"{place.folder} was already complete")
+        node_logger.info(f"{place.folder} was already complete and is unchanged")
     if place.passing:
         shutil.rmtree(place.folder)

@@ -28,6 +28,7 @@ FLAGS = {
     "tokenizer.kwargs": "--tokenizer_kwargs",
     "tokenizer.chat_template_drops": "--chat_template_drops",
     "tokenizer.chat_date": "--chat_date",
+    "part": "--part",
     **{key: f"--{key}" for key in _ALIKE},
 }
 """YAML key -> flag."""

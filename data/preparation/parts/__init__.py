@@ -1,4 +1,4 @@
-"""The parts of a prepared folder: the files that a task writes for one slice of a source.
+"""Parts of a prepared folder: the plan of slices, the files that a task writes for one slice, and merging all parts.
 
-Tokenizing and packing belong to data/preparation.
+Tokenization and packing belong to data/preparation/packing, and the choice of machines to data/preparation/engines.
 """

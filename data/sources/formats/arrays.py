@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.base.errors import DataError
-from data.base.problems import Problem, describe
+from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 
 _COMMA = ord(",")
@@ -56,8 +56,8 @@ class _Scanner:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Raises DataError if the array ends before the file does."""
-    cutter = _Cutter(content.name)
+    """Raises DataError if the array ends before the end of the file."""
+    cutter = _Cutter(content)
     scanner = _Scanner()
     while block := content.read():
         if not cutter.begun:
@@ -81,8 +81,8 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 class _Cutter:
     """Splits the file into chunks of complete elements, and tracks the position in the file."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.begun = name, False
+    def __init__(self, content: c.Content) -> None:
+        self.content, self.name, self.begun = content, content.name, False
         self._line, self._column, self._row = 1, 1, 1
         self._held: list[bytes] = []
         self._n_held = 0
@@ -157,17 +157,27 @@ class _Cutter:
 
     def _chunk(self, content: bytes, ends: tuple[int, ...]) -> c.FileChunk:
         return c.FileChunk(
-            "array", self.name, content, len(content), self._line, self._column, self._row, ends=ends, n_rows=len(ends)
+            "array",
+            self.name,
+            content,
+            len(content),
+            self._line,
+            self._column,
+            self._row,
+            ends=ends,
+            n_rows=len(ends),
+            file=self.content.number,
         )
 
     def _too_large(self, size: int) -> c.FileChunk:
-        place = f"{self.name} row {self._row}"
+        place = self.content.place(f"{self.name} row {self._row}", self._row - 1)
         self._row += 1
         return c.FileChunk("array", self.name, b"", size, place=place, problem=c.too_large(size))
 
     def _problem(self, kind: str, text: str) -> c.FileChunk:
         problem = Problem(kind, f"{text}: the file is truncated, or an earlier quote or bracket is not closed")
-        return c.FileChunk("array", self.name, b"", 0, place=self.name, problem=problem)
+        place = self.content.place(self.name, self._row - 1)
+        return c.FileChunk("array", self.name, b"", 0, place=place, problem=problem)
 
     def _advance(self, content: bytes) -> None:
         self._line, self._column = _after(content, self._line, self._column)
@@ -176,10 +186,10 @@ class _Cutter:
         return f"line {self._line}, column {self._column}"
 
 
-def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
     start = 0
     for row, end in enumerate(chunk.ends, start=chunk.row):
-        yield f"{chunk.name} row {row}", _parse(chunk, start, end)
+        yield Place(chunk.file, row - 1, f"{chunk.name} row {row}"), _parse(chunk, start, end)
         start = end + 1
 
 

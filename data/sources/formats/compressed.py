@@ -19,14 +19,23 @@ class RawFile:
 
     closed = False
 
-    def __init__(self, path: Path, seen: Callable[[bytes], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, seen: Callable[[bytes], None] | None = None, start: int = 0, stop: int | None = None
+    ) -> None:
+        """Only the bytes from `start` to `stop - 1` are read."""
         self._file, self._seen = path.open("rb"), seen
         self.n_read = 0
-        self.compression = _compression(self._file.peek(4)[:4], path)
+        self._left = None if stop is None else max(stop - start, 0)
+        self.compression = _compression(self._file.peek(4)[:4], path) if start == 0 else None
+        self._file.seek(start)
 
     def read(self, size: int = -1) -> bytes:
+        if self._left is not None:
+            size = self._left if size < 0 else min(size, self._left)
         block = self._file.read(size)
         self.n_read += len(block)
+        if self._left is not None:
+            self._left -= len(block)
         if self._seen is not None:
             self._seen(block)
         return block
@@ -56,6 +65,11 @@ class PlainFile:
         with contextlib.suppress(OSError):
             self._plain.close()
         self._raw.close()
+
+
+def is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return _compression(file.read(4), path) is not None
 
 
 def _compression(head: bytes, path: Path) -> str | None:

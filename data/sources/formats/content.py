@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from data.base.errors import DataError, cannot_be, os_errors_named, setting
-from data.base.problems import Problem, describe
+from data.base.problems import Place, Problem, describe
 from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
 
@@ -19,6 +19,8 @@ BLOCK_BYTES = 1 << 20
 """Number of bytes per read, which is also the approximate size of a chunk."""
 MAX_ROW_BYTES = 64 << 20
 """A row with more bytes is a Problem. Such a row is never completely in memory."""
+SCAN_BYTES = 1 << 16
+"""Number of bytes per read when the next line end is searched."""
 CHUNK_ROWS = 1024
 """Maximum number of table rows in a chunk."""
 
@@ -77,10 +79,17 @@ class FileChunk:
     """Number of rows to read after the skipped rows; None: all."""
     header: tuple[str, ...] = ()
     """For CSV: the names of the columns. A column without a name is left out of the rows."""
-    place: str = ""
+    place: Place | None = None
     """The location of `problem`."""
     problem: Problem | None = None
     """The problem of a row that could not be read. The chunk then represents only this row."""
+    file: int = 0
+    """Index of the file in the source's `inputs`."""
+    path: str = ""
+    offset: int = 0
+    """For lines and text: offset of the content's first byte in the decompressed file."""
+    start: int = 0
+    """Offset of the first byte that the task reads. The line at this offset has number 1."""
 
 
 _Opened = TypeVar("_Opened", bound="Blocks")
@@ -89,11 +98,21 @@ _Opened = TypeVar("_Opened", bound="Blocks")
 class Blocks:
     """The decompressed content of a file in blocks, without its byte order mark."""
 
-    def __init__(self, path: Path, name: str, seen: Callable[[bytes], None] | None = None) -> None:
-        self.path, self.name = path, name
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        seen: Callable[[bytes], None] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> None:
+        """Read only the bytes from `start` to `stop - 1`, which is only possible for files that are not compressed."""
+        self.path, self.name, self.start = path, name, start
         with os_errors_named(name, as_error=DataError):
-            self.raw = RawFile(path, seen)
-        self._plain, self._begun = PlainFile(self.raw), False
+            self.raw = RawFile(path, seen, start, stop)
+        self._plain, self._begun = PlainFile(self.raw), start > 0
+        self.first = start
+        """Offset of the first byte that read() returned, which follows the byte order mark."""
 
     def __enter__(self: _Opened) -> _Opened:
         return self
@@ -109,6 +128,7 @@ class Blocks:
             raise DataError(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
+        self.first += len(codecs.BOM_UTF8) if mark else 0
         # If a block contains only the byte order mark, removing the mark leaves an empty block, which would look like
         # the end of the file.
         return (block.removeprefix(codecs.BOM_UTF8) or self.read(size)) if mark else block
@@ -123,16 +143,31 @@ class Blocks:
 
 
 class Content(Blocks):
-    """Reads a file once from start to end. Raises DataError if the content is not the same as when the file was
-    hashed."""
+    """Reads a file, or a range of its lines, from start to end. Raises DataError if the file is not the same as when it
+    was hashed.
 
-    def __init__(self, file: InputFile, name: str) -> None:
-        self.file = file
+    The content of a whole file is compared with its hash. For a range, the state of the file is compared before and
+    after the range is read.
+    """
+
+    def __init__(self, file: InputFile, name: str, number: int = 0, *, start: int = 0, stop: int | None = None) -> None:
+        """`number` is the index of the file in the source's `inputs`. With `start` or `stop`, only the lines that begin
+        at an offset from `start` to `stop - 1` are read."""
+        self.file, self.number = file, number
         self._digest = xxhash.xxh3_128()
-        super().__init__(file.path, name, self._digest.update)
+        self._is_range = start > 0 or stop is not None
+        if self._is_range:
+            check_unchanged(file, name)
+            start = next_line(file.path, name, start)
+            stop = next_line(file.path, name, file.bytes if stop is None else stop)
+        super().__init__(file.path, name, self._digest.update, start, stop)
 
     def read(self, size: int | None = None) -> bytes:
         block = super().read(size)
+        if self._is_range:
+            if not block:
+                self.check_unchanged()
+            return block
         if not block:
             # Also read any bytes after the compressed content, because they are part of the hash.
             while self.raw.read(BLOCK_BYTES):
@@ -143,14 +178,42 @@ class Content(Blocks):
 
     def check_unchanged(self) -> None:
         """Check that the file is unchanged. Readers that do not read the whole file with read() call this method."""
-        with os_errors_named(self.name, as_error=DataError):
-            same = state_of(self.file.path) == self.file.state
-        if not same:
-            raise DataError(changed(self.name))
+        check_unchanged(self.file, self.name)
+
+    def place(self, text: str, position: int) -> Place:
+        """The location of a record in this file."""
+        return Place(self.number, position, text)
 
     def _why_broken(self, error: OSError) -> str:
         self.check_unchanged()
         return super()._why_broken(error)
+
+
+def check_unchanged(file: InputFile, name: str) -> None:
+    """Raises DataError if the state of the file is not the same as when it was hashed."""
+    with os_errors_named(name, as_error=DataError):
+        same = _is_same(state_of(file.path), file.state)
+    if not same:
+        raise DataError(changed(name))
+
+
+def _is_same(now: tuple[int, ...], before: tuple[int, ...]) -> bool:
+    """Whether two states belong to the same content. On another node, which has another device number, only size and
+    modification time are compared."""
+    return now == before if now[0] == before[0] else now[2:4] == before[2:4]
+
+
+def next_line(path: Path, name: str, offset: int) -> int:
+    """Offset of the first line that begins at `offset` or later; the size of the file if there is none."""
+    if offset == 0:
+        return 0
+    with os_errors_named(name, as_error=DataError), path.open("rb") as file:
+        file.seek(offset - 1)
+        while block := file.read(SCAN_BYTES):
+            if (end := block.find(b"\n")) >= 0:
+                return offset + end
+            offset += len(block)
+        return file.tell()
 
 
 def changed(name: str) -> str:
@@ -188,39 +251,42 @@ def _kind_by_nul(head: bytes) -> str | None:
 
 def _hint(kind: str) -> str:
     if kind.startswith("UTF"):
-        return f"save it as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
-    return f"write `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "decompress it first"
+        return f"save the file as UTF-8 (`iconv -f {kind} -t UTF-8 FILE > NEW_FILE`)"
+    return f"set `{setting('hf_name', 'parquet')}`" if kind == "Parquet" else "decompress the file first"
 
 
-def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, bytes | int]]:
-    """Yield `(number of the first line, lines)` for blocks that end at a line end (one byte) or at the end of the file.
+def whole_lines(content: Blocks, line_end: bytes = b"\n") -> Iterator[tuple[int, int, bytes | int]]:
+    """Yield `(number of the first line, its offset, lines)` for blocks that end at a line end (one byte) or at the end
+    of the content.
 
-    For a line larger than MAX_ROW_BYTES, the second item is the line's size.
+    For a line larger than MAX_ROW_BYTES, the third item is the line's size.
     """
-    number, held, n_held = 1, list[bytes](), 0
+    number, offset, held, n_held = 1, 0, list[bytes](), 0
     while block := content.read():
         end = block.find(line_end) + 1 if n_held > MAX_ROW_BYTES else block.rfind(line_end) + 1
         if n_held > MAX_ROW_BYTES and end:
-            yield number, n_held + end
-            number, n_held = number + 1, 0
+            yield number, content.first + offset, n_held + end
+            number, offset, n_held = number + 1, offset + n_held + end, 0
             block = block[end:]
             end = block.rfind(line_end) + 1
         if end:
             held.append(block[:end])
-            n_lines = sum(part.count(line_end) for part in held)
+            n_lines, n_bytes = sum(part.count(line_end) for part in held), sum(map(len, held))
             whole, held = [b"".join(held)], []
             # pop() removes this generator's reference to the block while the caller processes the lines.
-            yield number, whole.pop()
-            number, n_held, block = number + n_lines, 0, block[end:]
+            yield number, content.first + offset, whole.pop()
+            number, offset, n_held, block = number + n_lines, offset + n_bytes, 0, block[end:]
         n_held += len(block)
         held = [] if n_held > MAX_ROW_BYTES else [*held, block]
     if n_held:
-        yield number, n_held if n_held > MAX_ROW_BYTES else b"".join(held)
+        yield number, content.first + offset, n_held if n_held > MAX_ROW_BYTES else b"".join(held)
 
 
 def too_large(n_bytes: int, what: str = "the row") -> Problem:
     size, most = format_bytes(n_bytes), format_bytes(MAX_ROW_BYTES)
-    return Problem(f"larger than {most}", f"{what} has {size}, but the maximum is {most}: split it, or remove it")
+    return Problem(
+        f"larger than {most}", f"{what} has a size of {size}, but the maximum is {most}: split {what}, or remove it"
+    )
 
 
 def parse_json(text: str) -> Any:
@@ -243,7 +309,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         key = next(key for key in keys if keys.count(key) > 1)
-        raise _DuplicateKey(f"has the duplicate key {describe(key)} in an object: remove one")
+        raise _DuplicateKey(f"has the duplicate key {describe(key)} in an object: remove one of the duplicates")
     return made
 
 
@@ -261,4 +327,6 @@ def decode(value: bytes) -> str | Problem:
         return value.decode()
     except UnicodeDecodeError as error:
         byte = value[error.start]
-        return Problem("not UTF-8", f"is not UTF-8 (byte 0x{byte:02x} at {error.start}): save the file as UTF-8")
+        return Problem(
+            "not UTF-8", f"is not UTF-8 (byte 0x{byte:02x} at position {error.start}): save the file as UTF-8"
+        )

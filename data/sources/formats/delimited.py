@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import DataError
-from data.base.problems import Problem, describe
+from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 from data.sources.formats.names import suffix_of
 
@@ -54,17 +54,26 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
         if lines.size >= c.BLOCK_BYTES or cells is None:
             if held:
                 packed = marshal.dumps(held)
-                yield c.FileChunk("csv", content.name, packed, lines.size, row=row, header=header, n_rows=len(held))
+                yield c.FileChunk(
+                    "csv",
+                    content.name,
+                    packed,
+                    lines.size,
+                    row=row,
+                    header=header,
+                    n_rows=len(held),
+                    file=content.number,
+                )
             row, held, lines.size = row + len(held), [], 0
         if cells is None:
             return
 
 
-def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
     """A row is `{column: text}`."""
     for row, packed in enumerate(marshal.loads(chunk.content), start=chunk.row):
         line, cells = marshal.loads(packed)
-        yield f"{chunk.name} row {row} (line {line})", _row(cells, chunk.header)
+        yield Place(chunk.file, row - 1, f"{chunk.name} row {row} (line {line})"), _row(cells, chunk.header)
 
 
 class _Lines:
@@ -81,7 +90,7 @@ class _Lines:
     def __iter__(self) -> Iterator[str]:
         row_line, row_size = self.row_line, 0
         line_end = _line_end(self.content.path, self.content.name)
-        for number, block in c.whole_lines(self.content, line_end):
+        for number, _, block in c.whole_lines(self.content, line_end):
             if isinstance(block, int):
                 raise DataError(f"{self.content.name}:{number}: {c.too_large(block, 'the line').text}")
             for line in _lines_of(block, line_end):
@@ -129,22 +138,24 @@ def _header(reader: Any, name: str) -> tuple[str, ...]:
     if not header:
         return ()
     if re.fullmatch(r"sep=.?", ",".join(header).strip()):
-        raise DataError(f"{name}:1: the first line is {','.join(header)!r}, which Excel reads as a setting: remove it")
+        raise DataError(
+            f"{name}:1: the first line is {','.join(header)!r}, which Excel reads as a setting: remove this line"
+        )
     other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
     if len(header) == 1 and other is not None:
         raise DataError(f"{name}:1: the header is {describe(header[0])}: separate columns by commas, not by {other!r}")
     for number, column in enumerate(header, start=1):
         if not column.strip() and (number > 1 or len(header) == 1):
-            raise DataError(f"{name}:1: column {number} of the header has no name: give each column one")
+            raise DataError(f"{name}:1: column {number} of the header has no name: add a name for each column")
         if header.index(column) != number - 1:
-            raise DataError(f"{name}:1: two columns of the header are named {column!r}: rename one")
+            raise DataError(f"{name}:1: two columns of the header are named {column!r}: rename one of the columns")
     return tuple(header)
 
 
 def _row(cells: list[str] | str, header: tuple[str, ...]) -> dict[str, str] | Problem:
     """The row, or a Problem. For a row that could not be parsed, `cells` is the parser's error message."""
     if isinstance(cells, str):
-        fix = "quote every cell that contains a comma, a quote or a line end, and double its quotes"
+        fix = "quote every cell that contains a comma, a quote or a line end, and double the quotes in the cell"
         return Problem("not CSV", f"is not CSV ({cells}): {fix}")
     if len(cells) != len(header):
         if not any(cell.strip() for cell in cells):
@@ -167,4 +178,4 @@ def _decode(text: str) -> str | Problem:
 
 
 def _not_closed(name: str, row: int, line: int) -> str:
-    return f"{name} row {row} (line {line}): a quote that opens here is never closed: close it, or double it"
+    return f"{name} row {row} (line {line}): a quote that opens here is never closed: close the quote, or double it"

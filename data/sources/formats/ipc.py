@@ -38,7 +38,7 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
         n_rows = min(max(c.BLOCK_BYTES * batch.num_rows // max(batch.nbytes, 1), 1), c.CHUNK_ROWS)
         for first in range(0, batch.num_rows, n_rows):
             part = batch.slice(first, n_rows)
-            yield arrow_chunk(content.name, part, row, part.nbytes)
+            yield arrow_chunk(content.name, part, row, part.nbytes, content.number)
             row += part.num_rows
     content.check_unchanged()
 

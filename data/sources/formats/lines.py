@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.base.problems import Problem, describe
+from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 from data.sources.formats.objects import refuse_objects
 
@@ -18,12 +18,24 @@ def check(path: Path, name: str) -> None:
 
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
-    for line, block in c.whole_lines(content):
+    yield from line_chunks(content, "lines", "the row")
+
+
+def line_chunks(content: c.Content, reader: str, what: str, n_rows: int | None = None) -> Iterator[c.FileChunk]:
+    """Chunks of complete lines. A line that is too large is a Problem, in which it is called `what`."""
+    about: dict[str, Any] = {"file": content.number, "path": str(content.path), "start": content.start}
+    for line, offset, block in c.whole_lines(content):
         if isinstance(block, int):
-            place, problem = f"{content.name}:{line}", c.too_large(block)
-            yield c.FileChunk("lines", content.name, b"", block, place=place, problem=problem)
+            place = Place(content.number, offset, content.name, line, content.start, str(content.path))
+            problem = c.too_large(block, what)
+            yield c.FileChunk(reader, content.name, b"", block, place=place, problem=problem, **about)
         elif not block.isspace():
-            yield c.FileChunk("lines", content.name, block, len(block), line=line)
+            yield c.FileChunk(reader, content.name, block, len(block), line, offset=offset, n_rows=n_rows, **about)
+
+
+def place_of(chunk: c.FileChunk, line: int, position: int) -> Place:
+    """The location of a line of the chunk."""
+    return Place(chunk.file, position, chunk.name, line, chunk.start, chunk.path)
 
 
 def count(chunk: c.FileChunk) -> int:
@@ -31,10 +43,12 @@ def count(chunk: c.FileChunk) -> int:
     return sum(not line.isspace() for line in io.BytesIO(chunk.content))
 
 
-def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
+    offset = chunk.offset
     for number, line in enumerate(io.BytesIO(chunk.content), start=chunk.line):
         if not line.isspace():
-            yield f"{chunk.name}:{number}", parse_line(line)
+            yield place_of(chunk, number, offset), parse_line(line)
+        offset += len(line)
 
 
 def parse_line(line: bytes) -> Any:

@@ -45,7 +45,7 @@ def refuse_objects(path: Path, name: str) -> None:
         )
     if over_lines and found.keys:
         raise DataError(
-            f"{name} has JSON objects that span several lines: write one per line with "
+            f"{name} has JSON objects that span several lines: write one object per line with "
             "`jq -c . FILE > FILE.jsonl`, and use that file"
         )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.errors import DataError
+from data.base.problems import Place
 from data.sources.formats import content as c
 
 if TYPE_CHECKING:
@@ -24,37 +25,48 @@ def count(path: Path, name: str) -> int:
         return file.metadata.num_rows
 
 
-def split(content: c.Content) -> Iterator[c.FileChunk]:
-    """Pages are read only when they are needed, so a row group does not have to fit into memory."""
+def row_groups(path: Path, name: str) -> list[int]:
+    """The size in bytes of each row group, before compression."""
+    with _open(path, name) as file:
+        return [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+
+
+def split(content: c.Content, groups: tuple[int, int] | None = None) -> Iterator[c.FileChunk]:
+    """The chunks of the file, or only of the row groups from groups[0] to groups[1] - 1.
+
+    Pages are read only when they are needed, so a row group does not have to fit into memory.
+    """
     import pyarrow as pa
 
-    row = 1
     content.check_unchanged()
     with _open(content.file.path, content.name) as file:
-        for group in range(file.num_row_groups):
+        first, stop = groups or (0, file.num_row_groups)
+        row = 1 + sum(file.metadata.row_group(group).num_rows for group in range(first))
+        for group in range(first, stop):
             about = file.metadata.row_group(group)
             n_rows = min(max(c.BLOCK_BYTES * about.num_rows // max(about.total_byte_size, 1), 1), c.CHUNK_ROWS)
             size = content.file.bytes * n_rows // max(file.metadata.num_rows, 1)
             try:
                 for batch in file.iter_batches(n_rows, row_groups=[group], use_threads=False):
-                    yield arrow_chunk(content.name, batch, row, size)
+                    yield arrow_chunk(content.name, batch, row, size, content.number)
                     row += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise DataError(_broken(content.name, f"at row {row}: {error}")) from None
     content.check_unchanged()
 
 
-def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int) -> c.FileChunk:
-    """A chunk with the rows of an Arrow batch. The location of the first row in messages is `name row ROW`."""
+def arrow_chunk(name: str, batch: "pa.RecordBatch", row: int, size: int, file: int = 0) -> c.FileChunk:
+    """A chunk with the rows of an Arrow batch. The location of the first row in messages is `name row ROW`. `file` is
+    the index of the file in the source's `inputs`."""
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
-    return c.FileChunk("parquet", name, sink.getvalue().to_pybytes(), size, row=row, n_rows=batch.num_rows)
+    return c.FileChunk("parquet", name, sink.getvalue().to_pybytes(), size, row=row, n_rows=batch.num_rows, file=file)
 
 
-def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
+def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
     """A row is `{column: value}`."""
     import pyarrow as pa
 
@@ -62,7 +74,7 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[str, Any]]:
     for index in range(table.num_rows):
         one = table.slice(index, 1)
         n_bytes = one.nbytes if len(chunk.content) > c.MAX_ROW_BYTES else 0
-        place = f"{chunk.name} row {chunk.row + index}"
+        place = Place(chunk.file, chunk.row + index - 1, f"{chunk.name} row {chunk.row + index}")
         yield place, c.too_large(n_bytes) if n_bytes > c.MAX_ROW_BYTES else one.to_pylist()[0]
 
 

@@ -22,7 +22,7 @@ from data.base.errors import TemplateError
 
 MAX_SECONDS = 5.0
 """Maximum seconds for one rendering, measured as CPU time of the thread, so that the load of the machine does not
-matter. Most renderings take less than a thousandth of this."""
+matter. Most renderings take less than a thousandth of this time."""
 MAX_BYTES = 1 << 30
 """Maximum number of bytes that a rendering may add to the memory of the process. This is enough for several copies of
 the largest row that is read (64 MiB)."""
@@ -148,7 +148,9 @@ def _refusal(subject: str, text: str, traceback: TracebackType | None) -> Templa
             line = _line_of(names["debug_info"], traceback.tb_lineno)
         traceback = traceback.tb_next
     where = "" if line is None else f" (in line {line} of the template)"
-    return TemplateError(f"{subject} {text}{where}: use a tokenizer with another chat template, or change this one")
+    return TemplateError(
+        f"{subject} {text}{where}: use a tokenizer with another chat template, or change this template"
+    )
 
 
 def _line_of(debug_info: str, generated: int) -> int | None:

@@ -34,7 +34,7 @@ def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Pl
         )
     else:
         allowed = list(dict.fromkeys((*sorted(drops), *found.values())))
-        fix = "use a tokenizer whose template includes it, or allow this with "
+        fix = "use a tokenizer whose template writes these parts, or allow the omission with "
         fix += setting("tokenizer.chat_template_drops", allowed)
     raise TemplateError(f"the chat template of tokenizer {tokenizer.name} leaves out {listed(found, _SHOWN)}: {fix}")
 

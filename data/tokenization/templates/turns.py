@@ -77,8 +77,8 @@ def _not_stable(index: int, hidden: Hidden, earlier: str, later: str, *, is_prom
         text = (
             f"messages[{index}] (assistant): the generation prompt ends with {was}, but before a known answer the chat "
             f"template writes {now}, so prompts at inference would differ from training: use a chat template that "
-            "writes the same before an answer as in its generation prompt (if the generation prompt contains the tag "
-            "that opens the assistant's thinking, remove it there, or write it before every answer)"
+            "writes the same text before an answer as in its generation prompt (if the generation prompt contains the "
+            "tag that opens the assistant's thinking, remove the tag there, or write the tag before every answer)"
         )
         return Problem("the generation prompt is not in the conversation", text)
     fix = "use a tokenizer whose template does not change earlier turns"

@@ -83,7 +83,7 @@ def _another_step(lab: Lab) -> Iterator[str]:
 
 
 def _readers(lab: Lab) -> Iterator[str]:
-    """Run all other commands that read weights."""
+    """Run all other commands that read weights, and yield their outcomes."""
     copy = lab.copy()
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
     checkpoint = str(copy / NEWEST)
@@ -175,7 +175,7 @@ def _keep_one(lab: Lab) -> Iterator[str]:
 
 
 def _keep_one_on_a_bad_disk(lab: Lab) -> Iterator[str]:
-    """As in _keep_one, but the checkpoints that the resumed run saves are corrupt as well."""
+    """Like _keep_one, but the checkpoints that the resumed run saves are also corrupt."""
     copy = lab.copy()
     shutil.rmtree(copy / "ep0-ba2")
     flip_tensor(copy / NEWEST, _weight, random.Random(0))

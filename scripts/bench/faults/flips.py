@@ -34,4 +34,4 @@ def table(outcomes: Counter[tuple[str, str]]) -> list[dict[str, str]]:
 def _kind(file: Path, run: Path) -> str:
     newest = max(run.glob("ep*"), key=lambda path: int(path.name.rpartition("ba")[2]))
     name = "shard" if file.suffix == ".distcp" else file.name
-    return f"{name} of {'the newest' if file.parent == newest else 'an older one'}"
+    return f"{name} of {'the newest' if file.parent == newest else 'an older'} checkpoint"

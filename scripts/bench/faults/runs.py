@@ -168,7 +168,7 @@ def _config(folder: Path) -> dict:
         "tokenizer": {"name": "tiktoken", "kwargs": {"vocab_file": str(folder / "vocab.tiktoken")}},
         "train_loader": {"name": "finetuning", "dataset": dataset, "num_workers": 0},
         "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.1},
-        # Independent of max_duration, which is increased on resume.
+        # This schedule does not depend on max_duration, which is increased on resume.
         "scheduler": {"name": "constant_with_warmup", "t_warmup": "2ba"},
         "algorithms": {"gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1.0}},
         "global_train_batch_size": 8,

@@ -82,8 +82,8 @@ KINDS: dict[str, dict[str, Kind]] = {
     "questions": {"name": name_questions, "parameters": parameters_questions},
     "kinds": {"kind": kind_questions},
 }
-"""For each file of training questions, the kinds of questions in it. The name of a kind is also the name of its file of
-held-out questions."""
+"""For each file of training questions, the kinds of questions in it. The file of the held-out questions of a kind has
+the same name as the kind."""
 
 
 def make_questions(files: Iterable[Path], heldout: int) -> dict[str, list[Question]]:

@@ -25,8 +25,8 @@ doc_to_text: ""
 doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
-"""A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. The length of this
-end is chosen so that it fits into a row of the training data."""
+"""A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. This part is short
+enough to fit into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,9 @@ def run_steps(commands: Commands, settings: Settings) -> Results:
     results.served = _serve(commands, settings)
     counted = results.exact[RUNS[-1]][KINDS[-1]]
     if results.served["exact"] != round(counted["share"] * counted["asked"]):
-        raise ConfigError(f"the server answered {results.served['exact']} questions exactly, evaluate.py {counted}")
+        raise ConfigError(
+            f"the server answered {results.served['exact']} questions exactly, but evaluate.py reports {counted}"
+        )
     return results
 
 
@@ -190,7 +192,7 @@ def _generate(commands: Commands, settings: Settings, outputs: dict[str, Output]
 
 
 def _serve(commands: Commands, settings: Settings) -> dict[str, Any]:
-    """Return the answers of a server with the last model to the held-out questions of the last task."""
+    """Start a server for the last model, and return its answers to the held-out questions of the last task."""
     kept, folder = commands.folder / "served.json", settings.model(RUNS[-1])
     if kept.exists():
         return json.loads(kept.read_text("utf-8"))

@@ -36,7 +36,7 @@ class Compiled(NamedTuple):
 
 
 def why_not_compiled() -> str | None:
-    """Return why kernels cannot be compiled here, or None."""
+    """Return the reason why kernels cannot be compiled on this machine, or None."""
     could_not = "the Triton kernels could not be compiled"
     try:
         import triton
@@ -59,7 +59,7 @@ def compile_launch(launch: Launch, capability: int) -> Compiled:
 
     alignment = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = ASTSource(launch.function, launch.types, launch.constants, alignment)
-    # This is already the default of the supported versions. Setting it avoids Triton's warning that the default will
+    # True is the default of the supported versions. An explicit value avoids Triton's warning that the default will
     # change.
     options = {"enable_fp_fusion": True} | launch.options
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -48,7 +48,7 @@ class Launch(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """A text that distinguishes the launches of a kernel. It excludes the dtype and tuned parameters."""
+        """A text that distinguishes the launches of a kernel. The text excludes the dtype and tuned parameters."""
         tuned = ("BLOCK", "BLOCK_X", "NUM_COLUMNS")
         parts = [f"{name}={value}" for name, value in self.constants.items() if name not in tuned and value is not None]
         parts += [f"{name}: {kind}" for name, kind in self.types.items() if kind == "i64"]
@@ -56,8 +56,8 @@ class Launch(NamedTuple):
 
 
 def kernels_in(path: Path) -> set[str]:
-    """Return the functions that a file decorates with triton.jit, also if triton.jit has been assigned to another name.
-    Does not need Triton."""
+    """Return the functions that a file decorates with triton.jit, or with another name to which triton.jit has been
+    assigned. Does not require Triton."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     jit = {"triton.jit", "jit"}
     for node in ast.walk(tree):

@@ -51,7 +51,7 @@ def gate(*, every_config: bool) -> tuple[list[Row], list[str]]:
 
 
 def _elements(launch: Launch) -> float:
-    """Return the number of elements per warp. The number of registers depends on it."""
+    """Return the number of elements per warp, which determines the number of registers."""
     return launch.constants.get("BLOCK_X", 0) / launch.options.get("num_warps", 1)
 
 

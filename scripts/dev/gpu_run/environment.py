@@ -13,7 +13,7 @@ _FIRST_LAUNCH = "Triton's first launch"
 
 
 def environment(device: torch.device) -> tuple[dict[str, str], str]:
-    """Return facts about the environment by name, and why our kernels cannot run (empty if they can)."""
+    """Return facts about the environment by name, and the reason why our kernels cannot run (empty if they can run)."""
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), "none")
     header = Path(sysconfig.get_path("include")) / "Python.h"
     facts = {
@@ -26,7 +26,7 @@ def environment(device: torch.device) -> tuple[dict[str, str], str]:
         **(_gpu() if device.type == "cuda" else {"device": "CPU"}),
     }
     why = _why_no_launch(device)
-    facts[_FIRST_LAUNCH] = why or "the GLU matches torch's"
+    facts[_FIRST_LAUNCH] = why or "our GLU kernel agrees with torch"
     return facts, f"{_FIRST_LAUNCH}: {why}" if why and device.type == "cuda" else ""
 
 
@@ -48,9 +48,9 @@ def _gpu() -> dict[str, str]:
 
 
 def _why_no_launch(device: torch.device) -> str | None:
-    """Return why Triton cannot launch one of our kernels, or None."""
+    """Return the reason why Triton cannot launch one of our kernels, or None."""
     if device.type != "cuda":
-        return f"not tried on {device.type}"
+        return f"not tested on {device.type}"
     h1, h2 = torch.randn(2, 3, 1300, device=device).unbind()
     try:
         from train.models.experts.glu_triton import fused_glu
@@ -59,4 +59,4 @@ def _why_no_launch(device: torch.device) -> str | None:
         difference = (act - torch.nn.functional.silu(h1) * h2).abs().max().item()
     except Exception as error:  # any error of Triton, its driver or the compiler
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return None if difference < 1e-5 else f"the GLU differs from torch's by {difference:.1e}"
+    return None if difference < 1e-5 else f"our GLU kernel differs from torch by {difference:.1e}"

@@ -23,8 +23,8 @@ _GB = 1e9
 
 
 def config_of(policy: Policy, *, tiny: bool) -> TrainConfig:
-    """Return a config with which the weights, gradients and optimizer state take about 18 GB on one rank. Its data is
-    never read."""
+    """Return a config with which the weights, gradients and optimizer state occupy about 18 GB on one rank. The data of
+    the config is never read."""
     sizes: dict[str, Any] = {"d_model": 2048, "n_heads": 16, "n_layers": 2, "vocab_size": 100352}
     ffn, attn, row = FFNConfig(ffn_hidden_size=3584), AttnConfig(), 4096
     if tiny:

@@ -63,7 +63,7 @@ def compare(device: torch.device, *, tiny: bool) -> tuple[list[dict[str, str]], 
 
 
 def _why_not(what: str, impl: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why an implementation cannot run here, or None."""
+    """Return the reason why an implementation cannot run on this device, or None."""
     try:
         if what == "experts":
             resolve_moe_impl(impl, device, dtype)

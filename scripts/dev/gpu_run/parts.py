@@ -22,7 +22,7 @@ class Found:
     figures: Any = None
     """All measured values, only for the JSON file."""
     failure: str = ""
-    """Why the part failed; empty if it passed."""
+    """The reason why the part failed; empty if the part passed."""
 
 
 class Part(NamedTuple):
@@ -64,7 +64,7 @@ def model_tests(tiny: bool) -> Found:
     code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", "-k", chosen, *paths], plugins=[counts])
     rows = [{"tests": outcome, "number": str(len(names))} for outcome, names in counts.of.items()]
     notes = [f"failed: {name}" for name in counts.of["failed"][:20]]
-    return Found({"Model tests": rows}, notes, counts.of, f"pytest ended with {int(code)}" if code else "")
+    return Found({"Model tests": rows}, notes, counts.of, f"pytest ended with exit code {int(code)}" if code else "")
 
 
 def parity(tiny: bool) -> Found:
@@ -73,7 +73,7 @@ def parity(tiny: bool) -> Found:
     rows, notes = compare(_device(tiny), tiny=tiny)
     over = [f"{row['what']} {row['impl']} {row['dtype']}" for row in rows if row["within"] != "yes"]
     title = "Largest difference from fp32, relative to the largest value of the tensor"
-    return Found({title: rows}, notes, failure=f"over their bound: {', '.join(over)}" if over else "")
+    return Found({title: rows}, notes, failure=f"differences above the bound: {', '.join(over)}" if over else "")
 
 
 def moe(tiny: bool) -> Found:

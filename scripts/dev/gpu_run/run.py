@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{part.name}: {results[-1]['result']}, {results[-1]['seconds']:.1f} s", flush=True)
             (args.out / "gpu_run.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             (args.out / "gpu_run.md").write_text(markdown(results), encoding="utf-8")
-    print(f"written: {args.out / 'gpu_run.json'}, gpu_run.md, gpu_run.log")
+    print(f"wrote {args.out / 'gpu_run.json'}, gpu_run.md and gpu_run.log")
     return 1 if any(result["result"].startswith("failed") for result in results) else 0
 
 
@@ -57,14 +57,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/dev/gpu_run.sh", description=__doc__)
     names = [part.name for part in PARTS]
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report (default: runs/gpu)")
-    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"run only these: {', '.join(names)}")
+    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"parts to run: {', '.join(names)}")
     parser.add_argument("--list", action="store_true", help="show the parts and their time limits")
     parser.add_argument("--tiny", action="store_true", help="run on the CPU, at sizes too small for meaningful figures")
     return parser.parse_args(argv)
 
 
 def chosen(names: Sequence[str] | None, *, tiny: bool) -> list[Part]:
-    """Return the named parts. Without names, return all parts, or all parts that have a tiny version for a tiny run."""
+    """Return the named parts. Without names, return all parts; for a tiny run, only the parts that have a tiny
+    version."""
     if names is None:
         return [part for part in PARTS if not tiny or part.tiny]
     return [part for part in PARTS if part.name in names]
@@ -77,8 +78,8 @@ def preload() -> None:
 
 
 def why_no_gpu() -> str | None:
-    """Return why there is no GPU, or None. Another process checks this, because the parts are forked from this process,
-    which must not initialize CUDA."""
+    """Return the reason why no GPU is available, or None. A separate process checks for a GPU, because the parts are
+    forked from this process, which must not initialize CUDA."""
     from train.hardware.device import look, why_no_gpu
 
     context = multiprocessing.get_context("fork")

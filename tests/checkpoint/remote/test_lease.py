@@ -92,7 +92,7 @@ def test_a_run_that_has_lost_the_folder_notices_and_changes_nothing(remote: Remo
     held.release()
     assert remote.store.read(OWNER) is not None
     remote.store.delete([OWNER])
-    with pytest.raises(TakenOverError, match="its object was deleted"):
+    with pytest.raises(TakenOverError, match="its lease was deleted"):
         held.renew()
 
 

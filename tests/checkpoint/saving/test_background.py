@@ -211,7 +211,7 @@ def test_a_run_that_ends_early_completes_its_save_and_a_run_without_memory_waits
     assert raised == ["ep0-ba2"]
     assert now == [["ep0-ba3", "ep0-ba2", "ep0-ba3"]] * 2
     (line,) = [line for line in out.splitlines() if "training stops while a checkpoint is saved" in line]
-    assert line.endswith("on the node of rank 0, which has 1000b free, of which at most 90% are used")
+    assert line.endswith("on the node of rank 0, which has 1000b free, of which the copy may use at most 90%")
     assert (small, threads) == (["ep0-ba2", "ep0-ba4"], ["MainThread"])
 
 

@@ -101,7 +101,7 @@ def test_a_file_without_read_permission_is_not_corruption(tmp_path: Path, monkey
 def test_a_file_of_another_checkpoint_is_identified(tmp_path: Path) -> None:
     ours, other = make(tmp_path, fill=1), make(tmp_path, "ep0-ba2", fill=2)
     shutil.copy(other / "__0_0.distcp", ours)
-    message = r"__0_0.distcp does not match its hash in bytes \[0, 5,000\): it looks like __0_0.distcp of ep0-ba2"
+    message = r"__0_0.distcp does not match its hash in bytes \[0, 5,000\): the file looks like __0_0.distcp of ep0-ba2"
     with pytest.raises(CorruptCheckpointError, match=message):
         verify_files(ours)
 

@@ -8,7 +8,7 @@ import pytest
 
 from data.base.errors import DataError
 from data.mds.row import Row
-from data.preparation.packing import best_fit, concatenate_and_cut
+from data.preparation.packing.packers import best_fit, concatenate_and_cut
 from data.preparation.parts.row_documents import RowDocuments
 
 

@@ -135,7 +135,9 @@ def dataset(folder: Path) -> str:
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.proof)])
 def test_a_killed_rank_is_named_at_once(rank: int, tmp_path: Path) -> None:
     ends = run(tmp_path, rank, "SIGKILL", "deadlines.step=1000")
-    assert re.match(rf"error: rank {rank} \(host .*, pid \d+\) no longer exists: it was killed", the_error(ends))
+    assert re.match(
+        rf"error: rank {rank} \(host .*, pid \d+\) no longer exists: the process was killed", the_error(ends)
+    )
     assert [ends[rank].code, ends[1 - rank].code] == [-signal.SIGKILL, 4]
     assert ends[1 - rank].seconds < ends[rank].seconds + 25
 

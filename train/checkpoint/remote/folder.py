@@ -143,7 +143,7 @@ class RemoteFolder:
         for file, digest in manifest.files.items():
             if (found := there.get(f"{name}/{file}")) != digest.size:
                 bytes_there = "does not exist" if found is None else f"has {found:,} of {digest.size:,} bytes"
-                raise StoreError(f"{self.url}/{name}/{file} was written, but {bytes_there}")
+                raise StoreError(f"{self.url}/{name}/{file} was sent, but {bytes_there}")
         confirm()
         self.store.send([(path / MANIFEST, f"{name}/{MANIFEST}")])
         return manifest.size
@@ -190,7 +190,7 @@ class RemoteFolder:
         except StoreError as error:
             if not error.absent:
                 raise
-            raise CorruptCheckpointError(part, MANIFEST, f"names an object that is missing: {error}") from None
+            raise CorruptCheckpointError(part, MANIFEST, f"lists an object that is missing: {error}") from None
         if f"{name}/{KEEP}" in contents.sizes:
             (part / KEEP).touch()
 

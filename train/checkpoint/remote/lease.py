@@ -48,7 +48,7 @@ class Lease:
             found = self.folder.store.read(OWNER)
             if found is not None and _owner_in(found[0]) == self.owner:
                 return  # written by an earlier attempt whose response was lost, or by another thread
-        why = "its object was deleted" if found is None else f"taken over by {_described(found[0]).name}"
+        why = "its lease was deleted" if found is None else f"taken over by {_described(found[0]).name}"
         raise TakenOverError(f"save_folder {self.folder.url} no longer belongs to this run: {why}")
 
     def release(self) -> None:
@@ -101,7 +101,7 @@ def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
     deleted. Raises ConfigError if the owner renews the lease."""
     notice(
         f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "
-        "its object is visible from this machine"
+        "the owner's lease is visible from this machine"
     )
     end = time.monotonic() + STALE
     while (left := end - time.monotonic()) > 0:

@@ -139,7 +139,7 @@ class Mirror(Callback):
             return f"{self._sender.lost}: this run stops and sends nothing more"
         if self._sender.failed:
             order, reason = self._sender.failed[-1]
-            text = f"save_folder {self.url}: {order.name} was not sent: {reason}. It is stored in {self._local}"
+            text = f"save_folder {self.url}: {order.name} was not sent: {reason}. The checkpoint is in {self._local}"
             if last or self._stop_on_error:
                 return f"{text}; the next start with autoresume=true sends it"
             if order.path not in self._warned:

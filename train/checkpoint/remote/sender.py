@@ -107,7 +107,7 @@ class Sender:
         """Wait until everything is sent, then release the folder."""
         self._restarts, notified = 0, None
         while not self.ended and self.lost is None and self._process.returncode is None:
-            if notified is not self._process:  # so that a restarted process is notified as well
+            if notified is not self._process:  # a restarted process must also receive the order
                 notified = self._process
                 self._order({"end": True})
             self.poll(0.2)

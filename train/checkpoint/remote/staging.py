@@ -190,9 +190,9 @@ def path_here(place: str, key: str) -> Path:
 
 def _what_is_there(name: str, url: str, contents: Contents) -> str:
     if name in contents.incomplete:
-        return "the checkpoint there has no manifest: it was not sent completely, or is being deleted"
+        return "this checkpoint has no manifest: the checkpoint was not sent completely, or is being deleted"
     if contents.committed:
-        return f"this checkpoint does not exist; the newest one there is {contents.committed[-1]}"
+        return f"this checkpoint does not exist; the newest checkpoint there is {contents.committed[-1]}"
     below = [found for found in contents.sizes if found.startswith(f"{name}/")]
     inside = sorted({part for found in below if named_batch(Path(part := found.split("/")[1])) is not None})
     if inside:

@@ -33,7 +33,7 @@ _WAITS_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The outcome of a save. The same on every rank, except for `seconds`."""
+    """The outcome of a save. All fields except `seconds` are the same on every rank."""
 
     checkpoint: Path
     batch: int
@@ -247,8 +247,8 @@ class BackgroundSaver:
             return True
         logger.warning(
             f"training stops while a checkpoint is saved: a copy needs {format_bytes(needed[node])} of CPU memory on "
-            f"the node of rank {node}, which has {format_bytes(free[node], down=True)} free, of which at most "
-            f"{_USABLE:.0%} are used"
+            f"the node of rank {node}, which has {format_bytes(free[node], down=True)} free, of which the "
+            f"copy may use at most {_USABLE:.0%}"
         )
         return False
 

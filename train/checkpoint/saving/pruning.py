@@ -37,7 +37,7 @@ class Pruning:
             # Each rank reads the files that it wrote back from disk, and not from the page cache.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
-                logger.warning(f"{corrupt[0]}. The checkpoints before it are kept")
+                logger.warning(f"{corrupt[0]}. Earlier checkpoints are kept")
                 return
             self._verified.add(checkpoint)
         ranks.on_first(lambda: _remove(superseded))

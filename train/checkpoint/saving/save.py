@@ -68,7 +68,8 @@ def save_checkpoint(
         manifest = replace(about, files=files)
         refused = _refused_on_first(ranks, lambda: _commit(part, checkpoint, state, config, manifest, confirm))
     if refused is not None:
-        # The folder is deleted on each node, because a possible cause is that the nodes do not share a file system.
+        # Each node deletes the folder, because the nodes may not share a file system, which is a possible cause of the
+        # error.
         ranks.on_each(lambda: dist.get_local_rank() or shutil.rmtree(part, ignore_errors=True))
     mine = (*digests, STATE, CONFIG) if ranks.is_first else tuple(digests)
     return Saved(mine, refused)
@@ -91,7 +92,7 @@ def _refused_on_first(ranks: Ranks, run: Callable[[], None]) -> OSError | None:
 
 def _first_refused(error: BaseException | None, ranks: Ranks) -> OSError | None:
     """Return the first OSError of any rank; None if no rank had an error. Errors with other causes are raised on every
-    rank. This is needed because torch exchanges errors between ranks, but not their causes."""
+    rank. This function is needed because torch sends errors to other ranks without the causes of the errors."""
     found = ranks.gather(None if error is None else (_refused(error), f"{type(error).__name__}: {error}"))
     failed = [each for each in found if each is not None]
     refused = next((cause for cause, _ in failed if cause is not None), None)

@@ -53,8 +53,8 @@ def snapshot_bytes(config: TrainConfig, world_size: int, node_ranks: int) -> int
 
 
 def count_saves(config: TrainConfig, clock: Clock) -> int:
-    """Return the number of checkpoints that the whole run saves: one per save_interval, and one at the end. The clock
-    must know the length of the run."""
+    """Return the number of checkpoints that the whole run saves: one per save_interval, and one at the end. Requires a
+    clock whose `max_batches` is set."""
     assert clock.max_batches is not None
     return math.ceil(clock.max_batches / max(clock.batches(config.save_interval), 1))
 

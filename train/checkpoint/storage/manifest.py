@@ -157,7 +157,7 @@ def _other_owner(checkpoint: Path, name: str) -> str:
             continue
         for its_name, digest in manifest.files.items() if manifest is not None else ():
             if digest.size == size and size and digest.block(0) == first and other.parent.name != checkpoint.name:
-                return f": it looks like {its_name} of {other.parent.name}"
+                return f": the file looks like {its_name} of {other.parent.name}"
     return ""
 
 
@@ -200,7 +200,7 @@ def _encoded(files: Mapping[str, FileDigest]) -> dict[str, dict[str, Any]]:
 
 def _decoded(name: str, entry: Mapping[str, Any]) -> FileDigest:
     if not is_plain_name(name) or name == MANIFEST:
-        raise ValueError(f"it names {name!r}, which is not a file of the checkpoint")
+        raise ValueError(f"it lists {name!r}, which is not a file of the checkpoint")
     try:
         blocks = base64.b64decode(entry["blocks"], validate=True)
     except binascii.Error:

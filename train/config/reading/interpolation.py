@@ -68,8 +68,8 @@ def escaped(node: Any) -> Any:
 def resolve(tree: dict[str, Any], defaults: Collection[str] = frozenset()) -> tuple[dict[str, Any], list[Unresolved]]:
     """Replace each `${...}` in the tree with its value, or with UNRESOLVED if it cannot be resolved.
 
-    `defaults` are the keys that have a default. A key whose value is its default can be referred to only if it is in
-    the file.
+    `defaults` contains the keys that have a default. A reference to one of these keys is resolved only if the file sets
+    the key.
     """
     texts = [(path, text) for path, text in strings(tree) if "${" in text]
     plain, failed = copy.deepcopy(tree), {}

@@ -43,7 +43,7 @@ def without_references(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_name(tree: dict[str, Any]) -> str | None:
-    """Return the folder or the hub name of the pretrained weights, or None if it is not set."""
+    """Return the folder or the hub name of the pretrained weights, or None if no pretrained weights are set."""
     return _text(tree, "pretrained_model_name_or_path")
 
 

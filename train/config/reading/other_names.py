@@ -35,7 +35,7 @@ _KEYS: dict[tuple[str, ...], str] = {
         *("dataset", "datasets", "dataset_name", "dataset_path", "data_path", "train_data", "train_file"),
         "train_files",
     ): "train_loader.dataset.hf_name: a dataset on the hub, a file or a folder",
-    ("val_set_size",): "eval_loader with its own rows, such as split: train[99%:] next to train[:99%]",
+    ("val_set_size",): "eval_loader with separate rows, for example split: train[99%:] if train_loader has train[:99%]",
     ("eval_steps", "eval_freq", "eval_every"): "eval_interval, such as 100ba",
     ("save_steps", "save_freq", "save_every", "checkpoint_interval"): "save_interval, such as 500ba",
     ("save_total_limit",): "save_num_checkpoints_to_keep",
@@ -61,25 +61,26 @@ _KEYS: dict[tuple[str, ...], str] = {
     ("callbacks.layer_freezing",): "optimizer.freeze, patterns of parameter names",
     ("callbacks.mono_checkpoint_saver",): "fsdp_config.state_dict_type: full",
     ("callbacks.checkpoint_saver",): "save_folder and save_interval",
-    ("callbacks.nan_monitor",): "on_nonfinite: skip, or stop, which is the default",
+    ("callbacks.nan_monitor",): "on_nonfinite: skip, or on_nonfinite: stop, which is the default",
 }
 """Keys of other frameworks, and what to use instead. Each value begins with a key of this framework. Keys without a dot
 are recognized in each of SECTIONS."""
 
 _HINTS: dict[tuple[str, ...], str] = {
-    ("callbacks.optimizer_monitor",): "the gradient norm is always logged, as l2_norm/grad/global: remove it",
+    ("callbacks.optimizer_monitor",): "the gradient norm is always logged, as l2_norm/grad/global: remove the key",
     (
         *("callbacks.early_stopper", "callbacks.activation_monitor", "callbacks.activation_monitor_full_model"),
         *("callbacks.memory_snapshot", "callbacks.oom_observer", "callbacks.system_metrics_monitor"),
         *("callbacks.threshold_stopper", "callbacks.scheduled_gc", "callbacks.export_for_inference"),
-    ): "this callback is not supported: remove it",
-    (
-        *("gradient_accumulation_steps", "gradient_accumulation", "grad_accum"),
-    ): "it follows from global_train_batch_size, the number of ranks and device_train_microbatch_size: remove it",
+    ): "this callback is not supported: remove the key",
+    (*("gradient_accumulation_steps", "gradient_accumulation", "grad_accum"),): (
+        "the value is computed from global_train_batch_size, the number of ranks and device_train_microbatch_size: "
+        "remove the key"
+    ),
     (
         *("num_gpus", "num_nodes", "nproc_per_node", "devices", "world_size"),
-    ): "the launcher sets the number of ranks, such as `composer -n 8 train.py`: remove it",
-    ("sample_packing",): "rows are packed unless train_loader.dataset.packing is none: remove it",
+    ): "the launcher sets the number of ranks, for example with `composer -n 8 train.py`: remove the key",
+    ("sample_packing",): "rows are packed unless train_loader.dataset.packing is none: remove the key",
 }
 
 SUGGESTIONS = {name: f"use {text}" for names, text in _KEYS.items() for name in names} | {

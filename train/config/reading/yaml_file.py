@@ -182,7 +182,9 @@ def _apply(tree: dict[str, Any], override: str) -> str:
     parts = key.split(".")
     if key.startswith("-") or not all(part.strip() for part in parts):
         fix = f": use {key.lstrip('-')}={text}, without dashes" if key.startswith("-") and key.lstrip("-") else ""
-        raise ConfigError(f"{override!r} is not key=value: the key {key!r} must be names separated by dots{fix}")
+        raise ConfigError(
+            f"{override!r} is not key=value: the key {key!r} must consist of names separated by dots{fix}"
+        )
     value = _value(override, text)
     node: Any = tree
     place = ""

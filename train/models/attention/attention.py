@@ -24,7 +24,7 @@ class _ClipAndRotate(torch.autograd.Function):
     them about a dozen times.
 
     The rotary embedding (Su et al. 2021) has the half-split form of GPT-NeoX, as in DBRX. If the angles have a wider
-    dtype than the queries and keys, as under autocast, it is computed in the dtype of the angles.
+    dtype than the queries and keys, as under autocast, the rotary embedding is computed in the dtype of the angles.
     """
 
     @staticmethod

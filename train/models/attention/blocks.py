@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Consecutive documents that are split into blocks, or one long document without blocks, which SDPA computes."""
+    """Consecutive documents that are split into blocks, or one long document, which SDPA computes without blocks."""
 
     n_tokens: int
     blocks: list[Block]

@@ -161,7 +161,10 @@ def _why_not_flash(device: torch.device, dtype: torch.dtype | None) -> str | Non
     if broken := _flash_import_error():
         return broken
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"flash-attn requires compute capability 8.0, and {torch.cuda.get_device_name(device)} has a lower one"
+        return (
+            f"flash-attn requires compute capability 8.0 or higher, and {torch.cuda.get_device_name(device)} has a "
+            "lower compute capability"
+        )
     if dtype not in (None, torch.bfloat16, torch.float16):
         return (
             f"flash-attn supports only bf16 and fp16, but attention is computed in {str(dtype).removeprefix('torch.')}"

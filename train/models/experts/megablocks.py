@@ -58,18 +58,20 @@ def why_not_megablocks(device: torch.device, dtype: torch.dtype | None, shape: R
     imported = _import()
     if isinstance(imported, str):
         return (
-            imported if device.type == "cuda" else f"{imported} (and it requires a GPU; this device is {device.type})"
+            imported
+            if device.type == "cuda"
+            else f"{imported} (MegaBlocks also requires a GPU; this device is {device.type})"
         )
     # Triton's interpreter runs the kernels without a GPU; the tests use it.
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"MegaBlocks requires a GPU, and this device is {device.type}"
     if device.type == "cuda" and dtype not in (None, torch.bfloat16):
-        return f"its grouped GEMM supports only bfloat16, not {dtype}"
+        return f"MegaBlocks' grouped GEMM supports only bfloat16, not {dtype}"
     if shape is not None and (product := math.prod(shape)) >= MEGABLOCKS_LIMIT:
         T, K, D = shape
         return (
-            f"its kernels compute addresses in 32 bits: {T:,} tokens x {K} experts per token x d_model {D:,} is "
-            f"{product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,} (grouped_mm has no such limit)"
+            f"MegaBlocks' kernels compute addresses in 32 bits: {T:,} tokens x {K} experts per token x d_model {D:,} "
+            f"is {product:,}, which must be below 2**31 = {MEGABLOCKS_LIMIT:,} (grouped_mm has no such limit)"
         )
     return None
 

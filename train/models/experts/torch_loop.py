@@ -90,7 +90,7 @@ class _ExpertProducts:
         h1_NF: Tensor | None,
         h2_NF: Tensor | None,
     ) -> None:
-        """h1 and h2: memory for the preactivations, if they are kept."""
+        """h1 and h2: memory for the pre-activations, if they are kept."""
         self.layer, self.number, self.token_N, self.n = layer, number, token_N, token_N.shape[0]
         self.w1_FD, self.v1_FD, self.w2_FD, self.h1_NF, self.h2_NF = w1_FD, v1_FD, w2_FD, h1_NF, h2_NF
         self.x_ND: Tensor | None = None

@@ -59,7 +59,7 @@ def search_tables(config: TrainConfig, cluster: Cluster, *, always: bool) -> Ite
         if nodes is not None:
             yield f"without changes, the run fits on {nodes} nodes: --nodes {nodes}"
         elif not changes:
-            yield "neither other settings nor up to 64 times as many nodes are sufficient"
+            yield "the run fits neither with other settings, nor on up to 64 times as many nodes"
     if always and (fast := fastest(found, cluster, _SHOWN)):
         yield report.search_table(fast, cluster)
 

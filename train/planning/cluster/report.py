@@ -139,7 +139,7 @@ def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: i
     )
     table.add_row("MFU", f"{model_flops_utilization(config, cluster, step.total):.1%}")
     if batches is None:
-        table.add_row("the run", f"{config.max_duration}: use --data to find its length")
+        table.add_row("the run", f"{config.max_duration}: use --data to determine the number of steps")
     else:
         hours = batches * step.total / 3600
         table.add_row(f"the run, {batches:,} steps", f"{hours:,.1f} hours, {hours * cluster.ranks:,.0f} GPU-hours")
@@ -158,7 +158,7 @@ def assumptions_line(assumed: Assumptions) -> str:
 
 
 def changes_table(candidates: Iterable[Candidate], cluster: Cluster) -> Group:
-    """The candidates, each with its changes of the config."""
+    """The candidates, each with its changes to the config."""
     table = _table("changes", *_PREDICTED)
     for each in candidates:
         table.add_row("\n".join(each.changes), *_predicted(each, cluster))

@@ -29,7 +29,7 @@ class Candidate:
 
     config: TrainConfig
     changes: tuple[str, ...]
-    """Changes of the original config, as command-line overrides."""
+    """Changes to the original config, as command-line overrides."""
     step: StepTime
 
 
@@ -115,7 +115,7 @@ def fastest(found: Iterable[Candidate], cluster: Cluster, most: int) -> list[Can
 
 
 def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Candidate], most: int) -> list[Candidate]:
-    """Of the candidates that fit, select those with the fewest changes of the config, and return up to `most` of these,
+    """Of the candidates that fit, select those with the fewest changes to the config, and return up to `most` of these,
     fastest first. In addition to the candidates in `found`, try some changes that the search does not cover."""
     changed = [each for each in [*found, *_other_changes(config, cluster)] if each.changes]
     for number in sorted({len(each.changes) for each in changed}):
@@ -170,7 +170,7 @@ def _changed(config: TrainConfig, cluster: Cluster) -> Iterator[tuple[Settings, 
 
 
 def _other_changes(config: TrainConfig, cluster: Cluster) -> Iterator[Candidate]:
-    """Yield changes of single keys that are not part of the search, such as another optimizer."""
+    """Yield changes to single keys that are not part of the search, such as another optimizer."""
     fsdp, optimizer, lora = config.fsdp_config, config.optimizer, config.lora
     changes: dict[str, dict[str, object]] = {}
     if optimizer.name in ("adamw", "decoupled_adamw"):

@@ -74,7 +74,7 @@ class StepTime:
 
     @property
     def bound(self) -> str:
-        """What limits the speed of the step: the resource that accounts for the largest part of the time."""
+        """The bottleneck of the step: the resource that accounts for the largest part of the time."""
         shares = {
             "compute": self.experts + self.other_gemms + self.attention,
             "memory bandwidth": self.elementwise + self.optimizer,

@@ -16,8 +16,8 @@ LOSS = "loss/train/total"
 EVALUATIONS = "metrics/eval/"
 EVAL_LOSS = f"{EVALUATIONS}LanguageCrossEntropy"
 _SILENT = 600.0
-"""A run without a new line for this number of seconds, or for 20 times the usual interval between lines if this is
-longer, is no longer reported as running."""
+"""A run is no longer reported as running if there is no new line for this number of seconds and for 20 times the usual
+interval between lines."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""How long each section of a run may take, from the config and from the measured durations of this run."""
+"""The time limit of each section of a run, computed from the config and from the measured durations of this run."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ _WITHOUT_DEADLINE = (Section.SEND, Section.GENERATE, Section.UNTIMED)
 class Deadline:
     seconds: float
     source: str
-    """How the deadline was computed, for messages."""
+    """A text for messages that explains how the deadline was computed."""
 
 
 class Deadlines:
@@ -75,7 +75,7 @@ class Deadlines:
         multiple = self._multiple(section)
         if multiple is not None and multiple * mid > floor:
             return Deadline(
-                seconds=multiple * mid, source=f"{multiple:g} times the median of {mid:.3g} s: deadlines.multiple"
+                seconds=multiple * mid, source=f"{multiple:g} times the median of {mid:.3g} s, see deadlines.multiple"
             )
         return found
 

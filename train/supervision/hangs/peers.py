@@ -88,7 +88,7 @@ class Peers:
     def stop(self) -> None:
         self._stopped.set()
         self._wake.set()
-        self._thread.join(1)  # only a short time, because the thread may be waiting for the server
+        self._thread.join(1)  # wait only 1 second, because the thread may be waiting for the server
 
     def silence(self, rank: int) -> float:
         """Seconds between the last new heartbeat of the rank and the last time that heartbeats were read. Ranks other

@@ -123,7 +123,7 @@ def within(section: Section, *, measured: bool = True) -> Iterator[None]:
         yield
         return
     sections.enter(section)
-    yield  # after an exception the section is kept, because it shows where the run ended
+    yield  # after an exception, the section does not change, because it shows where the run ended
     sections.leave(measured=measured)
 
 

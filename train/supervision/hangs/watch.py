@@ -30,7 +30,8 @@ _LOST = re.compile(
 )
 """Error messages of torch's process groups that mean that another rank has ended."""
 _CAUSE, _SHARE, _SHOW, _LEAVE, _END = 10.0, 3.0, 10.0, 8.0, 30.0
-"""Time limits in seconds: to find out why another rank ended, and for each part of ending this rank."""
+"""Time limits in seconds, for the search for the reason why another rank ended, and for each part of ending this
+rank."""
 
 _runs = itertools.count()
 
@@ -65,7 +66,7 @@ def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Ite
 
 
 class _Rank:
-    """The watchdog and heartbeat threads of this rank, and what its main thread does when the run ends."""
+    """The watchdog and heartbeat threads of this rank, and the actions of its main thread when the run ends."""
 
     def __init__(
         self, sections: Sections, clock: AwakeClock, config: DeadlinesConfig, folder: Path | None, events: Events

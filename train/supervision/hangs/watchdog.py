@@ -115,7 +115,8 @@ class Watchdog:
         names = ", ".join(map(str, gone))
         return self._failure(
             "lost",
-            f"{names} no longer exists: it was killed (by kill -9, or by the system when out of memory: see dmesg)",
+            f"{names} no longer exists: the process was killed (by kill -9, or by the system when out of memory: see "
+            "dmesg)",
             lost=[each.rank for each in gone],
         )
 
@@ -134,7 +135,7 @@ class Watchdog:
         if now - self._disconnected_at < _GRACE_OF_SERVER:
             return None
         server = self._members[0]
-        why = "no longer exists: it was killed or has ended (see its output)"
+        why = "no longer exists: the process was killed or has ended (see the output of this rank)"
         if server in self._local and server.exists():
             why = "has lost its connections to the other ranks"
         return self._failure("lost", f"{server} {why}", lost=[0])
@@ -173,7 +174,7 @@ class Watchdog:
             behind, silent = self._behind(self._peers)
             beats = self._peers.beats
             if not silent and any(self._peers.silence(rank) > 2 * self._peers.period for rank in behind):
-                return None  # one of the next checks finds out whether that rank is silent
+                return None  # one of the next checks determines whether that rank is silent
             if behind and not silent and all(self._is_within_its_deadline(beats.get(rank), place) for rank in behind):
                 return None
         names = "; ".join(self._described(rank) for rank in behind[:_NAMED])
@@ -185,7 +186,7 @@ class Watchdog:
         return self._failure("hung", text, lost=silent)
 
     def _behind(self, peers: Peers) -> tuple[list[int], list[int]]:
-        """Return the ranks that this rank waits for, and which of them do not answer."""
+        """Return the ranks that this rank waits for, and the ranks that do not answer."""
         peers.read_now(_SHARE)
         if self._clock() - peers.answered > max(_SILENT, 3 * peers.period):
             return [0], [0]

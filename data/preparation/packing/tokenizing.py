@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from data.base.errors import TemplateError
+from data.base.problems import Place
 from data.config.dataset import DatasetConfig
 from data.examples.examples import Problem, Reading, read_examples
 from data.examples.forms import Conversation, Example, TokenTurns
 from data.mds.row import COLUMNS, DTYPES
-from data.preparation.documents import Documents, Spooled, to_parent
-from data.preparation.recipe import Part, Tally, Task
-from data.preparation.rows import rows_of
+from data.preparation.packing.documents import Documents, Spooled, to_parent
+from data.preparation.packing.recipe import Converted, Tally, Task, places_of
+from data.preparation.packing.rows import rows_of
 from data.sources.source import Source
 from data.tokenization.chat import Document, fit, tokenize
 from data.tokenization.hf_tokenizer import MOST_BYTES
@@ -37,25 +38,26 @@ class Tokenizing:
         """The MDS columns of the rows."""
         return COLUMNS
 
-    def read(self, task: Task) -> Part:
+    def read(self, task: Task) -> Converted:
         """Runs in a worker. Raises the same errors as the source and the tokenizer."""
-        part = Part(size=task.chunk.size, reading=Reading(form=task.form, first_place=task.first_place), tally=Tally())
+        reading, tally = Reading(form=task.form, first_place=task.first_place), Tally()
         fitted: list[Document] = []
-        for example in read_examples(self.source.rows(task.chunk), self.preprocess, part.reading):
+        places: list[Place] = []
+        for place, example in read_examples(self.source.rows(task.chunk), self.preprocess, reading):
             if task.check_only and not self._can_refuse(example):
                 continue
             try:
-                result = self._fit(example, part.tally)
+                result = self._fit(example, tally)
             except TemplateError as error:
-                raise TemplateError(f"{part.reading.place}: {error}") from None
+                raise TemplateError(f"{place}: {error}") from None
             if isinstance(result, Problem):
-                part.reading.n_valid -= 1
-                part.reading.add(part.reading.place, [result])
+                reading.n_valid -= 1
+                reading.add(place, [result])
             elif isinstance(result, Document):
                 fitted.append(result)
-        if fitted and not task.check_only:
-            part.content = self._join(fitted)
-        return part
+                places.append(place)
+        content = self._join(fitted, places) if fitted and not task.check_only else None
+        return Converted(size=task.chunk.size, reading=reading, tally=tally, content=content)
 
     def _can_refuse(self, example: Example) -> bool:
         """Whether tokenization may find a problem in this example."""
@@ -82,10 +84,11 @@ class Tokenizing:
         tally.tokens_truncated += n_tokens - len(result.tokens)
         return result
 
-    def _join(self, documents: list[Document]) -> Documents | Spooled:
+    def _join(self, documents: list[Document], places: list[Place]) -> Documents | Spooled:
         are_texts = documents[0].is_text
         tokens = np.concatenate([document.tokens for document in documents])
-        # If all ids fit into 16 bits, this halves the size of messages to the parent, and of the parent's window.
+        # If all ids fit into 16 bits, uint16 halves the size of the messages to the parent process and of the window in
+        # the parent process.
         tokens = tokens.astype(np.min_scalar_type(self.tokenizer.vocab_size - 1), copy=False)
         nothing = np.empty(0, dtype=DTYPES["loss_mask"])
         joined = Documents(
@@ -93,9 +96,10 @@ class Tokenizing:
             loss_mask=nothing if are_texts else np.concatenate([document.loss_mask for document in documents]),
             lengths=np.array([len(document.tokens) for document in documents], dtype=DTYPES["lengths"]),
             are_texts=are_texts,
+            places_D2=places_of(places),
         )
         return to_parent(joined, self.spool)
 
-    def samples(self, window: list[Documents], tally: Tally) -> Iterator[bytes]:
-        """The rows of the window, each with at most max_seq_len tokens."""
-        return (row.encode() for row in rows_of(window, self.config, tally))
+    def samples(self, window: list[Documents], tally: Tally) -> Iterator[tuple[bytes, np.ndarray]]:
+        """The rows of the window, each with at most max_seq_len tokens, and the numbers of their documents."""
+        return ((row.encode(), documents) for row, documents in rows_of(window, self.config, tally))

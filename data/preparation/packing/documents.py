@@ -45,6 +45,8 @@ class Documents:
     lengths: np.ndarray
     """Number of tokens of each document."""
     are_texts: bool
+    places_D2: np.ndarray
+    """Index of the file in the source's `inputs`, and position in this file, of each document; int64."""
 
     @property
     def weight(self) -> int:

@@ -1,11 +1,13 @@
-"""A recipe defines how chunks of a source are converted to samples of an MDS folder. A worker receives a Task, and
-returns a Part with statistics."""
+"""A recipe defines how chunks of a source are converted to samples of an MDS folder."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
+from data.base.problems import Place
 from data.examples.examples import Reading
 from data.mds.writer import Sample
 from data.sources.source import Source
@@ -44,7 +46,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A chunk, with what was known about the source when the chunk was submitted."""
+    """A chunk, with the form of the source's first valid row."""
 
     chunk: Any
     form: str | None
@@ -54,28 +56,45 @@ class Task:
     """True if invalid rows were found before. This chunk is then only checked for more invalid rows."""
 
 
+class Content(Protocol):
+    """The converted records of a chunk, as a worker sends them to the process that writes rows."""
+
+    def received(self) -> Any:
+        """The content in the process that writes rows. The result has a `weight` and `places_D2`."""
+        ...
+
+
 @dataclass(kw_only=True)
-class Part:
-    """The result of a chunk."""
+class Converted:
+    """A converted chunk."""
 
     size: int
     """Size of the chunk in units of the source."""
     reading: Reading
     tally: Tally
-    content: Any = None
-    """The chunk's content for a window; None if the chunk has no content. The parent process calls `received()` on the
-    content; the result has a `weight`."""
+    content: Content | None = None
+    """None if the chunk has no content."""
 
 
 class Recipe(Protocol):
     """Defines how chunks are converted to samples. `read` is called in workers. `samples` is called once per window, in
-    the parent process."""
+    the process that writes rows."""
 
     @property
     def source(self) -> Source: ...
 
+    @property
+    def preprocess(self) -> Callable[[Any], Any] | None: ...
+
     def columns(self, form: str) -> dict[str, str]: ...
 
-    def read(self, task: Task) -> Part: ...
+    def read(self, task: Task) -> Converted: ...
 
-    def samples(self, window: list[Any], tally: Tally) -> Iterator[Sample]: ...
+    def samples(self, window: list[Any], tally: Tally) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Yield each sample with the numbers of its documents, counted from 0 in this window."""
+        ...
+
+
+def places_of(places: list[Place]) -> np.ndarray:
+    """The index of the file and the position of each place, int64 of shape (D, 2)."""
+    return np.array([(place.file, place.position) for place in places], dtype=np.int64).reshape(-1, 2)

@@ -9,12 +9,15 @@ from data.base.versions import STREAMING, installed_versions
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import preprocessing_source
 from data.mds.writer import MadeFrom
-from data.preparation.progress import Progress
+from data.preparation.parts.progress import Totals
 from data.sources.source import Source
 from data.tokenization.tokenizer import Tokenizer
 
-FORMAT_VERSION = 3
-"""Part of the fingerprint. Increase it when a code change leads to different rows for the same input."""
+FORMAT_VERSION = 4
+"""Part of the fingerprint. Increase the version when a code change leads to different rows for the same input."""
+EARLIER_VERSIONS = (3,)
+"""Folders of these versions are still used, so that a resumed run reads the rows with which it started. In version 3,
+the source was packed as a whole, not slice by slice, and the documents of rows were not recorded."""
 
 
 def fingerprint_inputs(config: DatasetConfig, source: Source, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -46,6 +49,11 @@ def fingerprint_of(made_from: MadeFrom) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(made_from, sort_keys=True).encode())
 
 
+def in_version(made_from: MadeFrom, version: int) -> MadeFrom:
+    """The values that a version of Dropless with this format records for the same input and settings."""
+    return {**made_from, "format": version}
+
+
 def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """The manifest's entries about rows of tokens."""
     of_tokenizer = {key: getattr(tokenizer, key) for key in ("name", "fingerprint", "chat_template")}
@@ -53,10 +61,10 @@ def describe(config: DatasetConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def manifest_of(
-    config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], progress: Progress
+    config: DatasetConfig, source: Source, made_from: MadeFrom, details: dict[str, Any], totals: Totals
 ) -> dict[str, Any]:
     """The manifest of the finished folder. `details` are added to the manifest unchanged."""
-    reading, tally = progress.reading, progress.tally
+    reading, tally = totals.reading, totals.tally
     counts = {name: value for name, value in vars(tally).items() if not isinstance(value, dict)}
     return {
         "format": FORMAT_VERSION,
@@ -69,7 +77,7 @@ def manifest_of(
         "rows_in": reading.n_valid + reading.n_dropped + reading.bad_rows,
         "examples_in": reading.n_valid,
         **counts,
-        "dropped": progress.dropped(),
+        "dropped": totals.dropped(),
         "bad_rows": dict(reading.kinds),
         "ignored_columns": dict(reading.ignored),
         "document_lengths": dict(sorted(tally.document_lengths.items(), key=lambda item: int(item[0]))),

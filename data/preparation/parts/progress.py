@@ -1,5 +1,4 @@
-"""The progress of a preparation. The progress is saved in the journal. The process that prepares the rows, and the
-processes that wait for it, show a progress bar."""
+"""The totals of all parts, and the progress bars of the process that prepares rows and of the processes that wait."""
 
 import sys
 from contextlib import suppress
@@ -11,8 +10,9 @@ from data.base.console import is_first, node_logger
 from data.base.errors import DataError
 from data.base.sizes import progress_bar
 from data.examples.examples import Reading
-from data.mds.writer import read_journal
-from data.preparation.recipe import Part, Tally
+from data.preparation.packing.recipe import Tally
+from data.preparation.parts.part import Part
+from data.preparation.parts.plan import done, read_plan
 
 BAR_DELAY = 2
 """Seconds before a progress bar appears. Short preparations show no bar."""
@@ -21,38 +21,19 @@ MININTERVAL = 0.2 if sys.stderr.isatty() else 30.0
 
 
 @dataclass
-class Progress:
-    """The progress in the source and the results so far, as saved in the journal."""
+class Totals:
+    """The results of several parts."""
 
-    chunks: int = 0
-    done: int = 0
-    """Number of completed units of the source."""
-    total: int = 0
     reading: Reading = field(default_factory=Reading)
     tally: Tally = field(default_factory=Tally)
-
-    @classmethod
-    def of_journal(cls, state: dict[str, Any], total: int) -> "Progress":
-        if not state:
-            return cls(total=total)
-        reading, tally = Reading(), Tally()
-        for target, values in ((reading, state["reading"]), (tally, state["tally"])):
-            for name, value in values.items():
-                setattr(target, name, type(getattr(target, name))(value) if isinstance(value, dict) else value)
-        for kind in reading.kinds:  # journals written by earlier versions do not contain locations
-            reading.first.setdefault(kind, kind)
-            reading.places.setdefault(kind, ["an earlier row"])
-        return cls(state["chunks"], state["done"], total, reading, tally)
-
-    def for_journal(self) -> dict[str, Any]:
-        return {**vars(self), "reading": vars(self.reading), "tally": vars(self.tally)}
+    files: set[int] = field(default_factory=set)
+    """Indices of the files in which rows were found, in the source's `inputs`."""
 
     def add(self, part: Part) -> None:
-        """Add the result of a chunk."""
-        self.chunks += 1
-        self.done += part.size
+        """Add the next part, in the order of the source."""
         self.reading.merge(part.reading)
         self.tally.merge(part.tally)
+        self.files |= set(part.files)
 
     def dropped(self) -> dict[str, int]:
         """Reason -> number of rows that were dropped for this reason."""
@@ -80,6 +61,6 @@ class Waiting:
             node_logger.info(f"Waiting for another process to prepare the same rows ({self.folder})")
             self.bar = source_bar("Prepared by another process", None, self.unit)
         with suppress(DataError):  # the preparation has just finished
-            state = (read_journal(self.folder) or {}).get("state") or {"done": 0, "total": 0}
-            self.bar.total = state["total"] or None
-            self.bar.update(state["done"] - self.bar.n)
+            sizes = (read_plan(self.folder) or {"sizes": []})["sizes"]
+            self.bar.total = sum(sizes) or None
+            self.bar.update(sum(sizes[number] for number in done(self.folder) if number < len(sizes)) - self.bar.n)

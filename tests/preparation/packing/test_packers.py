@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.preparation.packing import CUTTERS, PACKERS, best_fit, concatenate_and_cut, cut, none
+from data.preparation.packing.packers import CUTTERS, PACKERS, best_fit, concatenate_and_cut, cut, none
 
 
 def log_normal(n: int, mean: float, longest: int, sigma: float = 1.0) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 
 
 def best_fit(lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
-    """Best-fit decreasing: documents are assigned to rows in the order of their length, longest first; each is assigned
-    to the fullest row that still has enough space for it.
+    """Best-fit decreasing: documents are assigned to rows in the order of their length, longest first; each document is
+    assigned to the fullest row that still has enough space for it.
 
     All `lengths` must be at most row_length. Returns the indices of the documents in each row. To keep the order of the
     source as far as possible, documents have their original order within a row, and rows are ordered by their first

@@ -1,0 +1,4 @@
+"""Converts chunks of a source to rows: workers tokenize documents, and windows of documents are packed into rows.
+
+Files are written in data/preparation/parts.
+"""
