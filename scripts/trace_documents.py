@@ -19,6 +19,7 @@ sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve(
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,15 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.until is not None and not args.seen:
             raise ConfigError(f"--until is {args.until}, but it applies only to --seen")
         lines, values = _answer(args)
-        print("\n".join(lines))
         if args.json is not None:
             with os_errors_named(f"--json {args.json}", "written"):
                 args.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        print("\n".join(lines), flush=True)
     except (ConfigError, DataError) as error:
         show_error(error, debug=args.debug)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader has closed the pipe. Redirect stdout, because the final flush of the interpreter would print an
+        # error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

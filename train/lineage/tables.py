@@ -1,6 +1,6 @@
 """The answers about a run's documents as text and as JSON values."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,18 +26,28 @@ def notes(run: TracedRun) -> Iterator[str]:
 
 
 def steps_table(rows: Sequence[RowOfStep]) -> list[str]:
-    body = [(each.step, each.status, each.stream or "-", each.row, " ".join(each.documents)) for each in rows]
+    body = [(each.step, each.status, each.stream or "-", each.row, _grouped(each.documents)) for each in rows]
     return table(("step", "status", "stream", "row", "documents"), body)
+
+
+def _grouped(documents: Sequence[str]) -> str:
+    """The documents by file, as `PATH:POSITION,POSITION`."""
+    positions: dict[str, list[str]] = {}
+    for document in documents:
+        path, _, position = document.rpartition(":")
+        positions.setdefault(path, []).append(position)
+    return " ".join(f"{path}:{','.join(of_path)}" for path, of_path in positions.items())
 
 
 def trace_tables(found: Trace) -> list[str]:
     """The steps of each reference, and the checkpoints that saw at least one of them."""
     body = [(each.reference, each.documents, each.rows, len(each.trained), _steps(each)) for each in found.found]
-    lines = table(("document", "documents", "rows", "steps", "trained at steps"), body)
+    lines = table(("document", "found", "rows", "steps", "trained at steps"), body)
     missing = [each.reference for each in found.found if not each.documents]
     if missing:
         lines.append(
-            f"{len(missing)} of {len(found.found)} are not in the rows: they were dropped, or no document begins there"
+            f"{len(missing)} of {len(found.found)} were not found in the rows: the document was dropped during "
+            "preparation, or no document begins at this position"
         )
     n = len(found.found)
     body = [(each.checkpoint.name, each.step, f"{each.references} of {n}") for each in found.checkpoints]
@@ -83,9 +93,9 @@ def seen_tables(streams: Sequence[StreamSeen]) -> list[str]:
     return [*lines, "", *table(("file", "stream", "documents", "tokens"), body)]
 
 
-def _tokens(tokens: Iterable[int | None]) -> str:
+def _tokens(tokens: Sequence[int | None]) -> str:
     known = [each for each in tokens if each is not None]
-    return f"{sum(known):,}" if len(known) == len([*tokens]) else "unknown"
+    return f"{sum(known):,}" if len(known) == len(tokens) else "unknown"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
