@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="a run's save_folder or log_folder, or its config for train.py")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run's save_folder (a path or an address) or log_folder, or its config for train.py",
+    )
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--steps", type=_steps, metavar="A:B", help="show the documents of the steps A to B")
     question.add_argument(
@@ -86,8 +90,8 @@ def _answer(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
 
     from data.lineage.references import parse_reference, read_references
     from train.lineage import tables
+    from train.lineage.opening import open_run
     from train.lineage.questions import rows_of_steps, seen, trace
-    from train.lineage.run import open_run
 
     references = [parse_reference(text) for text in args.document or ()]
     if args.documents is not None:

@@ -22,7 +22,7 @@ from train.supervision.exit_codes import ExitCode, RunStopped
 
 SECRET = "hf_" + "Ab12" * 8
 HUB = [{"dataset": "owner/name", "revision": "abc", "path": "a.jsonl", "bytes": 5, "license": "cc-by-4.0"}]
-FACETS = {
+FACETS: dict[str, Any] = {
     each._get_schema(): each
     for module in [base, *(found for _, found in inspect.getmembers(facet_v2, inspect.ismodule))]
     for _, each in inspect.getmembers(module, inspect.isclass)

@@ -16,9 +16,9 @@ from tests.helpers.load_script import load_script
 from tests.helpers.ranks import run_ranks
 from tests.helpers.toy_curriculum import STAGES, write_curriculum
 from tests.lineage.test_openlineage import assert_valid
+from train.lineage.opening import open_run
 from train.lineage.openlineage import LINEAGE
 from train.lineage.questions import rows_of_steps, seen
-from train.lineage.run import open_run
 
 OVERRIDES = ["run_name=traced", "eval_loader=null", "model.n_layers=1", "save_interval=3ba", "on_nonfinite=skip"]
 SPIKES = ["on_spike=rollback", "spikes={min_steps: 4, window: 8}"]

@@ -4,7 +4,6 @@ documents, and how often each stream, file and license was seen. Steps are numbe
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,8 @@ class Found:
 class SeenBy:
     """How many of the references a checkpoint was trained on."""
 
-    checkpoint: Path
+    checkpoint: str
+    """Path, or address in an object store."""
     step: int
     references: int
 
@@ -119,7 +119,7 @@ def trace(run: TracedRun, references: Sequence[Reference]) -> Trace:
         found[number].draws.append(Draw(step=batch + 1, status=status, stream=rows.names[stream], row=row))
     checkpoints = [
         SeenBy(
-            checkpoint=each.path,
+            checkpoint=each.place,
             step=each.batch,
             references=len(np.unique(draws(run.rows(each.trained)).of(each.trained.batches).number_M)),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from train.lineage.questions import Found, RowOfStep, StreamSeen, Trace, by_license
@@ -50,7 +51,7 @@ def trace_tables(found: Trace) -> list[str]:
             "preparation, or no document begins at this position"
         )
     n = len(found.found)
-    body = [(each.checkpoint.name, each.step, f"{each.references} of {n}") for each in found.checkpoints]
+    body = [(Path(each.checkpoint).name, each.step, f"{each.references} of {n}") for each in found.checkpoints]
     lines += ["", *table(("checkpoint", "step", "documents seen"), body)]
     newest = found.newest_without
     where = newest.checkpoint if newest is not None else "none" if found.checkpoints else "the run has no checkpoints"
@@ -115,7 +116,7 @@ def about(run: TracedRun) -> dict[str, Any]:
     """The run, as JSON values."""
     return {
         "run": run.name,
-        "folder": str(run.folder),
+        "folder": run.place,
         "first_step": run.history.first_batch + 1,
         "last_step": run.history.n_batches,
         "notes": [*notes(run)],
@@ -126,8 +127,8 @@ def trace_json(found: Trace) -> dict[str, Any]:
     newest = found.newest_without
     return {
         "documents": [{**asdict(each), "trained": each.trained} for each in found.found],
-        "checkpoints": [{**asdict(each), "checkpoint": str(each.checkpoint)} for each in found.checkpoints],
-        "newest_without": str(newest.checkpoint) if newest is not None else None,
+        "checkpoints": [asdict(each) for each in found.checkpoints],
+        "newest_without": newest.checkpoint if newest is not None else None,
     }
 
 
