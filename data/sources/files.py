@@ -193,7 +193,7 @@ class FileSource:
 
 def _cut_file(number: int, path: Path, name: str, reader: str, size: int, n_bytes: int) -> Iterator[Piece]:
     """The pieces of a file, each with about `n_bytes` bytes. A compressed file is one piece."""
-    n_pieces = max(round(size / n_bytes), 1)
+    n_pieces = max(size // n_bytes, 1)
     if n_pieces == 1 or reader not in (*_OF_LINES, "parquet") or is_compressed(path):
         yield Piece(file=number, size=size)
     elif reader == "parquet":
