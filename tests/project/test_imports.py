@@ -47,6 +47,7 @@ ORDER = [
     "train.config.reading",
     "train.hf",
     "train.models",
+    "data.inspection.page",
     "data.inspection",
     "data.loading",
     "data.mixing",
@@ -61,6 +62,7 @@ ORDER = [
     "data.examples",
     "data.hub",
     "data.config",
+    "data.pages",
     "data.base",
 ]
 """The order of packages and of modules next to them. A package imports only from those below it."""
