@@ -37,13 +37,13 @@ def read_documents(rows: Rows, numbers: Iterable[int], visit: Callable[[Row], No
     began_before = False  # whether the current document begins in a row that is not read
     for number in numbers:
         if number != previous + 1:
-            pieces, began_before = [], _continues(rows, rows.read(number - 1))
+            pieces, began_before = [], continues(rows, rows.read(number - 1))
         previous, row = number, rows.read(number)
         visit(row)
         for place, (ids, _) in enumerate(row.documents()):
             begun = begun if pieces else (number, place)
             pieces.append(ids)
-            if place == len(row.lengths) - 1 and _continues(rows, row):
+            if place == len(row.lengths) - 1 and continues(rows, row):
                 continue
             if not began_before:
                 yield Document(begun, np.concatenate(pieces))
@@ -58,7 +58,7 @@ def read_document(rows: Rows, place: tuple[int, int], most: int) -> np.ndarray:
     row = rows.read(number)
     pieces = [list(row.documents())[at][0]]
     is_last = at == len(row.lengths) - 1
-    while is_last and _continues(rows, row) and number + 1 < rows.n_rows and sum(map(len, pieces)) < most:
+    while is_last and continues(rows, row) and number + 1 < rows.n_rows and sum(map(len, pieces)) < most:
         number += 1
         row = rows.read(number)
         pieces.append(next(row.documents())[0])
@@ -66,6 +66,6 @@ def read_document(rows: Rows, place: tuple[int, int], most: int) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _continues(rows: Rows, row: Row) -> bool:
+def continues(rows: Rows, row: Row) -> bool:
     """Whether the row's last document continues in the next row."""
     return rows.end_of_text is not None and row.tokens[-1] != rows.end_of_text

@@ -1,6 +1,7 @@
 """The charts of the page as Vega-Lite specifications that contain their data, and the histograms that they show."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,22 +11,21 @@ from data.inspection.planned_shares import Curves
 from data.mixing.row_plan import RowPlan
 from data.pages.palette import COLORS
 
-FILL_BINS = 20
+LENGTH_BINS, FILL_BINS = 30, 20
+"""Maximum number of bins."""
 Bins = list[tuple[float, float, int]]
 """(low, high, count) for each bin of a histogram."""
 
 
 def length_bins(lengths: np.ndarray) -> Bins:
-    """The first and last length of each bin, and its number of documents. Two bins are an octave: the bins begin at 1,
-    2, 3, 4, 6, 8, 12 and so on."""
+    """The first and last length of each bin, and its number of documents. `lengths[n]` is the number of documents with
+    n tokens. The bins have equal widths on a logarithmic axis, except that their borders are integers."""
     present = np.flatnonzero(lengths)
     if not len(present):
         return []
-    starts = sorted({int(base * 2**power) for power in range(40) for base in (1, 1.5)})
-    first = max(n for n, start in enumerate(starts) if start <= max(present[0], 1))
-    last = max(n for n, start in enumerate(starts) if start <= max(present[-1], 1))
-    found = zip(starts[first : last + 1], starts[first + 1 : last + 2], strict=True)
-    return [(low, high - 1, int(lengths[low:high].sum())) for low, high in found]
+    first, end = max(int(present[0]), 1), int(present[-1]) + 1
+    borders = np.unique(np.rint(np.geomspace(first, end, LENGTH_BINS + 1)).astype(int)).tolist()
+    return [(low, high - 1, int(lengths[low:high].sum())) for low, high in pairwise(borders)]
 
 
 def fill_bins(row_tokens: np.ndarray) -> Bins:
@@ -40,7 +40,7 @@ def length_chart(source: InspectedSource) -> dict[str, Any]:
     found = [(low, high + 1, f"{low:,} to {high:,}", count) for low, high, count in length_bins(source.survey.lengths)]
     scale = {"type": "log", "base": 2, "nice": False}
     return _histogram(
-        f"{source.name}: lengths of the documents", found, "tokens per document", "documents", scale, "~s"
+        f"{source.name}: lengths of the documents", found, "tokens per document", "documents", scale, ",d"
     )
 
 
@@ -137,8 +137,8 @@ def mixture_chart(plan: RowPlan, drawn: Curves, total: int) -> dict[str, Any]:
             },
             {
                 "data": {"values": stages},
-                "mark": {"type": "text", "align": "left", "baseline": "top", "dx": 4, "fontSize": 11},
-                "encoding": {"x": x, "y": {"value": 3}, "text": {"field": "name"}},
+                "mark": {"type": "text", "align": "left", "baseline": "bottom", "fontSize": 11, "color": "#888888"},
+                "encoding": {"x": x, "y": {"value": -3}, "text": {"field": "name"}},
             },
         ],
     }

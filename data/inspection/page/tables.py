@@ -82,34 +82,56 @@ def files(source: InspectedSource) -> Table:
     return Table(columns=["file", "size"], rows=rows)
 
 
-def losses(source: InspectedSource) -> Table:
-    """What preparation kept, truncated and dropped: numbers of records and of tokens, with their shares."""
-    manifest = source.manifest
-    records, tokens = manifest.get("rows_in"), manifest.get("tokens_in")
-    if not isinstance(records, int) or not isinstance(tokens, int):
-        return Table(columns=[], rows=[])
-    rows = [
-        _part(name, manifest.get(n_records), records, manifest.get(n_tokens), tokens)
-        for name, n_records, n_tokens in (
-            ("in the source", "rows_in", "tokens_in"),
-            ("kept", "examples_kept", "tokens_kept"),
-            ("truncated: the end was removed", "examples_truncated", "tokens_truncated"),
+def losses(sources: Sequence[InspectedSource]) -> Table:
+    """The records and tokens that preparation kept, truncated and dropped, with their shares."""
+    parts = "kept", "truncated", "dropped"
+    columns = ["source", *(text for of in ("records", "tokens") for text in (of, *(f"{of} {part}" for part in parts)))]
+    rows = []
+    for source in sources:
+        manifest = source.manifest
+        records, tokens = manifest.get("rows_in"), manifest.get("tokens_in")
+        if not isinstance(records, int) or not isinstance(tokens, int):
+            rows.append([source.name, *[UNKNOWN] * 8])
+            continue
+        counts = manifest.get("examples_kept"), manifest.get("examples_truncated"), _n_dropped(manifest)
+        of_tokens = (manifest.get(f"tokens_{name}") for name in parts)
+        rows.append(
+            [
+                source.name,
+                f"{records:,}",
+                *(_with_share(count, records) for count in counts),
+                f"{tokens:,}",
+                *(_with_share(count, tokens) for count in of_tokens),
+            ]
         )
-    ]
-    dropped = _counts(manifest.get("dropped"))
-    rows.append(_part("dropped", sum(dropped.values()), records, manifest.get("tokens_dropped"), tokens))
-    rows += [_part(f"dropped: {reason}", count, records, None, tokens) for reason, count in dropped.items()]
-    bad = _counts(manifest.get("bad_rows"))
-    rows += [_part(f"bad row: {kind}", count, records, None, tokens) for kind, count in bad.items()]
-    return Table(columns=["", "records", "share", "tokens", "share"], rows=rows)
+    return Table(columns=columns, rows=rows)
 
 
-def _part(name: str, records: Any, all_records: int, tokens: Any, all_tokens: int) -> list[str]:
-    cells = [name]
-    for count, total in ((records, all_records), (tokens, all_tokens)):
-        is_known = isinstance(count, int)
-        cells += [f"{count:,}", f"{count / total:.2%}" if total else ""] if is_known else ["", ""]
-    return cells
+def _n_dropped(manifest: dict[str, Any]) -> int:
+    return sum(_counts(manifest.get("dropped")).values())
+
+
+def reasons(sources: Sequence[InspectedSource]) -> Table:
+    """The number of records that preparation dropped for each reason, and the number of bad rows of each kind."""
+    rows = []
+    for source in sources:
+        records = source.manifest.get("rows_in")
+        bad = {f"bad row: {kind}": count for kind, count in _counts(source.manifest.get("bad_rows")).items()}
+        for reason, count in (_counts(source.manifest.get("dropped")) | bad).items():
+            if not bad or reason != "bad rows":
+                rows.append([source.name, reason, *_count_and_share(count, records)])
+    return Table(columns=["source", "reason", "records", "share"], rows=rows, left=2)
+
+
+def _with_share(count: Any, total: int) -> str:
+    return " ".join(f"({text})" if n else text for n, text in enumerate(_count_and_share(count, total)) if text)
+
+
+def _count_and_share(count: Any, total: Any) -> list[str]:
+    if not isinstance(count, int):
+        return [UNKNOWN, ""]
+    is_share = isinstance(total, int) and total and count
+    return [f"{count:,}", f"{count / total:.2%}" if is_share else ""]
 
 
 def _counts(value: Any) -> dict[str, int]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.inspection.documents import continues
 from data.inspection.row_text import printable
 from data.loading.rows import Rows
 from data.mds.row import Row
@@ -31,13 +32,14 @@ class Piece:
 class ShownDocument:
     title: str
     pieces: list[Piece]
-    ids: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownRow:
     title: str
     documents: list[ShownDocument]
+    ids: list[str]
+    """The ids of each document."""
     hidden: str
     """States how many tokens are not shown; "" if all are shown."""
 
@@ -51,27 +53,29 @@ def show_row(number: int, rows: Rows, tokenizer: Tokenizer, special: Mapping[int
     padding = rows.max_seq_len - n
     n_documents = f"{len(row.lengths):,} document{'' if len(row.lengths) == 1 else 's'}"
     title = f"row {number:,}: {n_documents}, {n:,} tokens, {n_trained:,} trained, {padding:,} positions of padding"
-    documents = []
+    documents, ids = list[ShownDocument](), list[str]()
     for place, (start, length) in enumerate(zip(starts.tolist(), row.lengths.tolist(), strict=True)):
         if start >= SHOWN_TOKENS:
             break
         shown = slice(start, min(start + length, SHOWN_TOKENS))
         documents.append(
             ShownDocument(
-                title=_title(place, row, trained[start : start + length], rows.end_of_text),
+                title=_title(place, row, trained[start : start + length], rows, number),
                 pieces=[*_pieces(row.tokens[shown], trained[shown], tokenizer, special)],
-                ids=" ".join(map(str, row.tokens[shown].tolist())),
             )
         )
+        ids.append(" ".join(map(str, row.tokens[shown].tolist())))
     hidden = f"{n - SHOWN_TOKENS:,} more tokens of this row are not shown" if n > SHOWN_TOKENS else ""
-    return ShownRow(title=title, documents=documents, hidden=hidden)
+    return ShownRow(title=title, documents=documents, ids=ids, hidden=hidden)
 
 
-def _title(place: int, row: Row, trained: np.ndarray, end_of_text: int | None) -> str:
+def _title(place: int, row: Row, trained: np.ndarray, rows: Rows, number: int) -> str:
     counts = f"{len(trained):,} tokens, {int(np.count_nonzero(trained)):,} trained"
-    is_last = place == len(row.lengths) - 1
-    split = ", continues in the next row" if end_of_text not in (None, row.tokens[-1]) and is_last else ""
-    return f"document {place + 1} of {len(row.lengths):,}: {counts}{split}"
+    if place == 0 and number and continues(rows, rows.read(number - 1)):
+        counts += ", continued from the previous row"
+    if place == len(row.lengths) - 1 and continues(rows, row):
+        counts += ", continues in the next row"
+    return f"document {place + 1} of {len(row.lengths):,}: {counts}"
 
 
 def _pieces(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer, special: Mapping[int, str]) -> Iterator[Piece]:
