@@ -144,6 +144,7 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", args: 
 
 
 def _write_page(config: "TrainConfig", tokenizer: "Tokenizer", args: argparse.Namespace) -> None:
+    from data.base.redaction import redacted
     from data.inspection.page.page import Options, write_page
     from data.inspection.page.source import inspect_source
 
@@ -155,7 +156,7 @@ def _write_page(config: "TrainConfig", tokenizer: "Tokenizer", args: argparse.Na
     ]
     options = Options(
         title=f"Data of {config.run_name or Path(args.config).stem}",
-        config=" ".join((args.config, *args.overrides)),
+        config=redacted(" ".join((args.config, *args.overrides))),
         seed=config.seed,
         n_rows=5 if args.rows is None else args.rows,
         first=args.first,

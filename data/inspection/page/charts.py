@@ -132,7 +132,7 @@ def mixture_chart(plan: RowPlan, drawn: Curves, total: int) -> dict[str, Any]:
             },
             {
                 "data": {"values": stages},
-                "mark": {"type": "rule", "strokeDash": [2, 3], "color": "#888888"},
+                "mark": {"type": "rule", "strokeDash": [4, 3], "color": "#000000", "opacity": 0.6},
                 "encoding": {"x": x},
             },
             {

@@ -131,11 +131,14 @@ def _mixture(plan: Plan, sources: Sequence[InspectedSource]) -> dict[str, Any]:
     total = plan.clock.max_batches
     assert total is not None
     n_rows = {source.name.removeprefix("train").removeprefix("."): source.rows.n_rows for source in sources}
-    is_mixed = total and (len(plan.rows.names) > 1 or len(plan.rows.stages()) > 1)
-    title = "Planned share of the tokens of each stream, without padding; dashed lines: starts of stages"
-    shown = [_chart("mixture", title, charts.mixture_chart(plan.rows, curves(plan.rows, total), total), wide=True)]
+    shown = []
+    if total and (len(plan.rows.names) > 1 or len(plan.rows.stages()) > 1):
+        title = "Planned share of the tokens of each stream, without padding; dashed lines: starts of stages"
+        shown.append(
+            _chart("mixture", title, charts.mixture_chart(plan.rows, curves(plan.rows, total), total), wide=True)
+        )
     return {
-        "charts": shown if is_mixed else [],
+        "charts": shown,
         "streams": tables.use_of_streams(plan.rows, plan.clock, n_rows),
         "stages": tables.stages(plan.rows, plan.clock),
         "batches": total,
