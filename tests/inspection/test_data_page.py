@@ -1,5 +1,6 @@
 """The page about data is self-contained and safe, and its tables contain all of its numbers."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 from data.base.durations import Clock
 from data.config.dataset import DatasetConfig, StreamConfig
 from data.config.loader import DataLoaderConfig, StageConfig
-from data.inspection.page import charts
+from data.inspection.page import charts, tables
 from data.inspection.page.page import Options, Plan, render, write_page
 from data.inspection.page.source import InspectedSource, inspect_source
 from data.inspection.planned_shares import curves
@@ -30,6 +31,17 @@ EXAMPLES = [
     {"prompt": "long", "response": "x" * 300},
     {"prompt": "bad"},
 ]
+
+
+_MEASURE = """<script>
+const once = setInterval(() => {
+  if (document.documentElement.dataset.ready !== "true") return;
+  clearInterval(once);
+  const { scrollWidth, clientWidth } = document.documentElement;
+  document.title = scrollWidth > clientWidth ? `${scrollWidth} pixels` : "no horizontal scroll bar";
+}, 100);
+</script>"""
+"""Stores as title whether the page is wider than the window."""
 
 
 def source(folder: Path, name: str, examples: Sequence[dict], most_rows: int | None = None) -> InspectedSource:
@@ -114,6 +126,18 @@ def test_a_part_of_the_rows_is_read(tmp_path: Path) -> None:
     assert set(shown) <= set(part.numbers)
 
 
+def test_unknown_numbers_of_another_program_s_folder_are_estimated(tmp_path: Path) -> None:
+    part = source(tmp_path, "train", questions(400), most_rows=5)
+    part.rows.mds.manifest = None  # pyright: ignore
+    rows = dataclasses.replace(part.rows, tokens=None, trained_tokens=None)
+    other = dataclasses.replace(part, rows=rows)
+    (cells,) = tables.summary([other]).rows
+    n_rows, survey = rows.n_rows, part.survey
+    assert cells[1:4] == [f"{n_rows:,}", "unknown", f"about {round(survey.tokens * n_rows / 5):,}"]
+    assert cells[5] == f"{survey.tokens / (5 * 200):.1%}"
+    assert set(tables.losses([other]).rows[0][1:]) == {"unknown"}
+
+
 def test_histograms_count_everything_once(sources: list[InspectedSource]) -> None:
     for each in sources:
         lengths, fills = charts.length_bins(each.survey.lengths), charts.fill_bins(each.survey.row_tokens)
@@ -136,12 +160,14 @@ def test_specifications_are_valid_vega_lite_documents(sources: list[InspectedSou
 def test_chromium_draws_every_chart(sources: list[InspectedSource], plan: Plan, tmp_path: Path) -> None:
     file = tmp_path / "data.html"
     write_page(OPTIONS, sources, plan, TOY, file)
-    dom, errors = browse(file, "--dump-dom", "--window-size=1400,1600", at="#theme=dark")
+    html, closed, rest = file.read_text("utf-8").rpartition("</body>")
+    file.write_text(html + _MEASURE + closed + rest, "utf-8")
+    dom, errors = browse(file, "--dump-dom", "--window-size=420,1600", at="#theme=dark")
     assert errors == []
     drawn = dom.partition("<script")[0].split('data-chart="')[1:]
     assert len(drawn) == 7
     assert all("role-mark" in each for each in drawn)
-    assert 'data-ready="true"' in dom
+    assert "<title>no horizontal scroll bar</title>" in dom
 
 
 @pytest.mark.proof
@@ -149,7 +175,7 @@ def test_chromium_draws_every_chart(sources: list[InspectedSource], plan: Plan, 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [420, 1400])
 def test_screenshots(sources: list[InspectedSource], plan: Plan, width: int, theme: str, tmp_path: Path) -> None:
-    """Write screenshots to pytest's folder (--basetemp) for a visual check. The page has no horizontal scroll bar."""
+    """Write screenshots to pytest's folder (--basetemp) for a visual check."""
     from PIL import Image
 
     file, picture = tmp_path / "data.html", tmp_path / "data.png"

@@ -23,7 +23,8 @@ def summary(sources: Sequence[InspectedSource]) -> Table:
     columns = ["source", "rows", "documents", "tokens", "trained", "fill", "characters per token", "files", "size"]
     rows = []
     for source in sources:
-        tokens, trained = _whole(source, "tokens"), _whole(source, "trained_tokens")
+        tokens, about = _whole(source, "tokens")
+        trained, _ = _whole(source, "trained_tokens")
         positions = source.rows.n_rows * source.rows.max_seq_len
         inputs = _inputs(source)
         sizes = [each["bytes"] for each in inputs if isinstance(each.get("bytes"), int)]
@@ -32,9 +33,9 @@ def summary(sources: Sequence[InspectedSource]) -> Table:
                 source.name,
                 f"{source.rows.n_rows:,}",
                 _count(_n_documents(source)),
-                _count(tokens),
-                _count(trained) if not tokens or trained is None else f"{trained:,} ({trained / tokens:.1%})",
-                UNKNOWN if tokens is None else f"{tokens / positions:.1%}",
+                f"{about}{tokens:,}",
+                f"{about}{trained:,} ({trained / max(tokens, 1):.1%})",
+                f"{tokens / max(positions, 1):.1%}",
                 _characters_per_token(source.texts),
                 f"{len(inputs):,}" if inputs else UNKNOWN,
                 format_bytes(sum(sizes)) if sizes else UNKNOWN,
@@ -43,9 +44,13 @@ def summary(sources: Sequence[InspectedSource]) -> Table:
     return Table(columns=columns, rows=rows)
 
 
-def _whole(source: InspectedSource, name: str) -> int | None:
-    """The number of tokens in all rows; None if it is unknown because only some rows were read."""
-    return getattr(source.survey, name) if source.is_complete else getattr(source.rows, name)
+def _whole(source: InspectedSource, name: str) -> tuple[int, str]:
+    """The number of tokens in all rows; and "about " if it is estimated from the rows that were read, because the
+    folder has no manifest."""
+    read, known = getattr(source.survey, name), getattr(source.rows, name)
+    if source.is_complete or known is not None:
+        return (read if source.is_complete else known), ""
+    return round(read * source.rows.n_rows / max(source.survey.n_rows, 1)), "about "
 
 
 def _n_documents(source: InspectedSource) -> int | None:
