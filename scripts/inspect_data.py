@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from train.config.schema import TrainConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a YAML file for train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--max-rows",
         type=int,
         metavar="N",
-        help="maximum number of rows read from each source for its statistics (default: all rows; with --html: the "
-        "number of rows with about 8 million positions)",
+        help="maximum number of rows read from each source for statistics and duplicates (default: all rows; "
+        "with --html: rows with about 8 million positions in total)",
     )
     outputs = parser.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page to this file instead")
@@ -47,7 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     outputs.add_argument("--verify", action="store_true", help="only check the size and hash of every shard")
     parser.add_argument("--rehash", action="store_true", help="hash input files again even if they look unchanged")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
-    args = parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
 
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
@@ -167,7 +171,7 @@ def _write_page(config: "TrainConfig", tokenizer: "Tokenizer", args: argparse.Na
 
 
 def _plan(config: "TrainConfig", rows: "dict[str, Rows]") -> "Plan | str":
-    """The row plan of a new run, or the reason why there is none. The page is useful in both cases."""
+    """The row plan of a new run, or the reason why the rows cannot be planned, which the page then shows."""
     from data.base.errors import ConfigError, DataError
     from data.inspection.page.page import Plan
     from train.planning.run_data import plan_data

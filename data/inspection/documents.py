@@ -20,7 +20,8 @@ class Document:
 
 
 def spread(n_rows: int, most: int) -> Sequence[int]:
-    """The numbers of at most `most` rows, ascending: all rows, or blocks of consecutive rows at even distances."""
+    """The numbers of at most `most` rows, ascending: all rows, or evenly spaced blocks of
+    consecutive rows."""
     if n_rows <= most:
         return range(n_rows)
     n_blocks = min(BLOCKS, most)
@@ -32,7 +33,7 @@ def spread(n_rows: int, most: int) -> Sequence[int]:
 
 def read_documents(rows: Rows, numbers: Iterable[int], visit: Callable[[Row], None]) -> Iterator[Document]:
     """Read the rows with these ascending numbers, call `visit` with each row, and yield the documents of the rows.
-    Documents that are also in rows that are not read are left out."""
+    Documents of which a part is in a row that is not read are left out."""
     previous, begun, pieces = -1, (0, 0), list[np.ndarray]()
     began_before = False  # whether the current document begins in a row that is not read
     for number in numbers:

@@ -26,7 +26,7 @@ _LETTER, _SPACE, _LAST = 1, 2, 0x20000
 
 
 def special_ids(tokenizer: Tokenizer) -> Mapping[int, str]:
-    """The special tokens by their ids."""
+    """The names of the special tokens by their ids. A special token without a name is shown as its id in < >."""
     named = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
     others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, *tokenizer.stop_token_ids)
     return {token_id: f"<{token_id}>" for token_id in others} | named
@@ -101,7 +101,7 @@ class Texts:
         return _first_distinct(order[highest[order] > 0], self.hashes, count)
 
     def medians(self) -> np.ndarray:
-        """[len(STATISTICS)]"""
+        """float64, [len(STATISTICS)]: the median of each statistic."""
         return np.nanmedian(self.values, axis=0)
 
     def deviations(self) -> np.ndarray:

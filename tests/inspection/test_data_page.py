@@ -119,7 +119,7 @@ def test_a_part_of_the_rows_is_read(tmp_path: Path) -> None:
     part = source(tmp_path, "train", questions(400), most_rows=5)
     page = render(OPTIONS, [part], "max_duration is too long", TOY)
     text, n_rows = Elements(page).text, part.rows.n_rows
-    assert f"train: 5 of {n_rows} rows ({5 / n_rows:.1%}), in 5 blocks at even distances" in text
+    assert f"train: 5 of {n_rows} rows ({5 / n_rows:.1%}), in 5 evenly spaced blocks" in text
     assert "cannot be planned: max_duration is too long" in text
     shown = [int(number) for number in re.findall(r"<h4>row (\d+):", page)]
     assert len(shown) == OPTIONS.n_rows

@@ -19,13 +19,13 @@ Bins = list[tuple[float, float, int]]
 
 def length_bins(lengths: np.ndarray) -> Bins:
     """The first and last length of each bin, and its number of documents. `lengths[n]` is the number of documents with
-    n tokens. The bins have equal widths on a logarithmic axis, except that their borders are integers."""
+    n tokens. The bins have equal widths on a logarithmic axis, except that their edges are rounded to integers."""
     present = np.flatnonzero(lengths)
     if not len(present):
         return []
     first, end = max(int(present[0]), 1), int(present[-1]) + 1
-    borders = np.unique(np.rint(np.geomspace(first, end, LENGTH_BINS + 1)).astype(int)).tolist()
-    return [(low, high - 1, int(lengths[low:high].sum())) for low, high in pairwise(borders)]
+    edges = np.unique(np.rint(np.geomspace(first, end, LENGTH_BINS + 1)).astype(int)).tolist()
+    return [(low, high - 1, int(lengths[low:high].sum())) for low, high in pairwise(edges)]
 
 
 def fill_bins(row_tokens: np.ndarray) -> Bins:

@@ -11,8 +11,8 @@ from data.loading.rows import Rows
 from data.tokenization.tokenizer import Tokenizer
 
 DEFAULT_POSITIONS = 8_000_000
-"""Maximum number of positions (rows times max_seq_len) that are read from a source unless another number of rows is
-configured."""
+"""Approximate number of positions (rows times max_seq_len) that are read from a source if the number of rows is not
+limited explicitly."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +42,7 @@ class InspectedSource:
         if self.is_complete:
             return f"all {total:,} rows"
         n_blocks = min(BLOCKS, read)
-        return f"{read:,} of {total:,} rows ({read / total:.1%}), in {n_blocks} blocks at even distances"
+        return f"{read:,} of {total:,} rows ({read / total:.1%}), in {n_blocks} evenly spaced blocks"
 
 
 def inspect_source(
