@@ -12,7 +12,8 @@ BINS = 20
 
 def summary_lines(own: Survey) -> list[str]:
     n, share = own.n_documents, own.trained_tokens / max(own.tokens, 1)
-    counts = f"{own.n_rows:,} rows, {n:,} documents, {own.tokens:,} tokens"
+    read = f"{own.n_rows:,} of {own.n_all_rows:,}" if own.n_rows < own.n_all_rows else f"{own.n_rows:,}"
+    counts = f"{read} rows, {n:,} documents, {own.tokens:,} tokens"
     ends = np.cumsum(own.lengths)
     median, longest = int(np.searchsorted(ends, n / 2)), int(np.searchsorted(ends, n))
     return [

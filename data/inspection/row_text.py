@@ -9,7 +9,13 @@ from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer
 
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters -> printable symbols, so that data cannot control the terminal."""
+"""Control characters -> printable symbols, so that data cannot control the terminal, and HTML contains
+only valid characters."""
+
+
+def printable(text: str) -> str:
+    """The text with printable symbols instead of control characters."""
+    return text.translate(_CONTROLS)
 
 
 def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Text:
@@ -23,7 +29,7 @@ def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Tex
         )
         text.append(f"{title}\n", style="bold cyan")
         for run, is_trained in _runs(ids, mask):
-            words = tokenizer.decode(run.tolist()).translate(_CONTROLS)
+            words = printable(tokenizer.decode(run.tolist()))
             open_mark, close_mark = ("⟦", "⟧") if marks and is_trained else ("", "")
             text.append(f"{open_mark}{words}{close_mark}", style="green" if is_trained else "bright_black")
         text.append("\n")

@@ -1,12 +1,13 @@
-"""Collect statistics of a source by reading each row once."""
+"""Collect statistics of a source by reading all of its rows, or some of them, once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xxhash
 
+from data.inspection.documents import Document, read_documents
 from data.inspection.minhash import HASHES, signature
 from data.loading.rows import Rows
 from data.mds.row import Row
@@ -17,15 +18,19 @@ MOST_COMPARED = 500_000
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Survey:
-    """Statistics of all rows of a source."""
+    """Statistics of the rows of a source that were read."""
 
     name: str
     n_rows: int
+    """Number of rows that were read."""
+    n_all_rows: int
     tokens: int
     trained_tokens: int
     lengths: np.ndarray
     """int64, [at least max_seq_len + 1]: number of documents with each length. A text that was split into several rows
     counts as one document."""
+    row_tokens: np.ndarray
+    """int64, [max_seq_len + 1]: number of rows with each number of tokens."""
     places: np.ndarray
     """int64, [n, 2]: for each compared document, the row in which the document begins, and the document's number in
     this row. The first MOST_COMPARED documents are compared."""
@@ -39,62 +44,61 @@ class Survey:
         return int(self.lengths.sum())
 
 
-def survey_rows(name: str, rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> Survey:
-    """Read every row once. `progress` is applied to the iterable of row numbers. Raises DataError for a damaged row."""
-    counts = _Counts()
+def survey_rows(
+    name: str,
+    rows: Rows,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    *,
+    numbers: Sequence[int] | None = None,
+    visit: Callable[[Document], None] | None = None,
+) -> Survey:
+    """Read the rows with these ascending numbers, or every row, once. `progress` is applied to the iterable of row
+    numbers. `visit` is called with each document. Raises DataError for a damaged row."""
+    numbers = range(rows.n_rows) if numbers is None else numbers
+    counts = _Counts(row_tokens=np.zeros(rows.max_seq_len + 1, dtype=np.int64))
     lengths: Counter[int] = Counter()
     places: list[tuple[int, int]] = []
     hashes: list[int] = []
     signatures: list[np.ndarray] = []
-    for place, ids in _documents(rows, progress, counts):
-        lengths[len(ids)] += 1
+    for document in read_documents(rows, progress(numbers), counts.add):
+        lengths[len(document.ids)] += 1
         if len(places) < MOST_COMPARED:
-            places.append(place)
-            hashes.append(xxhash.xxh3_64_intdigest(ids.astype(np.int32).tobytes()))
-            signatures.append(signature(ids))
+            places.append(document.place)
+            hashes.append(hash_ids(document.ids))
+            signatures.append(signature(document.ids))
+        if visit is not None:
+            visit(document)
     by_length = np.zeros(max([rows.max_seq_len, *lengths]) + 1, dtype=np.int64)
     by_length[list(lengths.keys())] = list(lengths.values())
     return Survey(
         name=name,
-        n_rows=rows.n_rows,
+        n_rows=len(numbers),
+        n_all_rows=rows.n_rows,
         tokens=counts.tokens,
         trained_tokens=counts.trained_tokens,
         lengths=by_length,
+        row_tokens=counts.row_tokens,
         places=np.array(places, dtype=np.int64).reshape(-1, 2),
         hashes=np.array(hashes, dtype=np.uint64),
         signatures=np.array(signatures, dtype=np.uint32).reshape(-1, HASHES),
     )
 
 
-@dataclass
-class _Counts:
-    """Number of tokens read so far."""
+def hash_ids(ids: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(ids.astype(np.int32).tobytes())
 
+
+@dataclass(kw_only=True)
+class _Counts:
+    """Numbers of the rows and tokens read so far."""
+
+    row_tokens: np.ndarray
     tokens: int = 0
     trained_tokens: int = 0
     """The first token of each document in a row is never a label, so this token does not count."""
 
     def add(self, row: Row) -> None:
         starts = np.cumsum(row.lengths) - row.lengths
+        self.row_tokens[len(row.tokens)] += 1
         self.tokens += len(row.tokens)
         self.trained_tokens += int(np.count_nonzero(row.loss_mask)) - int(np.count_nonzero(row.loss_mask[starts]))
-
-
-def _documents(
-    rows: Rows, progress: Callable[[Iterable[int]], Iterable[int]], counts: _Counts
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """The location of each document, as (row, number in the row), and the document's tokens. The parts of split
-    documents are joined."""
-    begun, parts = (0, 0), list[np.ndarray]()
-    for number in progress(range(rows.n_rows)):
-        row = rows.read(number)
-        counts.add(row)
-        for place, (ids, _) in enumerate(row.documents()):
-            begun = begun if parts else (number, place)
-            parts.append(ids)
-            if rows.end_of_text is not None and place == len(row.lengths) - 1 and ids[-1] != rows.end_of_text:
-                continue
-            yield begun, np.concatenate(parts)
-            parts = []
-    if parts:
-        yield begun, np.concatenate(parts)

@@ -16,6 +16,9 @@ import argparse
 import os
 from collections.abc import Sequence
 
+INSPECTED = "yamls/examples/stdlib_pretrain.yaml"
+"""The config of the data that images/data.png shows."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from scripts.dev.example.commands import Commands
-    from scripts.dev.example.figures import draw_figures, picture_report
+    from scripts.dev.example.figures import draw_figures, picture_data, picture_report
     from scripts.dev.example.page import render
     from scripts.dev.example.steps import Settings, run_steps
 
@@ -48,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     draw_figures(settings, figures)
     pictures = args.out.parent / "images"
     pictures.mkdir(exist_ok=True)
-    if not args.short and not picture_report(
-        settings.run("pretrain") / "checkpoints/report.html", pictures / "report.png"
-    ):
-        print("images/report.png was not updated, because Chromium is not installed")
+    if not args.short:
+        report = settings.run("pretrain") / "checkpoints/report.html"
+        pictured = picture_report(report, pictures / "report.png"), picture_data(INSPECTED, pictures / "data.png")
+        if not all(pictured):
+            print("images/report.png and images/data.png were not updated, because Chromium is not installed")
     page = args.out / "python-stdlib.md"
     page.write_text(render(results, settings), encoding="utf-8")
     print(f"wrote {page}")

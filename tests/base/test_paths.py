@@ -65,7 +65,7 @@ ARGUMENTS = {
     "convert_finetuning_dataset": ["--out_root", "--local", "--dataset", "--tokenizer"],
     "convert_text_to_mds": ["--path", "--input_folder"],
     "plan": ["config", "--png", "--gpu"],
-    "inspect_data": ["config", "--png"],
+    "inspect_data": ["config", "--html", "--png"],
     "make_tiny_dbrx": ["--config", "folder"],
     "verify": ["folder", "--composer_path"],
 }

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,13 +19,14 @@ class ToyTokenizer:
     pad_token_id = 257
     stop_token_ids = (256,)
     chat_template = None
+    special_tokens = MappingProxyType({"<eos>": 256, "<pad>": 257})
     fingerprint = "toy-1"
 
     def encode(self, text):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
 
     def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode()
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def save_pretrained(self, folder, max_seq_len):
         raise NotImplementedError

@@ -239,6 +239,26 @@ def test_the_script_shows_rows_lengths_duplicates_and_overlap(run, tmp_path):
     assert (tmp_path / "lengths.png").exists()
 
 
+def test_the_script_reads_at_most_max_rows(run):
+    code, out, _ = run("--rows", "0", "--max-rows", "3")
+    assert code == 0
+    assert "train: 3 of 9 rows, " in out
+
+
+def test_the_script_writes_a_page(run, tmp_path):
+    page = tmp_path / "data.html"
+    code, out, _ = run("--html", str(page), "--rows", "1", "run_name=mine")
+    assert (code, out.splitlines()[-1]) == (0, f"wrote {page}")
+    assert "<title>Data of mine</title>" in page.read_text("utf-8")
+    assert page.read_text("utf-8").count("<article") == 2
+
+
+def test_the_page_is_written_even_if_the_rows_cannot_be_planned(run, tmp_path):
+    page = tmp_path / "data.html"
+    assert run("--html", str(page), "max_duration=10000ba")[0] == 0
+    assert "The rows of this run cannot be planned: train_loader.dataset" in page.read_text("utf-8")
+
+
 def test_the_script_verifies(run, tmp_path):
     assert run("--verify")[0] == 0
     shard = next((tmp_path / "cache").glob("*/shard.*"))
@@ -252,7 +272,9 @@ def test_the_script_verifies(run, tmp_path):
     ("arguments", "message"),
     [
         (["train_loader.dataset.hf_kwargs.data_files=none.jsonl"], "error: train_loader.dataset.hf_kwargs.data_files"),
-        (["--rows", "-1"], "error: --rows is -1 and --first is 0, but neither can be negative"),
+        (["--rows", "-1"], "error: --rows is -1, but it must be at least 0"),
+        (["--max-rows", "0"], "error: --max-rows is 0, but it must be at least 1"),
+        (["--html", "."], "error: --html is '.', which is a folder: specify a file"),
         (
             ["--png", "no/such/folder.png"],
             "error: --png is 'no/such/folder.png', but its folder does not exist or is not writable",

@@ -6,18 +6,18 @@ import math
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.config.loader import EpochsOf
+from data.inspection.planned_shares import curves
 from data.mixing.interleaving import Interleaving, Stage
 from data.mixing.row_plan import RowPlan
 from data.mixing.segments import Segment
 from tests.helpers.curriculum import THREE, TWO, Shape, loader, make, random_stages, sequence, shapes, stage
-from train.planning.run_data import RunData
-from train.planning.tables import curves, stages_table
+from train.planning.tables import stages_table
 
 VERSION_2 = json.loads((Path(__file__).parent / "data_positions_version_2.json").read_text())
 """Plans of the code that wrote version 2: its states, and the streams of the rows from their last segment's first row
@@ -222,7 +222,7 @@ def test_the_picture_has_a_step_where_a_stage_begins_with_another_mix_and_a_slop
         stage("rest", "20ba", {"c": 1.0}, lr_scale={"from": 1.0, "to": 0.5}),
     ]
     plan = make(loader(stages), counted(), 100)
-    drawn = curves(cast(RunData, SimpleNamespace(plan=plan, clock=plan._resolver.clock)))
+    drawn = curves(plan, 100)
     at = {batch: drawn.shares_PS[drawn.batches == batch] for batch in (0, 40, 60, 80, 100)}
     assert at[40] == pytest.approx(np.array([[0.5, 0.5, 0], [0, 1, 0]]))
     assert len(at[80]) == 2

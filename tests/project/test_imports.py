@@ -48,6 +48,7 @@ ORDER = [
     "train.config.reading",
     "train.hf",
     "train.models",
+    "data.inspection.page",
     "data.inspection",
     "data.loading",
     "data.lineage",
@@ -66,6 +67,7 @@ ORDER = [
     "data.examples",
     "data.hub",
     "data.config",
+    "data.pages",
     "data.base",
 ]
 """The order of packages and of modules next to them. A package imports only from those below it."""

@@ -1,18 +1,15 @@
 """Chromium draws every chart of a report, without network and without an error."""
 
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.browser import CHROMIUM, browse, drawn
 from tests.helpers.report_runs import HOSTILE, Shape, write_run
 from train.report.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OFFLINE = ("--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
@@ -39,22 +36,6 @@ const once = setInterval(() => {
 </script>"""
 """Moves the slider to the first measurement, moves the pointer to the middle of the loss, and stores the tooltip as
 title."""
-
-
-def browse(page: Path, *arguments: str, at: str = "") -> tuple[str, list[str]]:
-    """Return Chromium's output and the errors on the page's console. at: #x=...&theme=..."""
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={page.parent / 'chromium'}", "--virtual-time-budget=20000", *OFFLINE, *arguments]
-    done = subprocess.run([*command, f"file://{page}{at}"], capture_output=True, text=True, timeout=180, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-
-
-def drawn(dom: str) -> list[bool]:
-    """Return, for each chart, whether it has marks."""
-    charts = re.split(r'<div class="chart[" ]', dom.partition("<script")[0])[1:]
-    marks = re.compile(r'class="mark-(line|rect|symbol)[^"]* role-mark[^"]*"[^>]*>\s*<path')
-    return [marks.search(chart) is not None for chart in charts]
 
 
 def test_every_chart_is_drawn_and_interactive(tmp_path: Path) -> None:

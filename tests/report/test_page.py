@@ -1,15 +1,14 @@
 """The page is self-contained, safe and small, and also shows its numbers as tables."""
 
-import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.helpers.page_elements import Elements
 from tests.helpers.report_runs import HOSTILE, Shape, write_run
 from train.report import experts
 from train.report.charts import expert_charts, run_charts, stream_charts
@@ -20,37 +19,6 @@ from train.report.reading.run import Run, read_run
 from train.report.timeline import timeline_rows, timeline_spec
 
 MB = 1_000_000
-
-
-class Elements(HTMLParser):
-    """Collects all elements of a page, and its text outside of scripts and styles."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem is None:
-            self.texts.append(data)
-        elif self.found[-1][0] == "script":
-            self.scripts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        return json.loads(self.scripts[-3])
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.found)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,13 @@
 """The plan of a run's data as tables and as a plot: its streams, the part of each stream that is used, and its
 stages."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 
-from data.mixing.row_plan import RowPlan
+from data.inspection.planned_shares import curves
 from train.config.schema import TrainConfig
 from train.planning.run_data import RunData
-
-_POINTS = 400
-"""Approximate number of points in a curve."""
 
 
 def streams_table(run: RunData) -> Table:
@@ -84,50 +78,6 @@ def _arrow(start: str, end: str) -> str:
     return start if start == end else f"{start} → {end}"
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Curves:
-    """The planned shares and lr_scale over the run, as points to connect by lines. At a boundary between two stages,
-    there are two points: the end of the first stage and the start of the second."""
-
-    batches: np.ndarray
-    """float64 [P], ascending. The value n is the start of batch n."""
-    shares_PS: np.ndarray
-    """Each stream's planned share of the tokens."""
-    lr_scale: np.ndarray
-    """[P]"""
-
-
-def curves(run: RunData) -> Curves:
-    """The curves of the whole run."""
-    total = run.clock.max_batches
-    assert total is not None
-    stages = enumerate(run.plan.stages())
-    points = [point for n, (_, first, end) in stages for point in _stage_points(run.plan, n, first, end, total)]
-    batches, shares, scales = zip(*points, strict=True)
-    return Curves(batches=np.array(batches), shares_PS=np.stack(shares), lr_scale=np.array(scales))
-
-
-def _stage_points(
-    plan: RowPlan, number: int, first: int, end: int | None, total: int
-) -> Iterator[tuple[float, np.ndarray, float]]:
-    """Yield batch, shares and lr_scale at the start of the stage, in the middle of some of its batches, and at its
-    end."""
-    stop = total if end is None else min(end, total)
-    if first >= stop:
-        return
-    start, last = plan.start_of(number), plan.end_of(number)
-    yield first, start.tokens, start.lr_scale
-    count = max(_POINTS * (stop - first) // total, 2)
-    for batch in np.unique(np.linspace(first, stop - 1, count).astype(int)).tolist():
-        after = last.lr_scale if batch + 1 == end else plan.lr_scale(batch + 1)
-        # The proportions of a batch are those that are planned for the middle of the batch.
-        yield batch + 0.5, plan.token_shares(batch), (plan.lr_scale(batch) + after) / 2
-    if stop == end:
-        yield stop, last.tokens, last.lr_scale
-    else:
-        yield stop, plan.token_shares(stop - 1), plan.lr_scale(stop)
-
-
 def draw(run: RunData, file: Path) -> None:
     """Plot the planned shares of the streams over the run as stacked areas and, below them, lr_scale. The suffix of the
     file determines the format."""
@@ -136,8 +86,9 @@ def draw(run: RunData, file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    plan, total, drawn = run.plan, run.clock.max_batches, curves(run)
+    plan, total = run.plan, run.clock.max_batches
     assert total is not None
+    drawn = curves(plan, total)
     figure, (mix, scale) = plt.subplots(
         2, 1, figsize=(10, 5.5), layout="constrained", sharex=True, gridspec_kw={"height_ratios": [4, 1]}
     )

@@ -1,18 +1,18 @@
 """Charts as Vega-Lite specifications.
 
-A specification refers to its data as `rows`. train/report/assets/page.js builds the rows from the series, and sets the
-x axis, which the reader can switch between steps, tokens and time.
+A specification refers to its data as `rows`. train/report/assets/report.js builds the rows from the series, and sets
+the x axis, which the reader can switch between steps, tokens and time.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data.pages.palette import COLORS
 from train.report.reading.run import EVAL_LOSS, EVALUATIONS, LOSS, Run
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
-"""Colours that people with colour blindness can distinguish (Okabe and Ito). Each line also has a dash pattern."""
 _DASHES = ([1, 0], [6, 3], [2, 2], [9, 3, 2, 3], [4, 1], [12, 4], [1, 3], [8, 2, 2, 2, 2, 2])
+"""Dash patterns of lines, so that the lines do not differ only in their colours."""
 _TICKS = ".6~g"
 """Format of ticks: enough digits to distinguish the ticks of a flat curve, without trailing zeros."""
 MOST_STREAMS = 12
@@ -169,10 +169,10 @@ def _lines(chart: Chart, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
-    colors: dict[str, Any] = {"value": _COLORS[0]}
+    colors: dict[str, Any] = {"value": COLORS[0]}
     dashes: dict[str, Any] = {"value": _DASHES[0]}
     if labels:
-        colors = {**_label(labels), "scale": {"domain": labels, "range": _cycled(_COLORS, labels)}}
+        colors = {**_label(labels), "scale": {"domain": labels, "range": _cycled(COLORS, labels)}}
         dashes = {**_label(labels), "scale": {"domain": labels, "range": _cycled(_DASHES, labels)}}
     layers = _layers(chart, colors, dashes, [_LINE] if labels else [])
     if chart.stages:
@@ -191,7 +191,7 @@ def _spec(chart: Chart, labels: list[str]) -> dict[str, Any]:
 def _layers(
     chart: Chart, colors: dict[str, Any], dashes: dict[str, Any], line: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the layers of the chart's specification. page.js removes the layers `band` and `points` if no line has a
+    """Return the layers of the chart's specification. report.js removes the layers `band` and `points` if no line has a
     band or points."""
     axis = {"format": chart.format}
     values = {"type": "quantitative", "scale": {"zero": chart.zero}, "axis": axis, "title": None}
@@ -259,7 +259,7 @@ def _cycled(values: Sequence[Any], labels: list[str]) -> list[Any]:
 
 
 X: dict[str, Any] = {"field": "x", "type": "quantitative", "scale": {"zero": False, "nice": False}}
-"""The x axis. page.js adds the title and the format."""
+"""The x axis. report.js adds the title and the format."""
 _LABEL = {"field": "label", "type": "nominal"}
 _LINE = {**_LABEL, "title": "line"}
 _NEAR = {

@@ -1,17 +1,12 @@
 """Write the report page: one HTML file that contains all data of the runs and makes no external requests."""
 
-import datetime
-import json
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data.base.errors import os_errors_named
+from data.pages import page
+from data.pages.table import Table
 from train.report import charts, configs, experts, figures, tables, timeline
-from train.report.library import library
 from train.report.reading.run import Run
 from train.report.reading.thinning import POINTS, chosen, rounded, thin
 
@@ -19,28 +14,11 @@ _ASSETS = Path(__file__).parent / "assets"
 
 
 def write_page(runs: Sequence[Run], output: Path) -> None:
-    """Write the file atomically, so that a reader sees either the old page or the new one. Raises ConfigError if the
-    file cannot be written."""
-    text = render(runs)
-    part = output.with_name(f".part-{uuid.uuid4().hex[:8]}-{output.name}")
-    with os_errors_named(output, "written", hint="specify another file with --output"):
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(output)
-        finally:
-            part.unlink(missing_ok=True)
+    """Write the file atomically. Raises ConfigError if the file cannot be written."""
+    page.write(render(runs), output, hint="specify another file with --output")
 
 
 def render(runs: Sequence[Run]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_ASSETS),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = charts.run_charts(runs)
     sections = [_section(run, number) for number, run in enumerate(runs)]
     payload = {
@@ -49,19 +27,15 @@ def render(runs: Sequence[Run]) -> str:
             each["key"]: each for each in [*shown, *(each for section in sections for each in section["charts"])]
         },
     }
-    return environment.get_template("page.html").render(
-        title=", ".join(run.name for run in runs),
-        several=len(runs) > 1,
-        overview=tables.runs(runs),
-        config_differences=tables.config_differences(runs),
-        shown=shown,
-        sections=sections,
-        written=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-        style=(_ASSETS / "page.css").read_text(encoding="utf-8"),
-        script=(_ASSETS / "page.js").read_text(encoding="utf-8"),
-        library=library(),
-        payload=_json(payload),
-    )
+    values = {
+        "title": ", ".join(run.name for run in runs),
+        "several": len(runs) > 1,
+        "overview": tables.runs(runs),
+        "config_differences": tables.config_differences(runs),
+        "shown": shown,
+        "sections": sections,
+    }
+    return page.render(_ASSETS, "report.html", values, payload)
 
 
 def _section(run: Run, number: int) -> dict[str, Any]:
@@ -96,9 +70,9 @@ def _section(run: Run, number: int) -> dict[str, Any]:
         "evaluations": tables.evaluations(run),
         "data_overview": tables.data_overview(run),
         "data": tables.data(run),
-        "changed": tables.Table(columns=["from step", "key", "was", "is"], rows=[*configs.between_starts(run)], left=4),
-        "from_defaults": tables.Table(columns=["key", "value"], rows=configs.from_defaults(run), left=2),
-        "config": tables.Table(columns=["key", "value"], rows=configs.whole(run), left=2),
+        "changed": Table(columns=["from step", "key", "was", "is"], rows=[*configs.between_starts(run)], left=4),
+        "from_defaults": Table(columns=["key", "value"], rows=configs.from_defaults(run), left=2),
+        "config": Table(columns=["key", "value"], rows=configs.whole(run), left=2),
         "environment": tables.environment(run),
         "versions": tables.versions(run),
         "samples": tables.samples(run),
@@ -128,15 +102,3 @@ def _numbers(run: Run, number: int, shown: Sequence[dict[str, Any]], section: di
         "experts": measured,
         "expertSpecs": experts.expert_specs(measured) if measured else None,
     }
-
-
-def _json(value: Any) -> str:
-    """Return JSON for a script element. The JSON is escaped so that a text with `</script>` cannot end the element."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

@@ -2,13 +2,13 @@
 
 import datetime
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data.base.durations import format_seconds
 from data.base.sizes import format_bytes
+from data.pages.table import Table
 from train.report import configs, timeline
 from train.report.charts import streams_of
 from train.report.experts import LAYER_METRICS, layer_rows
@@ -44,17 +44,6 @@ _SPENT_NAMES = {
     "data": "waiting for data",
     "startup": "starting",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1
-    """Number of text columns. The other columns contain numbers and are right-aligned."""
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
 
 
 def steps(run: Run) -> Table:

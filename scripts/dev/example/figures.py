@@ -1,12 +1,15 @@
-"""The example's figures, drawn from the metrics of its runs, and a picture of the report."""
+"""The example's figures, drawn from the metrics of its runs, and pictures of the report and of the page about the
+data."""
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from scripts.dev.example.commands import ROOT
 from scripts.dev.example.steps import RUNS, STREAMS, Settings
 from train.report.reading.find import find_run
 from train.report.reading.metrics import Metrics, read_metrics
@@ -77,20 +80,40 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 def picture_report(report: Path, picture: Path) -> bool:
     """Write a picture of the main charts of a report with Chromium. Returns False if Chromium is not installed."""
+    shown = ",".join(f'[data-chart="{chart}"]' for chart in SHOWN) + ',[data-experts="load_over_time"]'
+    hidden = f"figure:not(:has({shown})), section:not(:has({shown},dl)), main > section > :is(p.note, details, .scroll)"
+    return _picture(report, picture, f"{hidden}, .timeline", height=1680)
+
+
+def picture_data(config: str, picture: Path) -> bool:
+    """Write a picture of the main parts of the page of scripts/inspect_data.py about a config. Returns False if
+    Chromium is not installed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        page = Path(temporary, "data.html")
+        script = ROOT / "scripts" / "inspect_data.py"
+        subprocess.run([sys.executable, script, config, "--html", page, "--rows", "1"], cwd=ROOT, check=True)
+        hidden = (
+            "main > section:not(#sources, #mixture, #lengths, #rows), #sources > :not(h2, .scroll), "
+            "#mixture > :not(h2, .charts), #lengths > details, #lengths > .charts ~ .charts, "
+            "#rows > p.note, #rows > details ~ details"
+        )
+        return _picture(page, picture, hidden, height=1330)
+
+
+def _picture(page: Path, picture: Path, hidden: str, *, height: int) -> bool:
+    """Write a picture of the page without the elements that the CSS selector `hidden` selects."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False
-    shown = ",".join(f'[data-chart="{chart}"]' for chart in SHOWN) + ',[data-experts="load_over_time"]'
-    hidden = f"figure:not(:has({shown})), section:not(:has({shown},dl)), main > section > :is(p.note, details, .scroll)"
-    style = f"<style>{hidden}, .timeline {{display: none !important}}</style>"
-    html = report.read_text("utf-8").replace("</head>", f"{style}</head>", 1)
+    style = f"<style>{hidden} {{display: none !important}}</style>"
+    html = page.read_text("utf-8").replace("</head>", f"{style}</head>", 1)
     with tempfile.TemporaryDirectory() as temporary:
-        page, raw = Path(temporary, "report.html"), Path(temporary, "report.png")
-        page.write_text(html, encoding="utf-8")
+        file, raw = Path(temporary, "page.html"), Path(temporary, "picture.png")
+        file.write_text(html, encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=20000"]
-        options += [f"--user-data-dir={temporary}/chromium", "--window-size=1200,1680", f"--screenshot={raw}"]
+        options += [f"--user-data-dir={temporary}/chromium", f"--window-size=1200,{height}", f"--screenshot={raw}"]
         offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
-        command = [program, *options, *offline, f"file://{page}#theme=light"]
+        command = [program, *options, *offline, f"file://{file}#theme=light"]
         subprocess.run(command, capture_output=True, timeout=180, check=True)
         _shrink(raw, picture)
     return True

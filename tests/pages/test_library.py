@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import vl_convert
 
-from train.report.library import library
+from data.pages.library import library
 
 ESCAPED = 'a("<\\/script>", "<\\!--", "")'
 
