@@ -2,8 +2,8 @@
 checkpointing, with and without ffn_config.moe_recompute. Also measures the peak memory of the loss, with and without
 chunks.
 
-Bytes are those of the allocated tensors, so they are exact and the same on every machine. On a CPU, CPU time is
-measured, with one thread by default. All policies run in turn in every round.
+Memory is computed from the sizes of the allocated tensors, so the values are exact and the same on every machine. On a
+CPU, CPU time is measured, with one thread by default. All policies run in turn in every round.
 """
 
 import sys

@@ -149,7 +149,7 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
 
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
     """Measure the tokens per second of a loader without workers. The same number of rows is loaded from 1 stream and
-    from 10 streams. Both cases are timed in turn."""
+    from 10 streams. The two cases are timed alternately."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

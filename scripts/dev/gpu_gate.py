@@ -2,7 +2,7 @@
 prints a table: registers per thread / spilled bytes per thread / bytes of shared memory per block.
 
 Fails if there are errors, spills, kernels that need more shared memory than the GPU has, or addresses that overflow at
-2**31 elements. Addresses in MegaBlocks' kernels do overflow, but such sizes raise an error before a launch.
+2**31 elements. Addresses in MegaBlocks' kernels can overflow, but runs with such sizes end with an error.
 """
 
 import sys

@@ -7,7 +7,8 @@
 #   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes too small for meaningful figures
 #
 # Requires torch and transformers. A part that needs a missing package (pytest, Composer, bitsandbytes) is recorded as
-# not run. A part that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
+# not run. A part that fails or takes too long is recorded as failed, and the next part is started. Exits with 1 if a
+# part failed.
 # Environment variables:
 #   PYTHON   the environment's interpreter (default: .venv/bin/python, or else python3)
 #   OUT      folder for gpu_run.json, gpu_run.md and gpu_run.log (default: runs/gpu)

@@ -1,4 +1,4 @@
-"""The example's figures, drawn from the metrics of its runs, and a picture of the report."""
+"""The example's figures, drawn from the metrics of its runs, and a screenshot of the report."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ from train.report.reading.metrics import Metrics, read_metrics
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SHOWN = ("loss", "0-share-0", "0-share-1")
-"""Charts that the picture of the report shows, in addition to the expert loads over time."""
+"""Charts that are included in the screenshot of the report, in addition to the expert loads over time."""
 
 
 def draw_figures(settings: Settings, folder: Path) -> None:
@@ -47,7 +47,7 @@ def _draw_losses(metrics: dict[str, Metrics], file: Path) -> None:
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Return the mean of each value and the values before it, over at most `window` values."""
+    """Return the moving average: for each value, the mean of this value and up to `window - 1` values before it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -76,7 +76,7 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 
 def picture_report(report: Path, picture: Path) -> bool:
-    """Write a picture of the main charts of a report with Chromium. Returns False if Chromium is not installed."""
+    """Use Chromium to write a screenshot of the main charts of a report. Returns False if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False

@@ -25,7 +25,7 @@ from scripts.dev.gpu_run.parts import PARTS, Found, Part
 from scripts.dev.gpu_run.report import markdown
 
 _GRACE = 5.0
-"""Seconds in which a part must end after SIGTERM."""
+"""Maximum number of seconds from SIGTERM to the end of a part."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +72,8 @@ def chosen(names: Sequence[str] | None, *, tiny: bool) -> list[Part]:
 
 
 def preload() -> None:
-    """Import slow modules that several parts use. The parts are forked from this process, which does not use CUDA."""
+    """Import modules that several parts use and that take long to import. The parts are forked from this process, which
+    does not use CUDA."""
     for name in ("transformers.models.dbrx.modeling_dbrx", "scripts.bench.moe", "scripts.bench.model_step"):
         importlib.import_module(name)
 
