@@ -1,8 +1,8 @@
 """Measures the memory and time of training a tiny DBRX on one long row, which contains one document or many documents.
 
 Every measurement runs in a separate process. The reported memory is the peak resident memory of this process, minus the
-peak that it had reached after building the model and running one step on a short row. The memory is linear in the row
-length if it doubles when the length doubles.
+peak that the process had reached after building the model and running one step on a short row. The memory is linear in
+the row length if it doubles when the length doubles.
 """
 
 import sys

@@ -93,7 +93,7 @@ class Variant:
     """Runs the step that `build` returns, in a separate process. The process waits while other variants run."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        # The process is forked, because imports take longer than most steps. This is possible because no GPU is
+        # The process is forked, because imports take longer than most steps. Forking is possible because no GPU is
         # initialized yet.
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()

@@ -20,7 +20,7 @@ from scripts.dev.gate.report import gate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 if all kernels pass, 1 if one fails, 2 if nothing could be compiled."""
+    """Return 0 if all kernels pass, 1 if a kernel fails, and 2 if nothing could be compiled."""
     parser = common.make_parser(__doc__)
     args = parser.parse_args(argv)
     if why := why_not_compiled():

@@ -4,7 +4,7 @@
 #   scripts/dev/gpu_run.sh                       all parts, most important first
 #   scripts/dev/gpu_run.sh --parts moe step      only these parts
 #   scripts/dev/gpu_run.sh --list                list the parts and their time limits
-#   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes too small for meaningful figures
+#   scripts/dev/gpu_run.sh --tiny                test the parts on the CPU, with tiny sizes
 #
 # Requires torch and transformers. A part that needs a missing package (pytest, Composer, bitsandbytes) is recorded as
 # not run. A part that fails or takes too long is recorded as failed, and the next part is started. Exits with 1 if a

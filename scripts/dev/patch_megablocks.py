@@ -42,7 +42,7 @@ PATCHES = (
         replacement="nvcc_flags = [\n",
         fixed=r"nvcc_flags = \[\s*\]",
         places=1,
-        why="torch 2.15's headers require C++20; without a flag, torch sets the standard that it requires (2.7: C++17)",
+        why="torch 2.15's headers require C++20; without this flag, torch selects its own standard (2.7: C++17)",
     ),
 )
 

@@ -52,7 +52,7 @@ def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
     def batch_checkpoint(self: CheckpointSaver, state: "State", logger: "Logger") -> None:
         here = state.timestamp.batch.value == _BATCH
         if here:
-            self.wait()  # until the previous checkpoint is complete
+            self.wait()  # wait until the previous checkpoint is complete
             before()
         try:
             real(self, state, logger)

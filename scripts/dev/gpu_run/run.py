@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report (default: runs/gpu)")
     parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"parts to run: {', '.join(names)}")
     parser.add_argument("--list", action="store_true", help="show the parts and their time limits")
-    parser.add_argument("--tiny", action="store_true", help="run on the CPU, at sizes too small for meaningful figures")
+    parser.add_argument("--tiny", action="store_true", help="test the parts on the CPU, with tiny sizes")
     return parser.parse_args(argv)
 
 
@@ -112,8 +112,8 @@ def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
-    # The part runs in a new session, so that its child processes can be ended with it. Its output is written to the
-    # log.
+    # The part runs in a new session, so that the part and its child processes can be ended together. The output of the
+    # part is written to the log.
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)
