@@ -2,8 +2,8 @@
 layer, and of only the GEMMs.
 
 All variants run in turn in every round, on the same tokens, which are drawn again for each round. Ratios are computed
-per round. On a CPU, the CPU time of a single thread is measured, which other programs hardly affect. On a GPU, CUDA
-events are used.
+per round. On a CPU, the CPU time of a single thread is measured, because other programs hardly affect this time. On a
+GPU, CUDA events are used.
 """
 
 import sys

@@ -3,10 +3,10 @@ weights, a dense model with the same active FLOPs, and only the GEMMs of the ste
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
 training, because variants in the same process would fragment each other's memory. Ratios are computed per round. On a
-CPU, CPU time is measured, which other programs hardly affect, with one thread by default. The lower bound is the time
-of the forward GEMM and the two backward GEMMs of every matrix. For the experts, this time is measured with one GEMM
-over all assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm
-and oneDNN.
+CPU, CPU time is measured, with one thread by default, because other programs hardly affect CPU time. The lower bound is
+the time of the forward GEMM and the two backward GEMMs of every matrix. For the experts, this time is measured with one
+GEMM over all assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of
+torch.mm and oneDNN.
 """
 
 import sys
