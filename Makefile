@@ -1,4 +1,4 @@
-# This requires only Python 3.11 to 3.13, git and make. Everything else is installed into .venv.
+# The targets require only Python 3.11 to 3.13, git and make. Everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # .venv-classic has torch 2.7.0, the version that the metadata of MegaBlocks 0.10.0 requires.
@@ -10,7 +10,8 @@ CORE := $(addprefix tests/,distributed/test_step.py distributed/test_torch_compa
 MINUTE := $(addprefix tests/,config examples loading mixing models optim planning)
 FAST := not proof and not ranks and not subprocess and not slow
 
-# Workers of pytest-xdist. Each uses about one core and 2 GB of memory. The tests of a file run in order on one worker.
+# Number of pytest-xdist workers. Each worker uses about one core and 2 GB of memory. The tests of a file run in order
+# on one worker.
 WORKERS ?= 2
 XDIST := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -23,7 +24,7 @@ help:  ## list the targets
 
 install: .venv/installed  ## install everything into .venv
 
-quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export it, and ask it questions (about 6 minutes)
+quickstart: .venv/installed  ## train a tiny DBRX on the CPU, export the model, and test the export (about 6 minutes)
 	$(BIN)/python scripts/quickstart.py device=cpu
 
 lora: .venv/installed  ## train adapters on a tiny imported DBRX on the CPU, merge and export them (about 2 minutes)
@@ -37,13 +38,13 @@ test: .venv/installed .venv/megablocks .venv/peft .venv/serve  ## run the tests 
 test-minute: .venv/installed  ## run the fast tests of the model, the data order, the config and the planner (1 minute on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST) $(MINUTE)
 
-test-fast: .venv/installed  ## run only the fast tests, without ranks and subprocesses (1.5 minutes on 2 cores)
+test-fast: .venv/installed  ## run only the fast tests, which start no ranks or subprocesses (1.5 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "$(FAST)" $(XDIST)
 
 test-classic: .venv-classic/installed .venv-classic/megablocks  ## run the core tests on torch 2.7 and transformers 4 (2 minutes)
 	.venv-classic/bin/python -m pytest -m "not proof" $(XDIST) $(CORE)
 
-proof: .venv/installed  ## run the long proofs (several hours; a second call resumes them)
+proof: .venv/installed  ## run the long proofs (several hours; run the command again to resume interrupted proofs)
 	$(BIN)/python -m pytest -m proof --timeout 0
 
 verify-exports: .venv/installed  ## check an export with transformers 4.53, 4.57, the locked and the newest version (5 minutes)
@@ -64,7 +65,7 @@ lock: .venv/bin/uv  ## update requirements.lock and requirements-classic.lock fr
 	$(BIN)/uv pip compile pyproject.toml $(COMPILE) -o requirements.lock
 	$(BIN)/uv pip compile --no-config pyproject.toml requirements-classic.in $(COMPILE) -o requirements-classic.lock
 
-clean:  ## remove the environments and caches, but no runs
+clean:  ## remove the environments and caches, but not the runs
 	rm -rf .venv .venv-classic .cache/dropless build *.egg-info .pytest_cache .ruff_cache
 
 # numpy 2.0, the newest version that MegaBlocks' metadata allows, has no wheels for Python 3.13.
@@ -100,7 +101,8 @@ $(ENVIRONMENTS:%=%/megablocks): %/megablocks: %/installed tests/helpers/install_
 	$*/bin/python tests/helpers/install_megablocks_on_cpu.py $@
 	@touch $@
 
-# Additional packages for `transformers serve`, which docs/examples and its test use.
+# Additional packages for `transformers serve`, which is used by the example in docs/examples and by the test of this
+# example.
 .venv/serve: .venv/installed
 	rm -rf $@
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target $@ $(SERVE) || $(BIN)/python -m pip install --no-deps --target $@ $(SERVE)

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     ls = commands.add_parser("ls", help=text, description=text)
     text = "a run's folder or a checkpoint, or its URL in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
     ls.add_argument("folder", type=_place, help=text)
-    ls.add_argument("--json", action="store_true", help="print JSON for programs, with sizes in bytes")
+    ls.add_argument("--json", action="store_true", help="print the list as JSON, with sizes in bytes")
 
     text = "read all files of checkpoints, and compare their hashes with the manifests"
     more = f"{text}. The exit code is 0 if everything that can be verified is correct, and 2 if anything is corrupt."
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "delete older checkpoints, and incomplete files of killed runs"
     more = f"{text}. First, one of the checkpoints to keep is verified. Without --yes, nothing is deleted."
     prune = commands.add_parser("prune", help=text, description=more)
-    prune.add_argument("folder", type=_folder, help="the local folder of a run that is not running")
+    prune.add_argument("folder", type=_folder, help="the local folder of a run that has ended")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N checkpoints")
     prune.add_argument("--keep_every", type=int, metavar="K", help="also keep one of every K saved checkpoints")
     prune.add_argument("--yes", action="store_true", help="delete the files")

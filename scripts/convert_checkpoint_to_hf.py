@@ -1,5 +1,4 @@
-"""Exports a sharded Composer checkpoint to a folder that transformers loads as DBRX, or its adapters to a PEFT
-folder."""
+"""Exports a sharded Composer checkpoint as a Hugging Face DBRX folder, or its adapters as a PEFT folder."""
 
 import sys
 from pathlib import Path
@@ -32,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     args = parser.parse_args(argv)
     if args.adapter == "peft" and (args.verify is not None or args.max_shard_size is not None):
-        parser.error("--adapter peft does not support --verify and --max_shard_size: remove these options")
+        parser.error("--adapter peft does not support --verify or --max_shard_size: remove these options")
 
-    # Check the arguments before torch is imported, which is slow.
+    # Check the arguments before torch is imported, because this import is slow.
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError
     from data.base.paths import refuse_path_arguments

@@ -4,7 +4,8 @@
   evaluate.py runs/mine/hf --tasks arc_easy hellaswag --num_fewshot 5
   evaluate.py runs/mine/hf --tasks my_tasks/                       all tasks in the YAML files of a folder, offline
 
-The results are printed. For an exported folder, they are also saved in its evaluation.json and its model card.
+The results are printed. If the model is an exported folder, the results are also saved in evaluation.json and in the
+model card of this folder.
 """
 
 import sys
@@ -53,14 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="TASK", help="names or YAML files of tasks, or folders of YAML files"
     )
-    parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl of {prompt, response} or {messages}")
+    parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl with {prompt, response} or {messages}")
     converts = "how to convert the records of --exact_match to questions: a registered name, module:function, or "
     converts += "columns such as '{prompt: question, response: answer}'"
     parser.add_argument("--preprocessor", metavar="NAME", help=converts)
     parser.add_argument(
-        "--num_fewshot", type=int, help="examples before each question (default: as the task specifies)"
+        "--num_fewshot", type=int, help="number of examples before each question (default: set by the task)"
     )
-    parser.add_argument("--limit", type=int, help="questions per task (default: all)")
+    parser.add_argument("--limit", type=int, help="maximum number of questions per task (default: all)")
     parser.add_argument("--apply_chat_template", action="store_true", help="format questions of tasks as user messages")
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
@@ -99,7 +100,7 @@ def _check_exported(folder: Path) -> None:
 
     read_kept(folder)
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} is not writable, but the results are saved in this folder: evaluate a copy")
+        raise ConfigError(f"{folder} is not writable, but the results are saved in this folder: evaluate a copy of it")
 
 
 def _read_questions(args: argparse.Namespace) -> "list[Question]":

@@ -1,4 +1,4 @@
-r"""Generates text with an exported Hugging Face folder or a checkpoint, from prompts, a file, or in a conversation.
+r"""Generates text with an exported Hugging Face folder or a checkpoint: for prompts, for a file, or in a conversation.
 
 generate.py runs/dbrx_tiny/hf $'Reverse: kotab\n'
 generate.py runs/dbrx_tiny/hf --file prompts.jsonl --output answers.jsonl --temperature 0.7 --top_p 0.9
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without PROMPT and --file, start a conversation")
     parser.add_argument(
-        "--file", type=Path, help="file of prompts: .jsonl of {prompt} or {messages}, or text with one prompt per line"
+        "--file", type=Path, help="prompts: .jsonl with {prompt} or {messages}, or a text file with one prompt per line"
     )
     parser.add_argument(
         "--chat", action="store_true", help="format each PROMPT as a user message with the chat template"
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     nucleus = "nucleus sampling: sample from the most likely tokens with this cumulative probability"
     parser.add_argument("--top_p", type=float, default=1.0, help=nucleus)
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=16, help="number of prompts per batch (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
@@ -130,7 +130,7 @@ def _check_output(output: Path) -> None:
     from data.base.errors import ConfigError
 
     if output.suffix != ".jsonl":
-        raise ConfigError(f"--output is {str(output)!r}, but the answers are JSON lines: specify a .jsonl file")
+        raise ConfigError(f"--output is {str(output)!r}, but answers are written as JSON lines: specify a .jsonl file")
     if output.exists():
         raise ConfigError(f"--output is {str(output)!r}, which already exists: specify another file")
     if not os.access(output.parent, os.W_OK):

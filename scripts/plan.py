@@ -1,6 +1,6 @@
-"""Predicts what the run of a config needs: parameters, FLOPs, memory, traffic, and disk space for checkpoints. --gpu
-also predicts times, --search looks for faster settings, --simulate measures memory and traffic of the real code, and
---data shows which rows the run will read."""
+"""Predicts the requirements of a run: parameters, FLOPs, memory, traffic, and disk space for checkpoints.
+--gpu also predicts times, --search searches for faster settings, --simulate measures memory and traffic of the real
+code, and --data shows which rows the run will read."""
 
 import sys
 from pathlib import Path
@@ -40,10 +40,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="a YAML file for train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
-    parser.add_argument("--nodes", type=int, help="nodes of the run (default: 1)")
+    parser.add_argument("--nodes", type=int, help="number of nodes (default: 1)")
     parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, otherwise 1)")
     parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
-    parser.add_argument("--search", action="store_true", help="with --gpu: look for faster settings that fit")
+    parser.add_argument("--search", action="store_true", help="with --gpu: search for faster settings")
     parser.add_argument("--simulate", action="store_true", help="simulate a step of one rank without data")
     parser.add_argument(
         "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
@@ -64,7 +64,7 @@ def _plan(args: argparse.Namespace) -> None:
 
     refuse_path_arguments(args, "--png")
     if args.png is not None and not args.data:
-        raise ConfigError("--png needs --data, because it plots the data: add --data")
+        raise ConfigError("--png needs --data, because the plot shows the mixture of the data: add --data")
     if args.search and args.gpu is None:
         raise ConfigError("--search needs --gpu, because times depend on the GPU: add --gpu h100")
     cluster = make_cluster(args.nodes, args.gpus, args.gpu)
@@ -79,7 +79,7 @@ def _plan(args: argparse.Namespace) -> None:
     _print(export_line(config), *search_tables(config, cluster, always=args.search))
     check_fit(config, cluster)
     if args.simulate:
-        # This module is imported here, because it imports torch and Composer.
+        # These modules are imported only here, because they import torch and Composer, which is slow.
         from train.simulation.simulate import simulate
         from train.simulation.tables import simulation_tables
 
@@ -87,7 +87,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _data(config: "TrainConfig", folder: Path | None, picture: Path) -> "Clock":
-    """Show the plan of the run's rows, and return the clock for its durations."""
+    """Show the row plan of the run, and return the clock that converts its durations."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     from data.base.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Trains the tiny DBRX on 2 ranks, exports it, and asks it held-out questions through transformers."""
+"""Trains the tiny DBRX on 2 ranks, exports the model, and tests the export on held-out questions with transformers."""
 
 import sys
 from pathlib import Path

@@ -81,7 +81,7 @@ def measure(folder: Path, n_bytes: int, args: argparse.Namespace) -> dict[str, l
             seconds = time.perf_counter() - began
             shutil.rmtree(folder / f"ep0-ba{number}")
             if variant == "background":
-                inside = inside[:-1]  # the write ended during the last step
+                inside = inside[:-1]  # omit the last step, during which the write ended
                 count = max(len(inside), 20)  # the number of outside steps in the next round
             found[variant].append({"stall": stall, "seconds": seconds, "inside": inside, "outside": outside})
     return found
@@ -183,13 +183,13 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     )
     outside = [median_of(each["outside"], 0) for each in background]
     print(
-        f"{megabytes} MB: {min(counts)} to {max(counts)} steps inside a write of "
-        f"{common.median([each['seconds'] for each in background])} s; a step outside takes "
+        f"{megabytes} MB: {min(counts)} to {max(counts)} steps during a write of "
+        f"{common.median([each['seconds'] for each in background])} s; a step outside a write takes "
         f"{common.median(outside, 1, 1000)} ms"
     )
     print(
-        f"a step inside takes {common.median(slower)} x the time of a step outside ({common.spread(slower)}), and "
-        f"{common.median(slower_cpu)} x its CPU time ({common.spread(slower_cpu)})"
+        f"a step during a write takes {common.median(slower)} x the time of a step outside ({common.spread(slower)}), "
+        f"and {common.median(slower_cpu)} x the CPU time ({common.spread(slower_cpu)})"
     )
     common.show_table(
         [

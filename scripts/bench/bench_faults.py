@@ -1,10 +1,10 @@
 """Injects faults into small real runs and compares the outcomes with the expected outcomes.
 
-Each fault is injected into a separate copy of a run, which is then started as a user would start it. The trained
-weights must be bitwise equal to those of a run without a fault, which is checked by comparing the hashes of the
-exported weights. With --flips N, a random bit in a random checkpoint file is also flipped, N times. The exit code is
-nonzero if an outcome is not as expected. Full disks are simulated with small tmpfs mounts, which require root. Without
-root, these faults are reported as not injected.
+Each fault is injected into a separate copy of a run, which is then started with the same command that a user would run.
+The trained weights must be bitwise equal to those of a run without a fault, which is checked by comparing the hashes of
+the exported weights. With --flips N, a random bit in a random checkpoint file is also flipped, N times. The exit code
+is nonzero if an outcome is not as expected. Full disks are simulated with small tmpfs mounts, which require root.
+Without root, these faults are reported as not injected.
 """
 
 import sys
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="folder for all files (default: the system's temporary folder)")
     args = parser.parse_args(argv)
     if unknown := [text for text in args.only if not any(text in name for name in CASES)]:
-        parser.error(f"no fault has {unknown[0]!r} in its name; valid names are: {', '.join(CASES)}")
+        parser.error(f"no fault name contains {unknown[0]!r}; valid names are: {', '.join(CASES)}")
     return args
 
 

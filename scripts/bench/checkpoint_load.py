@@ -3,11 +3,11 @@ checkpoint.
 
 All variants run in turn on 2 ranks with FSDP2 and read the same files: this project's reader with and without
 verification, and torch's own reader, which fills the same tensors. In each round every variant loads once with the
-files in the page cache, and once after they were dropped from the page cache. The order of the variants changes from
-round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds, and ratios
-are computed per round. Two byte counts are read from /proc/self/io: the bytes that a rank requested, and the bytes that
-were read from the disk. For saving, the writer that computes hashes is compared with torch's own writer; both call
-fsync.
+files in the page cache, and once after the files were dropped from the page cache. The order of the variants changes
+from round to round. The duration of a load is that of its slowest rank. The results are medians over the rounds, and
+ratios are computed per round. Two byte counts are read from /proc/self/io: the bytes that a rank requested, and the
+bytes that were read from the disk. For saving, the writer that computes hashes is compared with torch's own writer;
+both call fsync.
 """
 
 import sys
@@ -93,7 +93,7 @@ def measure_rank(folder: Path, rank: int, port: int, args: argparse.Namespace) -
 
 
 def build(args: argparse.Namespace) -> tuple[Any, Any]:
-    """A DBRX model in FSDP2 units, and an AdamW optimizer whose moments exist."""
+    """Return a DBRX model in FSDP2 units, and an AdamW optimizer whose moments are already allocated."""
     import torch
 
     from train.config.schema import FSDPConfig
@@ -170,7 +170,8 @@ def loader(variant: str, checkpoint: Path, model: Any, optimizer: Any) -> Callab
 
 
 def keep(checkpoint: Path, state: str) -> None:
-    """Read the checkpoint's files into the page cache, or drop them from it. Both ranks wait until this is done."""
+    """Read the checkpoint's files into the page cache, or drop the files from the page cache. Rank 0 does this, while
+    the other rank waits."""
     import torch.distributed as dist
 
     if dist.get_rank() == 0:

@@ -21,8 +21,8 @@ MIB = 2**20
 
 
 def make_parser(description: str | None, **integers: int) -> argparse.ArgumentParser:
-    """Return a parser with --json and an integer flag for each keyword argument, whose value is the flag's default. The
-    function also enables the console output of the measured code."""
+    """Return a parser with --json and an integer flag for each keyword argument. The value of the argument is the
+    default of the flag. The function also enables the console output of the measured code."""
     from data.base.console import show_on_console
 
     show_on_console()

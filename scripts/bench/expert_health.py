@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inside": weighed(inside[VARIANTS[1]], inside[VARIANTS[2]]),
     }
     common.show_table([cells(variant, row, inside.get(variant)) for variant, row in rows.items()])
-    shares = f"{default['of without']:.4f} x the time of without, {default['inside']:.3%} inside"
+    shares = f"{default['of without']:.4f} x the time of `without`; `inside`: {default['inside']:.3%} of a step"
     print(f"  average if expert health is measured in one of {INTERVAL} steps: {shares}")
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
@@ -105,7 +105,7 @@ class Turn(Callback):
         self.measurement.begin(state.batch["input_ids"].shape[0])
 
     def _timed(self, logits_TE: Tensor) -> Tensor:
-        began = common.now("cpu")  # CPU time, even on a GPU: wall-clock time would include waiting
+        began = common.now("cpu")  # CPU time, even on a GPU: wall-clock time would include waiting for the GPU
         squares = self._squares(logits_TE)
         self.inside[self.variant][-1] += common.now("cpu") - began
         return squares
@@ -114,7 +114,7 @@ class Turn(Callback):
         self.measurement.add(state)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        # All variants perform this reduction, because a training step needs it even without expert health.
+        # All variants perform this reduction, because a training step needs the result even without expert health.
         values = self.measurement.reduce([param for _, param in self.named], self.top_k)
         if self.variant == "without":
             return

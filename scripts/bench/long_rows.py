@@ -1,8 +1,8 @@
 """Measures the memory and time of training a tiny DBRX on one long row, which contains one document or many documents.
 
 Every measurement runs in a separate process. The reported memory is the peak resident memory of this process, minus the
-peak that it had reached after building the model and running one step on a short row. The memory is linear in the row
-length if it doubles when the length doubles.
+peak that the process had reached after building the model and running one step on a short row. The memory is linear in
+the row length if it doubles when the length doubles.
 """
 
 import sys
@@ -21,7 +21,7 @@ from typing import Any
 
 from scripts.bench import common
 
-SHORTEST, LONGEST = 32, 480  # tokens per document, if a row contains many
+SHORTEST, LONGEST = 32, 480  # tokens per document, if a row contains many documents
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     lengths = (4096, 8192, 16384, 32768)
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="lengths of the rows in tokens")
     parser.add_argument(
-        "--steps", type=int, default=1, help="steps on the same row; the last one is timed (default: 1)"
+        "--steps", type=int, default=1, help="number of steps on the same row; the last step is timed (default: 1)"
     )
     parser.add_argument("--threads", type=int, default=1, help="torch's number of threads (default: 1)")
     parser.add_argument("--attn_impl", default="auto", help="default: auto")
@@ -70,7 +70,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) -> dict[str, Any]:
     """Train on one row of `length` tokens, and return the measured values. Must be called in a new process, because the
-    peak memory of a process includes everything that it did before."""
+    peak memory of a process includes the memory of everything that the process did before."""
     import torch
 
     torch.set_num_threads(threads)

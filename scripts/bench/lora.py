@@ -4,8 +4,8 @@ step, and the loss.
 
 All variants start from the same model, which was trained on random sequences that follow one permutation of the tokens.
 The sequences on which the variants are trained follow another permutation. All variants run in turn in every round, in
-one process, which is the only rank of FSDP2. Ratios are computed per round. Bytes are those of the allocated tensors.
-On a CPU, CPU time is measured, with one thread by default.
+one process, which is the only rank of FSDP2. Ratios are computed per round. Memory is computed from the sizes of the
+allocated tensors. On a CPU, CPU time is measured, with one thread by default.
 """
 
 import sys

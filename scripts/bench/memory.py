@@ -2,8 +2,8 @@
 checkpointing, with and without ffn_config.moe_recompute. Also measures the peak memory of the loss, with and without
 chunks.
 
-Bytes are those of the allocated tensors, so they are exact and the same on every machine. On a CPU, CPU time is
-measured, with one thread by default. All policies run in turn in every round.
+Memory is computed from the sizes of the allocated tensors, so the values are exact and the same on every machine. On a
+CPU, CPU time is measured, with one thread by default. All policies run in turn in every round.
 """
 
 import sys
@@ -57,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     defaults |= {"rows": 4, "max_seq_len": 512, "rounds": 7, "threads": 1}
     parser = common.make_parser(__doc__, **defaults, loss_tokens=8192, loss_vocab=100352, loss_d_model=64)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--skip_loss", action="store_true", help="skip the loss, which requires 10 GB without chunks")
+    parser.add_argument("--skip_loss", action="store_true", help="omit the loss, which needs 10 GB without chunks")
     return parser.parse_args(argv)
 
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, batch=1024, rounds=7, load_rows=4000, load_batch=32, max_seq_len=2048)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**6, 10**9], help="rows of a run")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**6, 10**9], help="numbers of rows in a run")
     parser.add_argument("--streams", type=int, nargs="+", default=[2, 10, 100])
     return parser.parse_args(argv)
 
@@ -149,7 +149,7 @@ def make(config: DataLoaderConfig, streams: Any, n_batches: int, args: argparse.
 
 def loading(args: argparse.Namespace) -> dict[str, list[float]]:
     """Measure the tokens per second of a loader without workers. The same number of rows is loaded from 1 stream and
-    from 10 streams. Both cases are timed in turn."""
+    from 10 streams. The two cases are timed alternately."""
     with tempfile.TemporaryDirectory() as folder:
         loaders = {str(n): loader(Path(folder) / str(n), n, args) for n in (1, 10)}
         rates: dict[str, list[float]] = {name: [] for name in loaders}

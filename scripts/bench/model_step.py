@@ -80,7 +80,7 @@ def build_variants(args: argparse.Namespace) -> tuple[dict[str, Loss], list[nn.P
 
 def draw_weights(config: ModelConfig, device: str, dtype: torch.dtype) -> dict[str, nn.Parameter]:
     """Draw the weights on the device, which is fast even for a layer of DBRX's width. train.models.init is not used,
-    because it would draw them on the CPU."""
+    because it would draw the weights on the CPU."""
     with torch.device("meta"):
         model = DbrxForCausalLM(config).to(dtype)
     model.to_empty(device=device)

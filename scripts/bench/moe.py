@@ -2,8 +2,8 @@
 layer, and of only the GEMMs.
 
 All variants run in turn in every round, on the same tokens, which are drawn again for each round. Ratios are computed
-per round. On a CPU, the CPU time of a single thread is measured, which other programs hardly affect. On a GPU, CUDA
-events are used.
+per round. On a CPU, the CPU time of a single thread is measured, because other programs hardly affect this time. On a
+GPU, CUDA events are used.
 """
 
 import sys
@@ -45,7 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.rounds < 7:
-        parser.error(f"--rounds is {args.rounds}, but must be at least 7 for a meaningful median")
+        parser.error(f"--rounds is {args.rounds}, but it must be at least 7 for a meaningful median")
     if args.moe_top_k > args.moe_num_experts:
         parser.error(f"--moe_top_k is {args.moe_top_k}, but there are only {args.moe_num_experts} experts")
     return args

@@ -59,8 +59,8 @@ def our_layer(args: argparse.Namespace, moe_impl: str, recompute: bool = False) 
 
 
 def layer_variant(layer: Any, batched: bool = False) -> Variant:
-    """Return a variant that runs forward and backward of a module. The module's first result is [T, D], or [1, T, D] if
-    batched."""
+    """Return a variant that runs the forward and backward passes of a module. The module's first result is [T, D], or
+    [1, T, D] if batched."""
 
     def variant(x: Tensor, dy: Tensor) -> Any:
         x = x.detach().requires_grad_()
@@ -176,8 +176,8 @@ def dense_variant(args: argparse.Namespace) -> Variant:
 
 
 def add_gemms(args: argparse.Namespace, variants: dict[str, Variant]) -> None:
-    """Add variants that run only the nine GEMMs of a layer: once as for a single expert, and once with the assignments
-    split equally over all experts."""
+    """Add variants that run only the nine GEMMs of a layer: one variant with a single expert, and one with the
+    assignments split equally over all experts."""
     A, D, F = args.tokens * args.moe_top_k, args.d_model, args.ffn_hidden_size
     made: Any = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     x, h, w = torch.randn(A, D, **made), torch.randn(A, F, **made), torch.randn(args.moe_num_experts * F, D, **made)

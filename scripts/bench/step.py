@@ -3,10 +3,10 @@ weights, a dense model with the same active FLOPs, and only the GEMMs of the ste
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
 training, because variants in the same process would fragment each other's memory. Ratios are computed per round. On a
-CPU, CPU time is measured, which other programs hardly affect, with one thread by default. The lower bound is the time
-of the forward GEMM and the two backward GEMMs of every matrix. For the experts, it is measured with one GEMM over all
-assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of torch.mm and
-oneDNN.
+CPU, CPU time is measured, with one thread by default, because other programs hardly affect CPU time. The lower bound is
+the time of the forward GEMM and the two backward GEMMs of every matrix. For the experts, this time is measured with one
+GEMM over all assignments and with one GEMM per expert. Two bounds are shown: with torch.mm, and with the faster of
+torch.mm and oneDNN.
 """
 
 import sys
@@ -90,10 +90,10 @@ def builders(args: argparse.Namespace) -> dict[str, Callable[[], Callable[[], di
 
 
 class Variant:
-    """Runs the step that `build` returns, in a separate process, which waits while other variants run."""
+    """Runs the step that `build` returns, in a separate process. The process waits while other variants run."""
 
     def __init__(self, build: Callable[[], Callable[[], Any]]) -> None:
-        # The process is forked, because imports take longer than most steps. This is possible because no GPU is
+        # The process is forked, because imports take longer than most steps. Forking is possible because no GPU is
         # initialized yet.
         context = multiprocessing.get_context("fork")
         self.connection, other = context.Pipe()
@@ -122,8 +122,8 @@ class Variant:
 
 def measure(variants: dict[str, Variant], n_rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each variant and of each lower bound in each round."""
-    # The first steps are a warm-up, which allocates the memory that later steps reuse. The losses of the first step are
-    # also compared.
+    # The first steps are a warm-up, in which the memory is allocated that later steps reuse. The losses of the first
+    # step are also compared.
     firsts = {name: variant.run("step") for name, variant in variants.items()}
     for name, variant in variants.items():
         for _ in range(3 if name != FLOORS else 1):

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = {variant: summarise(times, variant) for variant in VARIANTS}
     common.show_table([cells(variant, row) for variant, row in rows.items()])
     inside = statistics.median(a / b for a, b in zip(turn.inside, times["step check"], strict=True))
-    print(f"  inside the check: {inside:.2%} of a step")
+    print(f"  time inside the check: {inside:.2%} of a step")
     common.write_json(args.json, common.description(args) | {"sides": rows, "inside": inside})
     return 0
 

@@ -2,8 +2,8 @@
 
 The variants run in turn in every round, in one process, with the same model and rows. The ratio is computed per round.
 On a CPU, CPU time is measured, with one thread by default. `inside` is the time spent in the callback and in recording
-the sections that it reads. This value is reliable even if the difference between the variants' step times is smaller
-than the noise.
+the sections that the callback reads. This value is reliable even if the difference between the variants' step times is
+smaller than the noise.
 """
 
 import sys
@@ -67,15 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     )
     milliseconds = 1e3 * statistics.median(turn.inside)
-    print(f"  time with / without: {ratio:.4f}; inside the callback: {milliseconds:.2f} ms, {inside:.3%} of a step")
+    print(f"  step time with / without: {ratio:.4f}; in the callback: {milliseconds:.2f} ms, {inside:.3%} of a step")
     figures = {"seconds": times, "ratio": ratio, "inside_ms": milliseconds, "inside": inside}
     common.write_json(args.json, common.description(args) | figures)
     return 0
 
 
 class Turn(Callback):
-    """In steps of the variant "with", enters the sections of a real step, runs the callback, and records the seconds
-    that both take."""
+    """In steps of the variant "with", enters the sections of a real step, runs the callback, and records how many
+    seconds the sections and the callback take."""
 
     def __init__(self, monitor: Throughput, sections: Sections, device: str) -> None:
         self.monitor, self.sections, self.device, self.variant = monitor, sections, device, VARIANTS[0]

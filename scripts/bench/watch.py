@@ -23,7 +23,7 @@ class Watch(TorchDispatchMode):
         name = str(func.overloadpacket).replace(".", "::")
         if name in _GEMMS:
             tensors = [arg for arg in args if isinstance(arg, Tensor)]
-            a, b = tensors[-2:]  # the first argument of addmm is the summand
+            a, b = tensors[-2:]  # the first argument of addmm is added to the product
             self.gemms += 1
             self.flops += 2 * a.numel() * b.shape[-1]
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}

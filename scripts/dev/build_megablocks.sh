@@ -2,13 +2,13 @@
 # Builds MegaBlocks 0.10.0, grouped_gemm 0.3.0 and stanford-stk 0.7.1 against the torch of an environment.
 #
 #   scripts/dev/build_megablocks.sh            build the wheels in build/megablocks/ and install them
-#   scripts/dev/build_megablocks.sh --check    build, link and load them, but install nothing
+#   scripts/dev/build_megablocks.sh --check    build, link and load the wheels, but install nothing
 #
 # Requires a C++ compiler and nvcc of the CUDA version that torch is built for, but no GPU. See docs/megablocks.md.
 # Environment variables (relative paths are relative to the root of the repository):
 #   PYTHON                 the environment's interpreter (default: .venv/bin/python)
-#   CUDA_HOME              the CUDA toolkit (default: the first toolkit with a suitable nvcc: that of the nvcc in PATH,
-#                          /usr/local/cuda, or the pip packages of the environment)
+#   CUDA_HOME              the CUDA toolkit (default: the first of these that has a suitable nvcc: the toolkit of the
+#                          nvcc in PATH, /usr/local/cuda, and the pip packages of the environment)
 #   TORCH_CUDA_ARCH_LIST   compute capabilities, ;-separated (default: 9.0, for H100 and H200; B200 is 10.0)
 #   MAX_JOBS               number of parallel compiler processes, each of which needs about 3 GiB (default: 2)
 #   OUT                    folder for sources and wheels (default: build/megablocks)
@@ -29,7 +29,8 @@ fail() {
     exit 2
 }
 
-# Prints the release of the CUDA toolkit in a folder, or what is missing. torch's headers need cusparse.h.
+# Prints the release of the CUDA toolkit in a folder, or a description of what is missing. torch's headers need
+# cusparse.h.
 nvcc_release() {
     if [ ! -x "$1/bin/nvcc" ]; then
         echo "no nvcc"
@@ -45,7 +46,7 @@ case "${1:-}" in
     *) fail "unknown argument $1: the only option is --check" ;;
 esac
 
-# The versions and the site-packages folder. Only the last line is read, because the other lines are warnings.
+# Read the versions and the site-packages folder from the last line. The other lines are warnings.
 facts=$("$PYTHON" -c 'import sysconfig, torch; print(torch.__version__, torch.version.cuda, sysconfig.get_path("purelib"))' 2>&1) ||
     fail "$PYTHON cannot import torch (${facts##*$'\n'}): install the environment, or set PYTHON"
 read -r torch cuda site <<<"${facts##*$'\n'}"

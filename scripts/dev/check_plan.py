@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     Console(width=None if sys.stdout.isatty() else 170).print(table)
     worst = max((row["difference"] for row in rows), key=abs)
-    print(f"worst difference of the peak: {worst:+.2%} (bound: {BOUND:.0%})")
+    print(f"largest difference of the peak memory:  {worst:+.2%} (bound: {BOUND:.0%})")
     if args.json is not None:
         args.json.write_text(json.dumps({"seed": args.seed, "worst": worst, "rows": rows}, indent=1) + "\n")
     return int(abs(worst) > BOUND)

@@ -2,7 +2,7 @@
 prints a table: registers per thread / spilled bytes per thread / bytes of shared memory per block.
 
 Fails if there are errors, spills, kernels that need more shared memory than the GPU has, or addresses that overflow at
-2**31 elements. Addresses in MegaBlocks' kernels do overflow, but such sizes raise an error before a launch.
+2**31 elements. Addresses in MegaBlocks' kernels can overflow, but runs with such sizes end with an error.
 """
 
 import sys
@@ -20,7 +20,7 @@ from scripts.dev.gate.report import gate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 if all kernels pass, 1 if one fails, 2 if nothing could be compiled."""
+    """Return 0 if all kernels pass, 1 if a kernel fails, and 2 if nothing could be compiled."""
     parser = common.make_parser(__doc__)
     args = parser.parse_args(argv)
     if why := why_not_compiled():

@@ -4,10 +4,11 @@
 #   scripts/dev/gpu_run.sh                       all parts, most important first
 #   scripts/dev/gpu_run.sh --parts moe step      only these parts
 #   scripts/dev/gpu_run.sh --list                list the parts and their time limits
-#   scripts/dev/gpu_run.sh --tiny                on the CPU, at sizes too small for meaningful figures
+#   scripts/dev/gpu_run.sh --tiny                test the parts on the CPU, with tiny sizes
 #
 # Requires torch and transformers. A part that needs a missing package (pytest, Composer, bitsandbytes) is recorded as
-# not run. A part that fails or takes too long is recorded, and the next one runs. Exits with 1 if a part failed.
+# not run. A part that fails or takes too long is recorded as failed, and the next part is started. Exits with 1 if a
+# part failed.
 # Environment variables:
 #   PYTHON   the environment's interpreter (default: .venv/bin/python, or else python3)
 #   OUT      folder for gpu_run.json, gpu_run.md and gpu_run.log (default: runs/gpu)

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(".cache/stdlib"), help="default: .cache/stdlib")
     parser.add_argument("--modules", type=int, default=0, help="read only the first N modules (default: all)")
     parser.add_argument(
-        "--heldout", type=int, default=0, metavar="N", help="hold out every N-th module (default: 0, none)"
+        "--heldout", type=int, default=0, metavar="N", help="hold out every N-th module (default: 0, which means none)"
     )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def modules() -> Iterator[Path]:
 def _reads(file: Path) -> bool:
     try:
         ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):  # a few files are invalid by design
+    except (SyntaxError, UnicodeDecodeError):  # a few files contain invalid syntax
         return False
     return True
 

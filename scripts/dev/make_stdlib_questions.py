@@ -1,8 +1,9 @@
 """Writes training questions and held-out questions about functions of Python's standard library, as {prompt, response}.
 
-questions.jsonl asks for a function's name, given its docstring, and for its parameters, given its signature.
-kinds.jsonl asks whether a name belongs to a class, a function or a constant. The questions in heldout-*.jsonl are about
-the modules that make_stdlib_data.py --heldout holds out, and only about names that do not occur in training questions.
+The questions in questions.jsonl ask for a function's name, given its docstring, or for its parameters, given its
+signature. The questions in kinds.jsonl ask whether a name belongs to a class, a function or a constant. The questions
+in heldout-*.jsonl are about the modules that make_stdlib_data.py --heldout holds out, and only about names that do not
+occur in training questions.
 """
 
 import sys

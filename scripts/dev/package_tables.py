@@ -1,7 +1,7 @@
 """Writes the tables of docs/architecture.md, which list each package with the first sentence of its docstring.
 
-The order of rows is kept. Packages that are missing from the tables are appended, and packages that no longer exist are
-removed.
+The order of the rows is preserved. Packages that are missing from the tables are appended, and packages that no longer
+exist are removed.
 """
 
 import argparse

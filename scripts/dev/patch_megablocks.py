@@ -19,7 +19,7 @@ from dataclasses import dataclass
 class Patch:
     file: str
     needed: str
-    """A regular expression for the text to replace. The number of its matches is `places`."""
+    """A regular expression for the text to replace, which must match in `places` places."""
     replacement: str
     fixed: str
     """A regular expression that matches in the same number of places after the patch."""
@@ -42,13 +42,14 @@ PATCHES = (
         replacement="nvcc_flags = [\n",
         fixed=r"nvcc_flags = \[\s*\]",
         places=1,
-        why="torch 2.15's headers require C++20; without a flag, torch sets the standard that it requires (2.7: C++17)",
+        why="torch 2.15's headers require C++20; without this flag, torch selects its own standard (2.7: C++17)",
     ),
 )
 
 
 def apply(patch: Patch, folder: Path) -> str:
-    """Patch one file in place and return what was done. Raises ValueError if the file has unexpected content."""
+    """Patch one file in place and return a line that describes the result. Raises ValueError if the file has unexpected
+    content."""
     path = folder / patch.file
     if not path.is_file():
         raise ValueError(f"{path} is missing: unpack {patch.file.split('/')[0]}.tar.gz in {folder}")
@@ -59,7 +60,7 @@ def apply(patch: Patch, folder: Path) -> str:
     if found != patch.places:
         name = patch.file.split("/")[0]
         raise ValueError(
-            f"{path}: expected {patch.places} x /{patch.needed}/, found {found}: this is not {name}; "
+            f"{path}: expected {patch.places} matches of /{patch.needed}/, but found {found}: this is not {name}; "
             f"delete {folder} to unpack it again, or update scripts/dev/patch_megablocks.py for the new version"
         )
     path.write_text(re.sub(patch.needed, patch.replacement, text))

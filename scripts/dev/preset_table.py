@@ -192,8 +192,8 @@ def prediction(config: "TrainConfig", ranks: int) -> Prediction:
 
 
 def smallest(config: "TrainConfig") -> Prediction:
-    """Return the prediction for the smallest power of two of GPUs on which the configuration fits. Raises ValueError if
-    it does not fit on any number of GPUs."""
+    """Return the prediction for the smallest number of GPUs (a power of two) on which the configuration fits. Raises
+    ValueError if the configuration does not fit on any number of GPUs."""
     from data.base.errors import ConfigError
 
     gpu = _cluster(1).gpu

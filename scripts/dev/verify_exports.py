@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     show_on_console()
     args.folder.mkdir(parents=True, exist_ok=True)
-    # The tokenizer of the first run is saved by our code, and that of the second by transformers.
+    # The tokenizer of the first run is saved by our code, and the tokenizer of the second run by transformers.
     write_run(args.folder / "run-fp32")
     write_run(args.folder / "run-bf16", f"{{name: {(args.folder / 'run-fp32' / 'tokenizer').resolve()}}}")
     export_both(args.folder)

@@ -1,8 +1,8 @@
 """Runs the worked example and writes its page: docs/examples/python-stdlib.md, with its figures.
 
 Every command on the page is run, and the page shows its output. Outputs are stored in runs/stdlib-example, so a second
-call runs only the missing steps. To run everything again, remove runs/stdlib-*. This takes about half an hour on 2 busy
-cores.
+call runs only the missing steps. To run everything again, remove runs/stdlib-*. A complete run takes about half an hour
+on 2 busy cores.
 """
 
 import sys

@@ -168,7 +168,7 @@ def test_a_turn_that_leaves_no_room_is_removed(opened):
         (["FOLDER", "--output", "y.jsonl"], "--output is given without prompts"),
         (
             ["FOLDER", "x", "--output", "y.csv"],
-            "--output is 'y.csv', but the answers are JSON lines: specify a .jsonl file",
+            "--output is 'y.csv', but answers are written as JSON lines: specify a .jsonl file",
         ),
         (
             ["FOLDER", "x", "--output", "quickstart/heldout.jsonl"],

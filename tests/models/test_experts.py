@@ -433,4 +433,4 @@ def test_the_bench_measures_every_side(tmp_path: Path, capsys: pytest.CaptureFix
     assert "ours, torch, recompute" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         bench.main(["--rounds", "3"])
-    assert "--rounds is 3, but must be at least 7" in capsys.readouterr().err
+    assert "--rounds is 3, but it must be at least 7" in capsys.readouterr().err

@@ -154,7 +154,7 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # The folder that remains if a run of an earlier version is killed: earlier versions wrote torch's index file
+        # Create the folder that a killed run of an earlier version leaves: earlier versions wrote torch's index file
         # last.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")

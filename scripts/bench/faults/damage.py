@@ -103,7 +103,7 @@ def plant_in_item(checkpoint: Path, path: Iterable[Any], canary: Path) -> None:
 
 
 def write_planted_file(file: Path, canary: Path) -> None:
-    """Write a checkpoint that is a single file, as earlier versions did."""
+    """Write a checkpoint as a single file, in the format of earlier versions."""
     import torch
 
     torch.save({"state": {"model": {"model.x": torch.zeros(2)}, "callbacks": Payload(canary)}, "rng": []}, file)

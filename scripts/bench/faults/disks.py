@@ -52,7 +52,7 @@ def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
     def batch_checkpoint(self: CheckpointSaver, state: "State", logger: "Logger") -> None:
         here = state.timestamp.batch.value == _BATCH
         if here:
-            self.wait()  # until the previous checkpoint is complete
+            self.wait()  # wait until the previous checkpoint is complete
             before()
         try:
             real(self, state, logger)
@@ -212,8 +212,7 @@ _SAVES: Mapping[str, tuple[Hook, str, bool]] = {
     "disk read-only during a save": (lambda disk: partial(_read_only, disk), "Read-only", True),
     "file-size limit during a save": (lambda disk: _limited, "a file of this size", False),
 }
-"""For each fault: the hook, the text of the reason that the output must contain, and whether the fault needs a mounted
-disk."""
+"""For each fault: the hook, the error text that the output must contain, and whether the fault needs a mounted disk."""
 
 CASES: Mapping[str, Case] = {
     case.name: case

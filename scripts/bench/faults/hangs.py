@@ -20,7 +20,8 @@ _MESSAGE = "the fault of rank 1"
 
 
 def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab) -> Iterator[str]:
-    """code: the expected exit code of the ranks that are not killed."""
+    """Run with a fault that stops or kills a process, then resume the run. `code` is the expected exit code of the
+    ranks that are not killed."""
     run = lab.new() / "run"
     overrides = () if code == _HUNG else ("train_loader.num_workers=1",)
     ended = lab.resume(run, _DEADLINES, *overrides, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)
@@ -34,7 +35,7 @@ def _hang(hook: Callable[[], None], names: tuple[str, ...], code: int, lab: Lab)
 
 
 def _failed(ended: Ended, code: int) -> str | None:
-    """Return None if the run failed on all ranks in time, otherwise a description of what is wrong."""
+    """Return None if the run failed on all ranks in time, otherwise a description of the unexpected outcome."""
     if ended.code is None:
         return "did not end"
     if ended.code == 0:
@@ -47,7 +48,7 @@ def _failed(ended: Ended, code: int) -> str | None:
 
 
 def _raises(error: Exception, code: int, lab: Lab) -> Iterator[str]:
-    """Only rank 1 raises the error."""
+    """Run with an error that only rank 1 raises, then resume the run without the error."""
     run = lab.new() / "run"
     hook = partial(in_batch, [1], partial(fail, error))
     ended = lab.resume(run, _DEADLINES, ranks=_RANKS, hook=hook, others_seconds=_WITHIN)

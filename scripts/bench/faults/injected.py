@@ -70,7 +70,7 @@ def bad_gradient(ranks: Collection[int], value: float) -> None:
 
 
 def one_expert() -> None:
-    """In every layer, make one expert one of the top_k experts of every token."""
+    """In every layer, assign every token to the first expert, in addition to its other top_k - 1 experts."""
     from train.models.moe import Router
 
     real = Router.forward

@@ -38,8 +38,8 @@ def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 
 def _stopped(ended: Ended, *names: str) -> str | None:
-    """Return None if the run stopped on all ranks and its output contains all names, otherwise a description of what is
-    wrong."""
+    """Return None if the run stopped on all ranks and its output contains all names, otherwise a description of the
+    unexpected outcome."""
     if ended.code is None or ended.crashed:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:
@@ -74,7 +74,7 @@ def _is_finite(lab: Lab, run_folder: Path) -> bool:
 
 
 def _lr(policy: str, lab: Lab) -> Iterator[str]:
-    """Train with a learning rate that is too high to train any model."""
+    """Train with a learning rate that is too high for training to converge."""
     run_folder = lab.new() / "run"
     ended = lab.resume(run_folder, "optimizer.lr=1e6", f"on_nonfinite={policy}", ranks=_RANKS)
     if policy == "stop":

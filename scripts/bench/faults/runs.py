@@ -16,7 +16,7 @@ import yaml
 from scripts.bench.faults.processes import OTHERS_SECONDS, Ended, run
 
 SAVED, LAST = (2, 4, 6), 8
-"""A run has checkpoints after the batches in SAVED. When it is resumed, it trains until batch LAST."""
+"""A run has checkpoints after the batches in SAVED. A resumed run trains until batch LAST."""
 
 _WORDS = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "haven")
 

@@ -136,7 +136,7 @@ def _quoted(word: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text without colours, progress bars and paths of this machine."""
+    """Return the text without colors, progress bars, and paths of this machine."""
     text = _ANSI.sub("", text).replace(f"{ROOT}/", "").replace(str(Path.home()), "~")
     lines = [line.rpartition("\r")[2].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
     return "\n".join(lines)

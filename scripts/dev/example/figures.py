@@ -1,4 +1,4 @@
-"""The example's figures, drawn from the metrics of its runs, and pictures of the report and of the page about the
+"""The example's figures, drawn from the metrics of its runs, and screenshots of the report and of the page about the
 data."""
 
 import shutil
@@ -17,7 +17,7 @@ from train.report.reading.metrics import Metrics, read_metrics
 COLORS = ("#0072B2", "#D55E00", "#009E73")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 SHOWN = ("loss", "0-share-0", "0-share-1")
-"""Charts that the picture of the report shows, in addition to the expert loads over time."""
+"""Charts that are included in the screenshot of the report, in addition to the expert loads over time."""
 
 
 def draw_figures(settings: Settings, folder: Path) -> None:
@@ -50,7 +50,7 @@ def _draw_losses(metrics: dict[str, Metrics], file: Path) -> None:
 
 
 def _smooth(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Return the mean of each value and the values before it, over at most `window` values."""
+    """Return the moving average: for each value, the mean of this value and up to `window - 1` values before it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -79,15 +79,15 @@ def _draw_experts(metrics: Metrics, file: Path) -> None:
 
 
 def picture_report(report: Path, picture: Path) -> bool:
-    """Write a picture of the main charts of a report with Chromium. Returns False if Chromium is not installed."""
+    """Use Chromium to write a screenshot of the main charts of a report. Returns False if Chromium is not installed."""
     shown = ",".join(f'[data-chart="{chart}"]' for chart in SHOWN) + ',[data-experts="load_over_time"]'
     hidden = f"figure:not(:has({shown})), section:not(:has({shown},dl)), main > section > :is(p.note, details, .scroll)"
     return _picture(report, picture, f"{hidden}, .timeline", height=1680)
 
 
 def picture_data(config: str, picture: Path) -> bool:
-    """Write a picture of the main parts of the page of scripts/inspect_data.py about a config. Returns False if
-    Chromium is not installed."""
+    """Use Chromium to write a screenshot of the main parts of the page that scripts/inspect_data.py writes about a
+    config. Returns False if Chromium is not installed."""
     with tempfile.TemporaryDirectory() as temporary:
         page = Path(temporary, "data.html")
         script = ROOT / "scripts" / "inspect_data.py"
@@ -101,7 +101,7 @@ def picture_data(config: str, picture: Path) -> bool:
 
 
 def _picture(page: Path, picture: Path, hidden: str, *, height: int) -> bool:
-    """Write a picture of the page without the elements that the CSS selector `hidden` selects."""
+    """Write a screenshot of the page without the elements that the CSS selector `hidden` selects."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False

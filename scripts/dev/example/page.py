@@ -72,7 +72,7 @@ def _matching(found: list[str], pattern: str, start: int) -> int:
 
 
 def console(output: Output, first: str | None = None, last: str | None = None) -> str:
-    """Return a fenced block with the command and these lines of its output."""
+    """Return a fenced block with the command and the lines of its output that `lines` selects."""
     shown = "\n".join(lines(output, first, last)).strip("\n")
     return f"```console\n$ {output.command}\n{shown}\n```"
 

@@ -10,15 +10,15 @@ from pathlib import Path
 Question = dict[str, str]
 
 MAX_PROMPT = 120
-"""Maximum number of characters. Longer docstrings and signatures are skipped, so that a short row holds several
-questions."""
+"""Maximum number of characters of a prompt. Questions with longer prompts are omitted, so that a short row can contain
+several questions."""
 HELDOUT_OF_EACH = 100
 SEED = 17
 
 
 @dataclass(frozen=True)
 class Function:
-    """A public function or method, as its source defines it."""
+    """A public function or method, as defined in the source file."""
 
     name: str
     parameters: tuple[str, ...]
@@ -44,8 +44,8 @@ def functions(source: str) -> Iterator[Function]:
 
 
 def name_questions(source: str) -> Iterator[Question]:
-    """Ask for the name of a function, given the first line of its docstring. Lines that contain the name are
-    skipped."""
+    """Yield questions that ask for the name of a function, given the first line of its docstring. Functions whose name
+    occurs in this line are skipped."""
     for function in functions(source):
         contained = function.name.lower() in function.summary.lower()
         if len(function.summary) >= 15 and not contained:
@@ -53,15 +53,16 @@ def name_questions(source: str) -> Iterator[Question]:
 
 
 def parameters_questions(source: str) -> Iterator[Question]:
-    """Ask for the parameters of a function, given its signature. Functions with fewer than two parameters are
-    skipped."""
+    """Yield questions that ask for the parameters of a function, given its signature. Functions with fewer than two
+    parameters are skipped."""
     for function in functions(source):
         if len(function.parameters) >= 2:
             yield _question("Parameters", function.signature, ", ".join(function.parameters), about=function.name)
 
 
 def kind_questions(source: str) -> Iterator[Question]:
-    """Ask whether a name belongs to a class, a function or a constant. Only a quarter of the functions are used."""
+    """Yield questions that ask whether a name belongs to a class, a function or a constant. Only a quarter of the
+    functions are used."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):

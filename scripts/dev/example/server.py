@@ -20,7 +20,8 @@ START_SECONDS = 120
 
 @contextmanager
 def serving(commands: Commands, folder: Path, port: int) -> Iterator[tuple[str, str]]:
-    """Start a server for the folder. Yields its command and URL. The server is stopped when the context ends.
+    """Start a server for the folder. Yields the command and the URL of the server. The server is stopped when
+    the context ends.
 
     Raises ConfigError if the packages of the server are not installed, or if the server does not start.
     """
@@ -57,8 +58,7 @@ def get(address: str | urllib.request.Request) -> dict[str, Any]:
 
 
 def completion_request(folder: Path, prompt: str) -> str:
-    """Return the JSON of a request to complete a prompt. Decoding is greedy, because of the exported
-    generation_config.json."""
+    """Return the JSON of a request to complete a prompt. The exported generation config selects greedy decoding."""
     return json.dumps({"model": str(folder), "prompt": prompt, "max_tokens": 40})
 
 

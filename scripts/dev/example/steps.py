@@ -13,7 +13,7 @@ STREAMS = ("code", "docstrings", "comments")
 KINDS = ("name", "parameters", "kind")
 RUNS = ("pretrain", "finetune", "lora")
 EVALUATED = {"pretrain": ("name", "parameters"), "finetune": KINDS, "lora": KINDS}
-"""The kinds of held-out questions that the model of each run is asked."""
+"""For each run, the kinds of held-out questions with which the model is evaluated."""
 SHORT_EVALUATED = {"pretrain": (), "finetune": ("parameters",), "lora": ("kind",)}
 TASK = """\
 task: heldout_STREAM
@@ -38,7 +38,7 @@ class Settings:
     figures: Path = Path("docs/examples/python-stdlib")
     port: int = 8000
     short: bool = False
-    """Whether to use a few batches of little data on one rank, which tests the steps but not the model."""
+    """Whether to train for a few batches only, on one rank and little data, to test the steps but not the model."""
 
     def run(self, name: str) -> Path:
         return self.runs / f"stdlib-{name}"
@@ -135,14 +135,14 @@ def _other_data(settings: Settings, name: str) -> list[str]:
 def _export(settings: Settings, name: str) -> list[str]:
     words = ["python", "scripts/convert_checkpoint_to_hf.py", "--composer_path", f"{settings.run(name)}/checkpoints"]
     words += ["--hf_output_path", str(settings.model(name))]
-    # A short run verifies only the last export, which contains the weights of all runs.
+    # In a short run, only the last export is verified. Its weights are the result of all three runs.
     return [*words, "--no-verify"] if settings.short and name != RUNS[-1] else words
 
 
 def _evaluate(
     commands: Commands, settings: Settings, outputs: dict[str, Output], step: str, name: str, *words: str
 ) -> dict[str, Any]:
-    """Evaluate a run's model. Returns the results in its folder's evaluation.json."""
+    """Evaluate the exported model of a run. Returns the contents of evaluation.json in the exported folder."""
     short = ["--limit", "2"] if settings.short else []
     outputs[step] = commands.run(step, "python", "scripts/evaluate.py", str(settings.model(name)), *words, *short)
     return json.loads((ROOT / settings.model(name) / "evaluation.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Compiles a launch for a GPU, without the GPU, and returns its registers, spills and shared memory."""
+"""Compiles the kernel of a launch for a GPU, without a GPU, and returns its registers, spills and shared memory."""
 
 import re
 import subprocess
@@ -52,7 +52,7 @@ def why_not_compiled() -> str | None:
 
 
 def compile_launch(launch: Launch, capability: int) -> Compiled:
-    """Compile a launch. Errors of Triton and ptxas are raised unchanged."""
+    """Compile the kernel of a launch. Errors of Triton and ptxas are raised unchanged."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

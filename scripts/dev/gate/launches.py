@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 GLU = "train/models/experts/glu_triton.py"
 MEGABLOCKS = "megablocks/backend/kernels.py"
 KERNELS = {GLU: {"_glu_kernel", "_glu_backward_kernel", "_combine_kernel"}, MEGABLOCKS: {"_padded_copy"}}
-"""The checked kernels by file: all kernels of this repository, and the MegaBlocks kernels that it launches."""
+"""The checked kernels by file: all kernels of this repository, and the MegaBlocks kernels that Dropless launches."""
 
 D_MODEL, FFN_HIDDEN_SIZE, EXPERTS, TOP_K = 6144, 10752, 16, 4
 _FEW, _MANY = 64, 2**31 // FFN_HIDDEN_SIZE + 1
@@ -42,9 +42,9 @@ class Launch(NamedTuple):
     """The type of each parameter, as in ASTSource: *bf16, i64, constexpr."""
     constants: dict[str, Any]
     aligned: tuple[int, ...]
-    """Indices of the parameters that are divisible by 16. This includes the addresses of all tensors."""
+    """Indices of the parameters whose values are divisible by 16. The addresses of all tensors are divisible by 16."""
     options: dict[str, int]
-    """num_warps and similar options."""
+    """Compile options, such as num_warps."""
 
     @property
     def variant(self) -> str:
@@ -81,9 +81,9 @@ def kernels_of_packages() -> dict[str, set[str]]:
 
 
 def megablocks_kernels() -> Path:
-    """Return MegaBlocks' file of kernels, from the installed package or the copy for the tests.
+    """Return the path of the file with MegaBlocks' kernels, in the installed package or in the copy for the tests.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError if MegaBlocks is not installed.
     """
     spec = importlib.util.find_spec("megablocks")
     folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
@@ -96,7 +96,7 @@ def megablocks_kernels() -> Path:
 
 
 def our_launches(dtype: torch.dtype) -> list[Launch]:
-    """Return all launches of the kernels of glu_triton.py that a step can make."""
+    """Return all launches of the kernels in glu_triton.py that can occur in a step."""
     module = importlib.import_module("train.models.experts.glu_triton")
     with _recorded(module, GLU) as launches:
         for tokens in (_FEW, _MANY):
@@ -105,7 +105,7 @@ def our_launches(dtype: torch.dtype) -> list[Launch]:
         weights = torch.empty(_FEW, dtype=dtype, device="meta")
         h1, h2, act, dh2 = (torch.empty(_FEW, FFN_HIDDEN_SIZE, dtype=dtype, device="meta") for _ in range(4))
         module.fused_glu_backward(act, h1, h2, weights, dh2, act, weights)
-        # With expert parallelism, each received row has one expert.
+        # With expert parallelism, each received row is assigned to one expert.
         for experts_a_token in (TOP_K, 1):
             slots = torch.empty(_FEW // experts_a_token, experts_a_token, dtype=torch.int64, device="meta")
             y = torch.empty(_FEW, D_MODEL, dtype=dtype, device="meta")
@@ -115,7 +115,7 @@ def our_launches(dtype: torch.dtype) -> list[Launch]:
 
 
 def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
-    """Return all launches of MegaBlocks' kernels that a step can make, for each configuration of the autotuner.
+    """Return all launches of MegaBlocks' kernels that can occur in a step, for each configuration of the autotuner.
 
     Raises FileNotFoundError if MegaBlocks is not installed.
     """
@@ -124,7 +124,7 @@ def megablocks_launches(dtype: torch.dtype) -> list[Launch]:
 
     module = _loaded(megablocks_kernels())
     with _recorded(module, MEGABLOCKS) as launches:
-        # With expert parallelism, each received row has one expert.
+        # With expert parallelism, each received row is assigned to one expert.
         for experts_a_token in (TOP_K, 1):
             experts_TK = torch.arange(_FEW).remainder(EXPERTS).view(-1, experts_a_token)
             grouped = MegaBlocks(assign(experts_TK, EXPERTS), library=(module, None))

@@ -12,7 +12,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 
 class Row(NamedTuple):
-    """One kind of launch in all configurations that its autotuner tries."""
+    """One kind of launch, in all configurations that the autotuner of its kernel tries."""
 
     kernel: str
     variant: str

@@ -21,8 +21,8 @@ from train.models.experts.assignment import assign
 from train.models.experts.experts import MOE_IMPLS, resolve_moe_impl
 
 BOUNDS = {torch.bfloat16: 3e-2, torch.float32: 1e-4}
-"""Relative bounds. bf16 has 8 bits: each rounding changes a result by up to 0.4%, and gradients are rounded
-repeatedly."""
+"""Relative bounds. bf16 has 8 bits of precision: each rounding changes a result by up to 0.4%, and gradients are
+rounded repeatedly."""
 Compute = Callable[..., Tensor]
 
 

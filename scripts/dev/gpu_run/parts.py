@@ -20,7 +20,7 @@ class Found:
     """Tables by title. A row is a mapping from column to cell."""
     notes: list[str] = field(default_factory=list)
     figures: Any = None
-    """All measured values, only for the JSON file."""
+    """All measured values, which are written only to the JSON file."""
     failure: str = ""
     """The reason why the part failed; empty if the part passed."""
 
@@ -82,7 +82,7 @@ def moe(tiny: bool) -> Found:
     sizes = {"tokens": 32, "d_model": 16, "ffn_hidden_size": 8, "rounds": 7, "warmup": 0}
     report = _bench(moe.main, sizes if tiny else {"rounds": 7, "warmup": 2}, device=_device(tiny).type)
     rows = [moe.cells(name, row) for name, row in report["sides"].items()]
-    return Found({"A MoE layer, forward and backward": rows}, report["notes"], report)
+    return Found({"An MoE layer, forward and backward": rows}, report["notes"], report)
 
 
 def step(tiny: bool) -> Found:
@@ -128,7 +128,7 @@ PARTS = (
     Part("environment", "versions, compiler, Triton's first launch", 40, environment),
     Part("tests", "the model tests that use a GPU", 150, model_tests, needs=("pytest",)),
     Part("parity", "each moe_impl and attn_impl in bf16 and fp32", 90, parity),
-    Part("moe", "a MoE layer of DBRX's width", 110, moe),
+    Part("moe", "an MoE layer of DBRX's width", 110, moe),
     Part("step", "a training step at DBRX's width", 110, step),
     Part("memory", "the measured and the planned memory of a step", 90, memory),
     Part("composer", "a training step under Composer", 70, composer_step, needs=("composer", "omegaconf"), tiny=False),

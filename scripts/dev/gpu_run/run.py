@@ -25,7 +25,7 @@ from scripts.dev.gpu_run.parts import PARTS, Found, Part
 from scripts.dev.gpu_run.report import markdown
 
 _GRACE = 5.0
-"""Seconds in which a part must end after SIGTERM."""
+"""Maximum number of seconds from SIGTERM to the end of a part."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the report (default: runs/gpu)")
     parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"parts to run: {', '.join(names)}")
     parser.add_argument("--list", action="store_true", help="show the parts and their time limits")
-    parser.add_argument("--tiny", action="store_true", help="run on the CPU, at sizes too small for meaningful figures")
+    parser.add_argument("--tiny", action="store_true", help="test the parts on the CPU, with tiny sizes")
     return parser.parse_args(argv)
 
 
@@ -72,7 +72,8 @@ def chosen(names: Sequence[str] | None, *, tiny: bool) -> list[Part]:
 
 
 def preload() -> None:
-    """Import slow modules that several parts use. The parts are forked from this process, which does not use CUDA."""
+    """Import modules that several parts use and that take long to import. The parts are forked from this process, which
+    does not use CUDA."""
     for name in ("transformers.models.dbrx.modeling_dbrx", "scripts.bench.moe", "scripts.bench.model_step"):
         importlib.import_module(name)
 
@@ -111,8 +112,8 @@ def run_part(part: Part, log: int, *, tiny: bool) -> dict[str, Any]:
 
 
 def _in_child(part: Part, file: Path, log: int, tiny: bool) -> None:
-    # The part runs in a new session, so that its child processes can be ended with it. Its output is written to the
-    # log.
+    # The part runs in a new session, so that the part and its child processes can be ended together. The output of the
+    # part is written to the log.
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)
