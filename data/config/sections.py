@@ -97,7 +97,7 @@ def raise_defects(defects: Iterable[Defect]) -> None:
 
 
 def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """A section with only these values. Reading any other field raises Unavailable."""
+    """Return a section that contains only these values. Reading any other field of the section raises Unavailable."""
     section = object.__new__(_partial_class(cls))
     vars(section).update(values)
     return section

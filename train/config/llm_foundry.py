@@ -47,7 +47,9 @@ RULES: dict[str, Rule] = {
     ),
     "*.trust_remote_code": Rule(accepts=(False,), hint="code from the hub is never executed: remove the key"),
     "*.use_auth_token": Rule(hint="remove the key, because the token is only read from HF_TOKEN in the environment"),
-    "global_seed": Rule(hint="use seed, or define it under variables: and refer to it as ${variables.global_seed}"),
+    "global_seed": Rule(
+        hint="use seed, or define global_seed under variables and refer to it as ${variables.global_seed}"
+    ),
     "expandable_segments": Rule(
         accepts=(False,), hint="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
     ),
@@ -205,7 +207,8 @@ def instead_of(path: str, value: object) -> str | None:
     None for other values."""
     if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return (
-            f"a plain number means epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
+            f"a plain number means epochs in Composer and LLM Foundry; in Dropless, write {value}ep, or {value}ba for "
+            "batches"
         )
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
 

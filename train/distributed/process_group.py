@@ -80,7 +80,7 @@ def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mappin
 
 
 def _must_join() -> bool:
-    """Whether this is one of several ranks and the process group is not initialized yet."""
+    """Whether this process is one of several ranks, and the process group is not initialized yet."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialized()
 
 

@@ -117,5 +117,7 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ConfigError(f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets it")
+        raise ConfigError(
+            f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets this variable"
+        )
     return int(value)

@@ -76,7 +76,7 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        late = Check(name=name, status="wrong", found=f"no answer within {seconds:g} s", fix=fix)
+        late = Check(name=name, status="wrong", found=f"not finished within {seconds:g} s", fix=fix)
         return [*found, late]
     return found
 

@@ -37,9 +37,7 @@ def check_memory() -> Iterator[Check]:
 def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator[Check]:
     """Check that the lower bound of a rank's memory fits on this machine. Raises ConfigError."""
     check_machine(config, world_size, device)
-    yield Check(
-        name="memory of a rank", status="ok", found="the run fits according to the lower bound (scripts/plan.py)"
-    )
+    yield Check(name="memory of a rank", status="ok", found="the lower bound fits into memory (scripts/plan.py)")
 
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
@@ -80,9 +78,9 @@ def check_limits(world_size: int) -> Iterator[Check]:
         yield Check(
             name="locked memory",
             status="wrong" if limited else "ok",
-            found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes"
+            found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes of memory"
             if limited
-            else f"a process may lock {_limit(locked)} bytes",
+            else f"a process may lock {_limit(locked)} bytes of memory",
             fix="set the limit to unlimited (ulimit -l; Docker: --ulimit memlock=-1)" if limited else "",
         )
 

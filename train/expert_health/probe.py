@@ -45,7 +45,8 @@ class Probe:
         assert isinstance(size, int)
         if self.is_empty:
             self._take(batch, size)
-        # This is at least the shape of a microbatch, for which FlexAttention is already compiled.
+        # If the probe has no more rows than a microbatch, this is the shape of a microbatch, for which FlexAttention is
+        # already compiled.
         shape = (max(size, len(self._rows)), batch["input_ids"].shape[1])
         before, self._chosen = self._chosen, self._route(state, model, shape)
         if before is None or before.shape != self._chosen.shape:

@@ -101,8 +101,8 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
             raise ValueError("its hash does not match")
         if values["format"] != FORMAT:
             raise ConfigError(
-                f"{path} has format {values['format']}, but this version reads format {FORMAT}: use the version that "
-                "wrote it"
+                f"{path} has format {values['format']}, but this version of Dropless reads format {FORMAT}: use the "
+                "version that wrote the file"
             )
         if values["block_bytes"] != BLOCK_BYTES:
             raise ValueError(f"its blocks have {values['block_bytes']} bytes")
