@@ -264,7 +264,7 @@ def plain_os_errors(
             ) from None
         if error.errno in _NO_LOCKS:
             raise ConfigError(
-                f"{subject} is on a file system without locks, which are needed to keep processes from overwriting "
+                f"{subject} is on a file system without file locks, which prevent processes from overwriting "
                 f"each other's files: {hint}"
             ) from None
         if error.errno in _NOT_WRITABLE:

@@ -87,7 +87,7 @@ class Reading:
 
     def lines(self) -> list[str]:
         """One line for each kind of problem: the first problem with its location, and the number and locations of the
-        others."""
+        other problems."""
         kinds = list(self.kinds)
         lines = [f"{self.places[kind][0]}: {self.first[kind]}{self._more(kind)}" for kind in kinds[:SHOWN]]
         if len(kinds) > SHOWN:

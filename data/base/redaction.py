@@ -30,7 +30,7 @@ _LONG = 8
 """Minimum number of characters of a user name or password that is also hidden where it appears without the rest of the
 login."""
 
-# Names.
+# Recognition of secrets by name.
 
 _SECRET = re.compile(
     r"password|passwd|passphrase|pwd|secret|credential|(api|access|secret|private)key|(auth|access)token"
@@ -68,7 +68,7 @@ def variable_of(name: str) -> str:
     return next((variable for word, variable in _OF_WORD.items() if word in words), "")
 
 
-# Formats.
+# Recognition of secrets by format.
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SCHEME_BEFORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
@@ -104,7 +104,7 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("WANDB_API_KEY", re.compile(r"(?<![A-Za-z0-9])local-(?P<secret>[0-9a-f]{40})(?![0-9a-z])")),
     ("WANDB_API_KEY", re.compile(r"wandb_v\d_(?P<secret>[\w-]{16,})")),
     (
-        "WANDB_API_KEY",  # 40 hexadecimal digits, like a git commit
+        "WANDB_API_KEY",  # a key has the format of a git commit, so the words before the key are also matched
         re.compile(
             r"(?:wandb|w&b)[^\n]{0,40}?(?:key|login|password)\W{1,4}(?:\w+\W{1,4}){0,2}?(?P<secret>[0-9a-f]{40})"
             r"(?![0-9a-f])",

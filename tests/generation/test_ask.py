@@ -282,4 +282,4 @@ def test_a_piped_conversation_on_a_checkpoint(run, opened):
     prompt = encode_one(as_question("hello", chat=True), opened.tokenizer)
     tokens = [row[0] for row in generate(opened.decoder, [prompt], Sampling(max_new_tokens=4), opened.stop_token_ids)]
     assert done.stdout == opened.tokenizer.decode([token for token in tokens if token is not None]) + "\n"
-    assert done.stderr == f"{run / 'ep0-ba10'} by Dropless in fp32 on cpu\n"
+    assert done.stderr == f"{run / 'ep0-ba10'} loaded by Dropless in fp32 on cpu\n"

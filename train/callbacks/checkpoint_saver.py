@@ -78,7 +78,7 @@ class CheckpointSaver(Callback):
         """verified: the checkpoint that the run resumes from, which has been verified. check_owner: raises DataError on
         rank 0 if this run no longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
-        Every rank must call this."""
+        Must be created on every rank."""
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),

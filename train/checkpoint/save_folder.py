@@ -147,7 +147,7 @@ def saved_config(checkpoint: Path) -> TrainConfig | None:
     """Return the config that a checkpoint was written with: the config in the checkpoint, or else the one in the save
     folder, or None if neither exists.
 
-    Raises ConfigError if it cannot be read, for example because it has keys that this version does not have.
+    Raises ConfigError if the config cannot be read, for example because it has keys that this version does not have.
     """
     found = _saved_yaml(checkpoint)
     return None if found is None else load_saved_config(found)

@@ -69,7 +69,7 @@ class FSDPConfig(Section):
     GEMMs in memory, and recomputes only norms, activation functions and attention. `none` (or `false`) recomputes
     nothing."""
     activation_cpu_offload: bool = False
-    """Keep the activations that the backward pass needs in CPU memory."""
+    """Store the activations for the backward pass in CPU memory (offloading)."""
     reshard_after_forward: bool = True
     """Free the gathered weights of a block after its forward pass, and gather them again for its backward pass."""
 

@@ -12,7 +12,7 @@ HEADER_EVERY = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a metric is shown."""
+    """A column of the step lines: a metric, and the format in which it is shown."""
 
     header: str
     metric: str

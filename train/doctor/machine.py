@@ -18,8 +18,8 @@ _SHM_CPU, _SHM_GPU = 128 * 2**20, 2**30
 """Required shared memory in bytes: on a CPU, for the batches of loader workers; on a GPU, for these batches and for
 NCCL. NCCL's documentation recommends docker run --shm-size=1g. Docker's default of 64 MB is not enough."""
 _FILES_BASE, _FILES_PER_RANK = 512, 8
-"""Open files that a rank needs: for shards, logs and libraries (base), and for its connections to each other rank in
-several process groups (per rank)."""
+"""Number of open files that a rank requires: for shards, logs and libraries (base), and for its connections to each
+other rank in several process groups (per rank)."""
 _FREE = 0.5
 """If less than this share of the memory is free, other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")

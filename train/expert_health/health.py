@@ -32,7 +32,7 @@ class ExpertHealth:
         self._overloaded = Streaks(config.max_share_steps, shape_LE)
 
     def is_due(self, state: State) -> bool:
-        """Whether this step is measured: the first step of the run, the last step of each interval, and the last step
+        """Whether this step is measured. The first step of the run, the last step of each interval, and the last step
         of the run are measured. Must be called before state.timestamp includes the step."""
         assert state.max_duration is not None
         trained = state.timestamp.batch.value + 1

@@ -36,8 +36,9 @@ class Probe:
         return not self._rows
 
     def measure(self, state: State, model: nn.Module) -> np.ndarray | None:
-        """Return [L]: for each layer, the fraction of selected experts that are the same as in the previous call. None
-        in the first call. Every rank must call this between the backward pass of a step and the next forward pass.
+        """Return [L]: for each layer, the fraction of selected experts that are the same as in the previous call.
+        Returns None in the first call. Every rank must call this between the backward pass of a step and the next
+        forward pass.
 
         Does not change the model's weights, gradients or mode, or the random state.
         """

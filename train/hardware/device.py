@@ -1,7 +1,7 @@
 """The device of a run, and the reason why torch cannot use a GPU of the machine.
 
-torch and Composer silently use the CPU if they find no working GPU. Here, this is an error: a run uses the CPU only if
-there is no GPU, or if the CPU was chosen. torch is imported only when necessary.
+torch and Composer silently use the CPU if they find no working GPU. In Dropless, a GPU that torch cannot use is an
+error: a run uses the CPU only if there is no GPU, or if the CPU was chosen. torch is imported only when necessary.
 """
 
 import ctypes

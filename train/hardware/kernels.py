@@ -68,8 +68,8 @@ def resolve_kernels(
     except ValueError as error:
         fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
         raise ConfigError(f"model.{error}{fix}") from None
-    # The reasons are determined only for auto, because this imports MegaBlocks and flash-attn, which need not be
-    # installed otherwise.
+    # The reasons are determined only for auto, because the check imports MegaBlocks and flash-attn, which are otherwise
+    # not required.
     experts = attention = ", as configured"
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))

@@ -35,7 +35,7 @@ class _Order:
 
     checkpoint: Path
     path: Path
-    """The folder of the links."""
+    """The folder that contains the hard links."""
 
     @property
     def name(self) -> str:

@@ -55,8 +55,7 @@ class Worker:
     stopped: threading.Event = field(default_factory=threading.Event)
     """Set when this worker may not commit any more checkpoints."""
     scanning: threading.Event = field(default_factory=threading.Event)
-    """Set when the files next to the checkpoints also have to be sent. Before this, these files may belong to another
-    run."""
+    """Set once the files next to the checkpoints belong to this run. From then on, these files are also sent."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and modification time of each file next to the checkpoints when it was last sent."""
     _reporting: threading.Lock = field(default_factory=threading.Lock)
