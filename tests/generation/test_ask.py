@@ -198,9 +198,9 @@ def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    sizes = "and the longest prompt has 2 tokens, in total 65 tokens, but the model supports only 64"
+    sizes = " and the longest prompt has 2 tokens, in total 65 tokens, but the model supports only 64"
     fix = "set --max_new_tokens to at most 62"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: {fix}\n")
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63{sizes}: {fix}\n")
     check_room([[0], [0, 0]], 62, 64)
     # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0
