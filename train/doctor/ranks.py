@@ -150,7 +150,8 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
     yield Check(
         name="clocks",
         status="wrong" if off else "ok",
-        found=f"at most {1000 * abs(worst):,.1f} ms from rank 0's clock" + (f": {', '.join(off)}" if off else ""),
+        found=f"at most {1000 * abs(worst):,.1f} ms difference from rank 0's clock"
+        + (f": {', '.join(off)}" if off else ""),
         fix="synchronize the clocks of the nodes (chrony, or another NTP client)" if off else "",
     )
 
