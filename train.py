@@ -3,7 +3,8 @@
 import os
 import sys
 
-# With this variable, torch uses huge pages for large tensors (Linux, CPU). It is read when the first tensor is created.
+# With this variable, torch uses huge pages for large tensors (Linux, CPU). torch reads the variable when it creates the
+# first tensor.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from train.main import main

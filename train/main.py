@@ -1,7 +1,7 @@
 """The command-line interface: reads the config, reports what will run, checks that the run fits on this machine, and
 trains.
 
-Nothing heavy is imported before the config has been read, so that help and errors appear quickly.
+Large packages are imported only after the config has been read, so that help and errors appear quickly.
 """
 
 import gc

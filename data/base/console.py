@@ -25,8 +25,8 @@ rank_logger = logging.getLogger("dropless.rank")
 
 
 def is_first() -> bool:
-    """Whether this process is local rank 0 of its node. Launchers show the output of local rank 0. Also true if this
-    process is the only rank on the node."""
+    """Whether this process is local rank 0 of its node, or the only rank on the node. Launchers show the output of
+    local rank 0."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1
 
 
@@ -68,8 +68,8 @@ def _print_traceback(kind: type[BaseException], error: BaseException, place: Tra
 
 
 def show_on_console() -> None:
-    """Print messages from now on. No torch process group is needed, because ranks are read from the launcher's
-    environment variables."""
+    """Show the messages of the loggers on the console. No torch process group is needed, because ranks are read from
+    the launcher's environment variables."""
     if not isinstance(sys.stderr, _RedactedStream):
         sys.stderr = _RedactedStream(sys.stderr)
     sys.excepthook = _print_traceback

@@ -43,7 +43,8 @@ def parse_wall_time(text: str) -> int:
     match = re.fullmatch(WALL_TIME_PATTERN, text.strip())
     if match is None:
         raise ValueError(
-            f"is {shown(text)}, but a time must be days, hours, minutes and seconds, such as 3h50m or 1d12h"
+            f"is {shown(text)}, but a time must be given in days, hours, minutes or seconds, or a combination of "
+            "these, such as 3h50m or 1d12h"
         )
     seconds = sum(
         int(part[:-1]) * size for part, size in zip(match.groups(), (86400, 3600, 60, 1), strict=True) if part

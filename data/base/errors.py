@@ -114,8 +114,8 @@ class RowError(DataError):
 
 @contextmanager
 def under(key: str) -> Iterator[None]:
-    """Prepend `key` to the key of any ConfigError raised in the block, so that checks do not depend on their
-    section."""
+    """Prepend `key` to the key of any ConfigError raised in the block, so that a check does not have to include the
+    name of its section in the key."""
     try:
         yield
     except ConfigErrors as several:
@@ -170,7 +170,7 @@ def raise_together(errors: Sequence[ConfigError | DataError]) -> None:
 
 
 def _within(error: ConfigError | DataError) -> ConfigError:
-    """The error as an item in a list of errors. All lines after its first are indented to separate the items."""
+    """The error as an item in a list of errors. All lines after the first are indented, to separate the items."""
     if isinstance(error, ConfigError) and "\n" not in str(error):
         return error
     return ConfigError(str(error).replace("\n", "\n  "))
@@ -197,7 +197,7 @@ def is_full(error: OSError) -> bool:
 
 
 def reason(error: OSError) -> str:
-    """Only the operating system's message, such as `No such file or directory`."""
+    """Return only the operating system's message, such as `No such file or directory`."""
     return error.strerror or str(error)
 
 
@@ -264,7 +264,7 @@ def plain_os_errors(
             ) from None
         if error.errno in _NO_LOCKS:
             raise ConfigError(
-                f"{subject} is on a file system without locks, which are needed to keep processes from overwriting "
+                f"{subject} is on a file system without file locks, which prevent processes from overwriting "
                 f"each other's files: {hint}"
             ) from None
         if error.errno in _NOT_WRITABLE:

@@ -54,7 +54,7 @@ def name_defect(value: object) -> str | None:
     elif "{" in value or "}" in value:
         reason = "placeholders are not supported: write a name without braces"
     elif not value.isprintable():
-        reason = "it contains unprintable characters: write letters, digits, - and _"
+        reason = "it contains unprintable characters: use only letters, digits, - and _"
     else:
         return None
     return f"is {shown(value)}, but {reason}"

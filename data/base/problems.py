@@ -70,8 +70,8 @@ class Reading:
     """The result of reading a part of a source. Parts are merged in their order. Can be pickled."""
 
     form: str | None = None
-    """The form (see data/examples/forms.py) of the first valid row, or a form that was set before. A row of another
-    form is a problem."""
+    """The form (see data/examples/forms.py) of the first valid row, or the form that the caller has set. A row of
+    another form counts as a problem."""
     n_valid: int = 0
     """Number of rows that are valid examples of this form."""
     n_dropped: int = 0
@@ -121,7 +121,7 @@ class Reading:
 
     def lines(self) -> list[str]:
         """One line for each kind of problem: the first problem with its location, and the number and locations of the
-        others."""
+        other problems."""
         kinds = list(self.kinds)
         lines = [f"{self.places[kind][0]}: {self.first[kind]}{self._more(kind)}" for kind in kinds[:SHOWN]]
         if len(kinds) > SHOWN:

@@ -1,7 +1,7 @@
-"""Recognize secrets by the names next to the secrets or by their format, and remove them from texts.
+"""Recognize secrets by the names that precede them or by their format, and remove them from texts.
 
-Everything that is shown or written goes through `redacted`, which replaces each secret with ***. Text that will be read
-again by a program goes through `without_secrets`, which removes the secrets.
+All text that is shown or written is passed to `redacted`, which replaces each secret with ***. Text that a program will
+parse again is passed to `without_secrets`, which removes the secrets.
 """
 
 import re
@@ -27,10 +27,10 @@ _OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws"
 """Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
-"""The user and the password of a login are also hidden where they appear separately, if they have at least this
-length."""
+"""Minimum number of characters of a user name or password that is also hidden where it appears without the rest of the
+login."""
 
-# Names.
+# Recognition of secrets by name.
 
 _SECRET = re.compile(
     r"password|passwd|passphrase|pwd|secret|credential|(api|access|secret|private)key|(auth|access)token"
@@ -68,13 +68,13 @@ def variable_of(name: str) -> str:
     return next((variable for word, variable in _OF_WORD.items() if word in words), "")
 
 
-# Formats.
+# Recognition of secrets by format.
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SCHEME_BEFORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LOGIN = re.compile(
     r"""://(?P<secret>[^/\s"<>]{1,1024}                 # up to the last @ before the path;
-    |[^/\s:@\["<>]{1,256}:(?!\d+/)[^\s@"<>]{1,1024}  # or the password has a / in it, as secret keys of AWS may
+    |[^/\s:@\["<>]{1,256}:(?!\d+/)[^\s@"<>]{1,1024}  # or the password contains a /, as AWS secret keys may
     )@""",
     re.VERBOSE,
 )
@@ -104,7 +104,7 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("WANDB_API_KEY", re.compile(r"(?<![A-Za-z0-9])local-(?P<secret>[0-9a-f]{40})(?![0-9a-z])")),
     ("WANDB_API_KEY", re.compile(r"wandb_v\d_(?P<secret>[\w-]{16,})")),
     (
-        "WANDB_API_KEY",  # 40 hexadecimal digits, like a git commit
+        "WANDB_API_KEY",  # a key has the format of a git commit, so the words before the key are also matched
         re.compile(
             r"(?:wandb|w&b)[^\n]{0,40}?(?:key|login|password)\W{1,4}(?:\w+\W{1,4}){0,2}?(?P<secret>[0-9a-f]{40})"
             r"(?![0-9a-f])",
@@ -128,11 +128,11 @@ class _Secret(NamedTuple):
 
 
 class Stripped(NamedTuple):
-    """A text without its secrets."""
+    """A text from which the secrets were removed."""
 
     text: str
     sources: list[str]
-    """For each secret in the text, the environment variables to use instead of it; empty if there are none."""
+    """For each secret in the text, the environment variables to use instead of the secret; empty if there are none."""
 
 
 def is_address(text: str) -> bool:
@@ -156,8 +156,9 @@ def redacted(text: str) -> str:
 
 
 def without_secrets(text: str) -> Stripped:
-    """A config value without secrets that can be read again. Logins and secret parameters are removed from addresses.
-    All other secrets are shortened to the prefix that identifies the kind of secret, such as `hf_`."""
+    """Remove the secrets from a config value, so that a program can still parse the result. Logins and secret
+    parameters are removed from addresses. All other secrets are shortened to the prefix that identifies the kind of
+    secret, such as `hf_`."""
     sources: list[str] = []
 
     def without_login(match: re.Match[str]) -> str:
@@ -186,7 +187,7 @@ def without_login(address: str) -> str:
 
 
 def _secrets(text: str) -> list[_Secret]:
-    """The secrets in the order of the text. Overlapping secrets are merged."""
+    """The secrets in the text, in the order in which they appear. Overlapping secrets are merged."""
     found: list[_Secret] = []
     for secret in sorted(_found(text)):
         if not found or secret.start >= found[-1].end:

@@ -204,7 +204,7 @@ def _try(work: Callable[[], object], writer: Connection, output: int, parent: in
 
 def _end_with(parent: int) -> None:
     """End this process when its parent ends and on SIGTERM, even if the parent has a handler for SIGTERM. Ctrl-C is
-    ignored here, because the parent handles it."""
+    ignored in this process, because the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signalled_at_end_of(parent, signal.SIGKILL)

@@ -36,8 +36,8 @@ def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
             yield Defect(
                 key,
                 f"has {path!r}, but data files are only read from local or mounted folders: download the file or mount "
-                "its folder, and write the path here (for a dataset of the hub, write its name in hf_name; MDS shards "
-                "are read from an address with `remote`)",
+                "its folder, and specify the local path (to read a dataset of the hub, set hf_name to its name; to "
+                "read MDS shards from an address, set remote)",
             )
 
 
@@ -68,7 +68,7 @@ AMOUNTS = ("proportion", "repeat", "choose")
 
 
 def mapping_defect(columns: Mapping[str, str]) -> str | None:
-    """Return an error message if the keys of a `preprocessing_fn` mapping are not one of COLUMN_MAPPINGS; otherwise
+    """Return an error message if the set of keys of a `preprocessing_fn` mapping is not in COLUMN_MAPPINGS; otherwise
     return None. The message can be appended to the name of the key."""
     if tuple(sorted(columns)) in COLUMN_MAPPINGS:
         return None
@@ -84,8 +84,8 @@ def standard_library_defect(function: str) -> str | None:
     if ":" not in function or not is_standard_library(module):
         return None
     return (
-        f"is {function!r}, but {module} is a module of Python's standard library, which has no function that makes "
-        "examples: use your own module (if this is your own module, rename it)"
+        f"is {function!r}, but {module} is a module of Python's standard library, which has no function that converts "
+        "rows to examples: use your own module (if this is your own module, rename it)"
     )
 
 
@@ -192,7 +192,8 @@ class StreamConfig(Section):
         return [key for key in AMOUNTS if getattr(self, key) is not None]
 
     def sources(self) -> list[str]:
-        """The keys of the sources that are set."""
+        """Return the keys of the sources that are set. The key of MDS shards is `local`, or `remote` if `local` is not
+        set."""
         mds = "local" if self.local is not None else "remote"
         kinds = {"hf_name": self.hf_name, mds: self.local or self.remote, "text": self.text}
         return [key for key, value in kinds.items() if value is not None]
@@ -250,7 +251,8 @@ class DatasetConfig(StreamConfig):
     RULES = (*StreamConfig.RULES, _stream_names, _cache_limit, _own_source, _sources_of_streams, _proportions)
 
     streams: dict[str, StreamConfig] | None = None
-    """Several sources instead of a single source: a mapping from names that you choose to streams."""
+    """Several sources instead of a single source: a mapping whose keys are stream names of your choice and whose values
+    are streams."""
     max_seq_len: Annotated[int, Range(ge=2)]
     """Maximum number of tokens in a row."""
     packing: Literal["best_fit", "none"] = "best_fit"

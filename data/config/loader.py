@@ -144,7 +144,7 @@ def _amounts_beside_stages(loader: "DataLoaderConfig") -> Iterator[Defect]:
 
 def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[Defect]:
     """Yields a Defect if the run ends before its last stage ends. Stages whose unit differs from the unit of
-    max_duration are not counted here."""
+    max_duration are ignored."""
     lengths = [in_unit_of(max_duration, each.duration) for each in loader.stages if isinstance(each.duration, str)]
     known, (total, unit) = sum(length or 0.0 for length in lengths), parse_duration(max_duration)
     is_open = bool(loader.stages) and loader.stages[-1].duration is None
@@ -154,8 +154,8 @@ def stages_too_long(loader: "DataLoaderConfig", max_duration: str) -> Iterator[D
         yield Defect(
             "stages",
             f"last {known:,.10g}{unit}, but max_duration is {max_duration}, so {loader.stages[-1].name} would not be "
-            "reached or not be completed: shorten the stages, increase max_duration, or "
-            "for a short test train_loader.stages=[]",
+            "reached or not be completed: shorten the stages, increase max_duration, or, for a short test, set "
+            "train_loader.stages=[]",
         )
 
 

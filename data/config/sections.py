@@ -97,7 +97,7 @@ def raise_defects(defects: Iterable[Defect]) -> None:
 
 
 def partial(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """A section with only these values. Reading any other field raises Unavailable."""
+    """Return a section that contains only these values. Reading any other field of the section raises Unavailable."""
     section = object.__new__(_partial_class(cls))
     vars(section).update(values)
     return section
@@ -167,7 +167,7 @@ def _valid_section(section: Any, key: str, found: list[Defect]) -> Any:
 
 
 def has_partial(value: Any) -> bool:
-    """Whether the value is a partial section, or a list or mapping that contains one."""
+    """Whether the value is a partial section, or a list or mapping that contains a partial section."""
     if isinstance(value, dict | list):
         return any(map(has_partial, value.values() if isinstance(value, dict) else value))
     return is_partial(value)

@@ -85,7 +85,7 @@ class _WallTime:
         return None
 
     def described(self) -> str:
-        return "days, hours, minutes and seconds, such as 3h50m"
+        return "a time in days, hours, minutes or seconds, or a combination of these, such as 3h50m"
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
         return handler(core_schema) | {"pattern": rf"^\s*{WALL_TIME_PATTERN}\s*$|{REFERENCE}"}
@@ -134,7 +134,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Label:
-    """A label that a service shows."""
+    """A label that is displayed by an experiment-tracking service, such as W&B."""
 
     def defect(self, value: object) -> str | None:
         return label_defect(value)

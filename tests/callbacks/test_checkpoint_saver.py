@@ -90,7 +90,7 @@ def test_a_refused_save_is_one_error_on_every_rank(tmp_path: Path) -> None:
     assert first == second
     for name, (_, text, _, names) in CASES.items():
         error, left, resumed = first[name]
-        assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which takes ")
+        assert error.startswith(f"save_folder {tmp_path / name} {text} for the checkpoint of batch 4, which requires ")
         assert " free): " in error
         assert left == names[:1]
         assert resumed == (names if name == "space" else left)
@@ -126,7 +126,7 @@ def test_a_run_may_continue_without_a_checkpoint_but_not_without_the_last(tmp_pa
     assert line.startswith(
         f"warning: save_folder {tmp_path / 'toy'} cannot store a file of this size for the checkpoint of"
     )
-    assert "for the checkpoint of batch 4, which takes " in error
+    assert "for the checkpoint of batch 4, which requires " in error
 
 
 def forms(path: str) -> None:

@@ -155,6 +155,6 @@ def test_all_overrides_for_a_short_test_are_suggested_together(length):
     overrides = [f"max_duration={length}", f"scheduler.t_warmup=999{unit}", f"train_loader.stages.0.duration=999{unit}"]
     with pytest.raises(ConfigError) as error:
         read_config(curriculum, overrides)
-    suggested = re.findall(r"for a short test (.*)", str(error.value))
+    suggested = re.findall(r"for a short test, set (.*)", str(error.value))
     assert suggested == ["train_loader.stages=[]", "scheduler.t_warmup=0ba"]
     assert read_config(curriculum, [*overrides, *suggested]).max_duration == length

@@ -81,10 +81,10 @@ def test_the_docs_show_the_table():
             "train_loader.timeout is 300, which is not supported: there is a built-in time limit for workers",
         ),
         ("expandable_segments=true", "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"),
-        ("global_seed=17", "global_seed is not supported: use seed, or define it under variables:"),
+        ("global_seed=17", "global_seed is not supported: use seed, or define global_seed under variables"),
         ("model.attn_config.attn_impl=torch", "model.attn_config.attn_impl is 'torch': use sdpa"),
         *((f"{key}=1", f"{key} is 1: a plain number means epochs in Composer") for key in upstream.EPOCHS[:4]),
-        ("eval_interval=1", "here write 1ep, or 1ba for batches"),
+        ("eval_interval=1", "in Dropless, write 1ep, or 1ba for batches"),
     ],
 )
 def test_keys_of_llm_foundry_are_refused_with_a_hint(tmp_path, override, message):

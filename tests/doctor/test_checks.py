@@ -50,7 +50,7 @@ def test_a_check_that_hangs_times_out() -> None:
     assert (first.status, last.status, last.found, last.fix) == (
         "ok",
         "wrong",
-        "no answer within 0.05 s",
+        "not finished within 0.05 s",
         "name another",
     )
     assert is_any_check_running()

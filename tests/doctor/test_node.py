@@ -224,7 +224,7 @@ def test_a_folder_that_is_fast_and_has_locks(folder: Folder, monkeypatch: pytest
 def test_a_flock_that_does_not_exclude(folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     check = only(folders.check_lock(folder))
-    assert (check.status, check.found) == ("wrong", "a process can take a lock that another process holds")
+    assert (check.status, check.found) == ("wrong", "a process can acquire a lock that another process holds")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -198,9 +198,9 @@ def test_invalid_arguments_are_reported(script, monkeypatch, capsys, arguments, 
 
 def test_more_new_tokens_than_the_model_has_room_for_are_refused(script, run, capsys):
     assert script.main([str(run), "x", "yy", "--max_new_tokens", "63"]) == 2
-    sizes = "the sum with the 2 tokens of the longest prompt is 65 tokens, and the model supports only 64"
+    sizes = " and the longest prompt has 2 tokens, in total 65 tokens, but the model supports only 64"
     fix = "set --max_new_tokens to at most 62"
-    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63, but {sizes}: {fix}\n")
+    assert capsys.readouterr().err.endswith(f"error: --max_new_tokens is 63{sizes}: {fix}\n")
     check_room([[0], [0, 0]], 62, 64)
     # A default is limited by the model's max_seq_len.
     assert script.main([str(run), "y" * 62]) == 0
@@ -282,4 +282,4 @@ def test_a_piped_conversation_on_a_checkpoint(run, opened):
     prompt = encode_one(as_question("hello", chat=True), opened.tokenizer)
     tokens = [row[0] for row in generate(opened.decoder, [prompt], Sampling(max_new_tokens=4), opened.stop_token_ids)]
     assert done.stdout == opened.tokenizer.decode([token for token in tokens if token is not None]) + "\n"
-    assert done.stderr == f"{run / 'ep0-ba10'} by Dropless in fp32 on cpu\n"
+    assert done.stderr == f"{run / 'ep0-ba10'} loaded by Dropless in fp32 on cpu\n"

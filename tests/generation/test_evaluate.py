@@ -137,7 +137,7 @@ def test_tasks_are_not_run_on_weights_that_are_not_finite(exported, tasks):
 @pytest.mark.slow
 def test_missing_tasks_are_reported(exported, tasks, tmp_path):
     for name, message in (
-        ("none/x.yaml", "--tasks has 'none/x.yaml', but there is no such file or folder"),
+        ("none/x.yaml", "--tasks contains 'none/x.yaml', but there is no such file or folder"),
         (str(exported), "which defines no task"),
         ("hellaswagg", r"'hellaswagg', which is not a task of the lm-evaluation-harness; did you mean hellaswag"),
     ):

@@ -75,7 +75,7 @@ DEFECTS = {
     ),
     "one GPU bound to each of Slurm's tasks": (
         replace(WORKING, torch_gpus=1, environment={"LOCAL_WORLD_SIZE": "8", "CUDA_VISIBLE_DEVICES": "3"}),
-        "finds 1 GPU: use composer -n 1, or let every rank see all GPUs (srun --gpu-bind=none), or choose the CPU",
+        "finds 1 GPU: use composer -n 1, or make all GPUs visible to every rank (srun --gpu-bind=none), ",
     ),
 }
 

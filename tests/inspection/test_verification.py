@@ -44,7 +44,7 @@ def test_a_checkpoint_of_another_batch_or_run_is_corrupt(tmp_path: Path) -> None
     write_run_file(folder, "another")
     assert verify(folder / "ep0-ba30").lines() == ["ep0-ba30: corrupt: manifest.json belongs to batch 10"]
     assert verify(folder / "ep0-ba20").lines() == [
-        "ep0-ba20: corrupt: manifest.json belongs to a different run (run) than run.json next to it"
+        "ep0-ba20: corrupt: manifest.json belongs to a different run (run) than run.json in the save folder"
     ]
 
 

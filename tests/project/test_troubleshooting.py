@@ -31,7 +31,7 @@ NOT_IN_PYTHON = ("composer: command not found", "CUDA out of memory", "Watchdog 
 CONFIGS = {
     "... is not a key; did you mean ...?": "optimizer.lrr=1",
     "... is ..., but it must be ...": "optimizer.lr=-1",
-    "a plain number means epochs in Composer and LLM Foundry; here write ...": "max_duration=10",
+    "a plain number means epochs in Composer and LLM Foundry; in Dropless, write ...": "max_duration=10",
     "... is not key=value": "optimizer.lr",
     "scheduler.t_warmup is ..., but max_duration is only ...": "max_duration=5ba",
 }

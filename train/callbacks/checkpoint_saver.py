@@ -52,7 +52,7 @@ class Saving:
     timeout: float
     """Maximum time in seconds that ranks wait for each other."""
     on_error: str
-    """on_save_error: stop or warn. A failure to save the last checkpoint always raises."""
+    """on_save_error: stop or warn. A failure to save the last checkpoint always raises an error."""
     run_id: str
     run_name: str
     config: str
@@ -78,7 +78,7 @@ class CheckpointSaver(Callback):
         """verified: the checkpoint that the run resumes from, which has been verified. check_owner: raises DataError on
         rank 0 if this run no longer owns the folder. on_saved: called on every rank with each committed checkpoint.
 
-        Every rank must call this."""
+        Must be created on every rank."""
         self.saving, self._on_saved = saving, on_saved
         self.saver = BackgroundSaver(
             ranks=separate_ranks(saving.timeout, replicas=saving.replicas),
@@ -122,7 +122,7 @@ class CheckpointSaver(Callback):
 
     def committed(self, state: State) -> list[Path]:
         """Wait until nothing is being saved, and return the run's checkpoints up to its current batch, oldest first.
-        Every rank must call this. All ranks return the checkpoints that rank 0 sees."""
+        Every rank must call this. All ranks return the checkpoints that rank 0 finds."""
         self.wait()
         found: list[list[Path]] = [[]]
         if dist.get_global_rank() == 0:
@@ -181,7 +181,7 @@ class CheckpointSaver(Callback):
 
     def _report(self, refused: OSError, batch: int, needed: int) -> None:
         subject = f"save_folder {self.saving.folder}"
-        what = f"the checkpoint of batch {batch}, which takes {format_bytes(needed)}"
+        what = f"the checkpoint of batch {batch}, which requires {format_bytes(needed)}"
         with suppress(OSError):  # the folder may no longer exist
             what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
         again = "start again with autoresume=true to resume from the previous checkpoint"
@@ -205,8 +205,8 @@ def _stop_unless_finite(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None
         names = listed_clauses(error.tensors)
         raise RunStopped(
             ExitCode.UNSTABLE,
-            f"{checkpoint.name} is not saved, because {names} contain NaN or infinite values: start again with "
-            "autoresume=true from the previous checkpoint, with a lower optimizer.lr",
+            f"{checkpoint.name} is not saved, because {names} contain NaN or infinite values: to resume from the "
+            "previous checkpoint, start again with autoresume=true and a lower optimizer.lr",
         ) from None
 
 

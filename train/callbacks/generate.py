@@ -118,7 +118,7 @@ def build_generate(config: TrainConfig, tokenizer: Tokenizer, clock: Clock) -> l
         except (ConfigError, DataError) as error:
             raise ConfigError(f"{key}, with chat: true, but {error}") from None
         if not ids:
-            raise ConfigError(f"{key}, but a prompt needs at least one token")
+            raise ConfigError(f"{key}, but a prompt must contain at least one token")
         if room(len(ids), generate, config.model.max_seq_len) < 1:
             limit = config.model.max_seq_len
             raise ConfigError(f"{key}, which has {len(ids)} tokens, but model.max_seq_len is {limit}")

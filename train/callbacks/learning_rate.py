@@ -11,7 +11,7 @@ class LearningRate(Callback):
     """Sets the learning rate of batch n (counted from 0) to the product of the initial learning rate, schedule(n) and
     the lr_scale of the stage. transformers also uses schedule(n) for batch n.
 
-    This replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before it
+    This callback replaces Trainer(schedulers=...): Composer 0.32.1 steps a scheduler after the optimizer and before it
     increments the batch count, so batch n would be trained with schedule(n - 1), and the first two batches with
     schedule(0). The rate that is logged at the end of a batch is the rate that was used in this batch. The rate depends
     only on the batch number and on the groups' `initial_lr`, so it is not stored in checkpoints.

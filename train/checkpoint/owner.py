@@ -119,8 +119,8 @@ class Owner:
         if found is not None:
             raise DataError(
                 f"save_folder {self._folder} was taken over by {found}, because this run sent no heartbeat for "
-                f"{STALE:.0f} s: this run stops and saves nothing more; to continue this run, stop the other run and "
-                "start again with autoresume=true, or set another run_name"
+                f"{STALE:.0f} s: this run stops and saves no more checkpoints; to continue this run, stop the other "
+                "run and start again with autoresume=true, or set another run_name"
             )
 
     def _beat_until_stopped(self) -> None:
@@ -163,7 +163,7 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundOwner:
-    """The run that a save folder's lock file names. It may have ended without deleting the lock file."""
+    """The run that a save folder's lock file names. The run may have ended without deleting the lock file."""
 
     name: str
     """The run, host and process, as human-readable text."""
@@ -290,7 +290,8 @@ def _age(folder: Path, found: _Found) -> float:
     in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            # As in a heartbeat, the time is from the clock of the file system, which may be that of a server.
+            # As for heartbeats, the time is taken from the clock of the file system, which may be the clock of a
+            # server.
             os.utime(file.fileno())
             now = os.fstat(file.fileno()).st_mtime_ns
     except OSError:
@@ -405,8 +406,8 @@ def _checksum(content: dict[str, object]) -> int:
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[bool]:
-    """Hold the flock, and yield True. Yields False without holding it if the file system does not support flock, or if
-    another process does not release it in time."""
+    """Hold the flock, and yield True. Yields False without holding the flock if the file system does not support flock,
+    or if another process does not release it in time."""
     end = time.monotonic() + _PATIENCE
     with ExitStack() as stack:
         alone = False

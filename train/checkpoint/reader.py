@@ -89,7 +89,7 @@ class CheckpointReader(FileSystemReader):
         for key, value in self.metadata.state_dict_metadata.items():
             if key.startswith((MODEL, OPTIMIZERS)) and isinstance(value, TensorStorageMetadata):
                 if value.size and not _in_rows(value):
-                    defect = f"has chunks of {key.removeprefix(PREFIX)} that are not disjoint whole rows"
+                    defect = f"has chunks of {key.removeprefix(PREFIX)} that do not consist of disjoint, whole rows"
                     raise CorruptCheckpointError(self.checkpoint, METADATA, defect)
                 keys.append(key)
         return keys
@@ -317,7 +317,8 @@ def _order(place: Any) -> tuple[str, int]:
 
 
 def _in_rows(stored: Any) -> bool:
-    """Whether a tensor's chunks are contiguous whole rows, as FSDP2 shards them and `rows_of` reads them."""
+    """Whether each chunk of a tensor consists of contiguous, whole rows. FSDP2 creates such chunks, and `rows_of`
+    requires them."""
     pieces = sorted((chunk for chunk in stored.chunks if chunk.sizes[0]), key=lambda chunk: chunk.offsets[0])
     ends = itertools.accumulate((chunk.sizes[0] for chunk in pieces), initial=0)
     whole = all(chunk.sizes[1:] == stored.size[1:] for chunk in pieces)

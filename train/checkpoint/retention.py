@@ -1,5 +1,5 @@
-"""Decide which checkpoints of a save folder are kept. Checkpoints that the run saved before it was resumed also
-count."""
+"""Decide which checkpoints of a save folder are kept. The checkpoints that the run saved before it was resumed are also
+considered."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

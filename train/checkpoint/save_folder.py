@@ -1,9 +1,9 @@
 """The save folder: which checkpoints in it are complete, which run they belong to, and the files next to them.
 
 Besides the checkpoints, a save folder contains `config.yaml`, the resolved config of the run, and `tokenizer/`, so that
-an export needs nothing else, even on another machine. Checkpoints of a run with lora contain only adapters. To export
-them, the base is needed as well; `base.json` identifies it (see train/weights/frozen_base.py). Files in the folder are
-written or deleted only after all checks of the run have passed.
+an export requires no other files, even on another machine. Checkpoints of a run with lora contain only adapters. To
+export them, the base is needed as well; `base.json` identifies it (see train/weights/frozen_base.py). Files in the
+folder are written or deleted only after all checks of the run have passed.
 """
 
 import json
@@ -72,14 +72,15 @@ def batch_of(checkpoint: Path) -> int:
 
 
 def named_batch(path: Path) -> int | None:
-    """The batch in the name of the path; None if this is not the name of a checkpoint."""
+    """The batch in the name of the path; None if the path does not have the name of a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match is not None else None
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a checkpoint was committed, which means that it has a manifest. If it was written before manifests
-    existed, a folder is complete if it has torch's index, and a single file is complete if it is a complete zip."""
+    """Whether a checkpoint was committed, which means that it has a manifest. A checkpoint that was written before
+    manifests existed counts as committed if it is a folder that contains torch's index, or a single file that is a
+    complete zip."""
     if not path.is_dir():
         return path.is_file() and zipfile.is_zipfile(path)
     return (path / MANIFEST).is_file() or ((path / METADATA).is_file() and not lacks_manifest(path))
@@ -95,7 +96,7 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
         raise CorruptCheckpointError(checkpoint, MANIFEST, f"belongs to batch {manifest.batch}")
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
-        defect = f"belongs to a different run ({manifest.run_name}) than {RUN} next to it"
+        defect = f"belongs to a different run ({manifest.run_name}) than {RUN} in the save folder"
         raise CorruptCheckpointError(checkpoint, MANIFEST, defect)
 
 
@@ -146,7 +147,7 @@ def saved_config(checkpoint: Path) -> TrainConfig | None:
     """Return the config that a checkpoint was written with: the config in the checkpoint, or else the one in the save
     folder, or None if neither exists.
 
-    Raises ConfigError if it cannot be read, for example because it has keys that this version does not have.
+    Raises ConfigError if the config cannot be read, for example because it has keys that this version does not have.
     """
     found = _saved_yaml(checkpoint)
     return None if found is None else load_saved_config(found)
@@ -199,8 +200,8 @@ def fill_name(folder: str, run_name: str, key: str) -> str:
 
 
 def check_save_folder(folder: Path, config: TrainConfig) -> None:
-    """Raise ConfigError if the folder is not writable, or contains checkpoints that this run would neither resume from
-    nor may overwrite. Changes nothing in the folder.
+    """Raise ConfigError if the folder is not writable, or contains checkpoints that this run neither resumes from nor
+    may overwrite. Changes nothing in the folder.
     """
     present = checkpoints(folder)
     if present and not (config.autoresume or config.save_overwrite):
@@ -270,8 +271,8 @@ def recover(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete what `leftovers` returns, and return the deleted paths. Must be called on one rank only, of the run that
-    owns the folder."""
+    """Delete the files and folders that `leftovers` returns, and return their paths. Must be called on one rank only,
+    of the run that owns the folder."""
     found = leftovers(folder)
     with plain_os_errors(f"save_folder {folder}", "specify another save_folder"):
         for path in found:

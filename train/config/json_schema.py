@@ -60,7 +60,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _or_reference(schema: dict[str, Any], *more: str) -> dict[str, Any]:
-    # A single schema with two types is used instead of `anyOf`, because editors show better hints for it.
+    # A single schema with two types is used instead of `anyOf`, because editors show better hints for such a schema.
     return schema | {"type": [schema["type"], *more, "string"], "pattern": REFERENCE}
 
 

@@ -1,4 +1,4 @@
-"""Hints for keys of LLM Foundry that do not exist here.
+"""Hints for keys of LLM Foundry that do not exist in Dropless.
 
 RULES has the hints for keys that exist only in LLM Foundry. VALUES has the hints for keys that exist in both
 frameworks, but with values that only LLM Foundry accepts. LLM_FOUNDRY lists the leaf keys of LLM Foundry's
@@ -20,7 +20,7 @@ class Rule:
     """Values that describe what Dropless always does. With one of these values, the key is ignored; all other values
     are rejected."""
     hint: str
-    """What Dropless always does, or what to write instead."""
+    """A description of what Dropless always does, or of what to write instead."""
 
 
 def _fsdp1(*keys: str) -> dict[str, Rule]:
@@ -47,7 +47,9 @@ RULES: dict[str, Rule] = {
     ),
     "*.trust_remote_code": Rule(accepts=(False,), hint="code from the hub is never executed: remove the key"),
     "*.use_auth_token": Rule(hint="remove the key, because the token is only read from HF_TOKEN in the environment"),
-    "global_seed": Rule(hint="use seed, or define it under variables: and refer to it as ${variables.global_seed}"),
+    "global_seed": Rule(
+        hint="use seed, or define global_seed under variables and refer to it as ${variables.global_seed}"
+    ),
     "expandable_segments": Rule(
         accepts=(False,), hint="set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
     ),
@@ -181,7 +183,7 @@ EPOCHS = (
 
 
 def rule_for(path: str) -> Rule | None:
-    """Return the rule for a key that does not exist here, or None."""
+    """Return the rule for a key that does not exist in Dropless, or None."""
     return next((rule for pattern, rule in RULES.items() if fnmatchcase(path, pattern)), None)
 
 
@@ -191,7 +193,7 @@ def accepted(rule: Rule, value: object) -> bool:
 
 
 def instead_of_key(path: str, value: object) -> str | None:
-    """Return the message for a key of LLM Foundry that does not exist here, or None for other keys."""
+    """Return the message for a key of LLM Foundry that does not exist in Dropless, or None for other keys."""
     rule = rule_for(path)
     if rule is None:
         return None
@@ -201,11 +203,12 @@ def instead_of_key(path: str, value: object) -> str | None:
 
 
 def instead_of(path: str, value: object) -> str | None:
-    """Return what to write instead of a value that only LLM Foundry accepts, for a key that also exists here. Return
-    None for other values."""
+    """Return what to write instead of a value that only LLM Foundry accepts, for a key that also exists in Dropless.
+    Return None for other values."""
     if path in EPOCHS and isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return (
-            f"a plain number means epochs in Composer and LLM Foundry; here write {value}ep, or {value}ba for batches"
+            f"a plain number means epochs in Composer and LLM Foundry; in Dropless, write {value}ep, or {value}ba for "
+            "batches"
         )
     return VALUES.get(path, {}).get(value) if isinstance(value, str) else None
 

@@ -102,14 +102,14 @@ def too_long(scheduler: SchedulerConfig, max_duration: str) -> Iterator[Defect]:
     if warmup > total:
         yield Defect(
             "t_warmup",
-            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: use at most {max_duration}, or for a "
-            f"short test scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
+            f"is {scheduler.t_warmup}, but max_duration is only {max_duration}: use at most {max_duration}, or, for a "
+            f"short test, set scheduler.t_warmup={'1ba' if scheduler.name == 'inv_sqrt_with_warmup' else '0ba'}",
         )
         warmup = 0.0
     if scheduler.name == "wsd_with_warmup" and warmup + (in_unit_of(max_duration, scheduler.t_decay) or 0.0) > total:
         yield Defect(
             "t_decay",
             f"is {scheduler.t_decay}, but together with scheduler.t_warmup ({scheduler.t_warmup}) it exceeds "
-            f"max_duration ({max_duration}): use a shorter decay, or for a short test scheduler.t_warmup=0ba "
-            "scheduler.t_decay=0.1dur",
+            f"max_duration ({max_duration}): use a shorter decay, or, for a short test, set "
+            "scheduler.t_warmup=0ba scheduler.t_decay=0.1dur",
         )

@@ -9,7 +9,7 @@ from data.base.redaction import HIDDEN, is_secret_name, redacted, variable_of, w
 from data.config.sections import Section, join
 from train.config.reading.interpolation import escaped
 
-_LEFT_OUT = "# This file contains no secrets. A run that is started with it reads them from the environment:\n"
+_LEFT_OUT = "# This file contains no secrets. A run with this config reads the secrets from the environment:\n"
 _NOWHERE = "no variable exists, so pass the value on the command line"
 _REQUIRED = object()
 """The default of a required field."""

@@ -31,8 +31,8 @@ class Sampling(Section):
     top_p: Annotated[float, Range(gt=0, le=1)] = 1.0
     """Sample only from the most likely tokens that together have this probability (nucleus sampling)."""
     seed: Seed = 0
-    """Random seed for sampling. The random numbers for a prompt depend only on the seed and the number of the prompt,
-    so its text does not depend on the other prompts in a batch."""
+    """Random seed for sampling. The random numbers for a prompt depend only on the seed and the number of the prompt.
+    Therefore, the text generated for a prompt does not depend on the other prompts in a batch."""
 
 
 def room(prompt_length: int, sampling: Sampling, max_seq_len: int) -> int:

@@ -69,7 +69,7 @@ class FSDPConfig(Section):
     GEMMs in memory, and recomputes only norms, activation functions and attention. `none` (or `false`) recomputes
     nothing."""
     activation_cpu_offload: bool = False
-    """Keep the activations that the backward pass needs in CPU memory."""
+    """Store the activations for the backward pass in CPU memory (offloading)."""
     reshard_after_forward: bool = True
     """Free the gathered weights of a block after its forward pass, and gather them again for its backward pass."""
 
@@ -148,7 +148,7 @@ def _length_of_tokenizer(config: "TrainConfig") -> Iterator[Defect]:
     if length is not None and length != config.max_seq_len:
         yield Defect(
             "tokenizer.kwargs.model_max_length",
-            f"is {length}, but max_seq_len is {config.max_seq_len}: use ${{max_seq_len}}, or remove it",
+            f"is {length}, but max_seq_len is {config.max_seq_len}: use ${{max_seq_len}}, or remove the key",
         )
 
 
@@ -335,7 +335,7 @@ class TrainConfig(Section):
 
     save_folder: PathOfRun | None = None
     """Folder of the checkpoints: a path, `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`. `{run_name}` is replaced by the
-    name of the run; other braces are errors."""
+    name of the run; other braces are not allowed."""
     save_staging_folder: PathText = ".cache/checkpoints"
     """Local folder for checkpoints that are uploaded to a `save_folder`, or downloaded from a `load_path`, in an object
     store. All nodes must share this folder."""

@@ -26,7 +26,8 @@ class SpikesConfig(Section):
     normal level; with `skip` or `rollback`, it ends. With `on_nonfinite: skip`, the run also ends after this many
     consecutive steps with NaN or infinite values."""
     max_rollbacks: Count = 3
-    """Maximum number of rollbacks with `on_spike: rollback`. The run ends at the next spike after that."""
+    """Maximum number of rollbacks with `on_spike: rollback`. After this many rollbacks, the run ends at the next
+    spike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class ExpertsConfig(Section):
     these measurements."""
     probe_tokens: CountOrZero = 256
     """Number of tokens, from the first microbatch of the run, that are routed again in each measurement. The
-    measurement counts how many of them still select the same experts. `0` disables this."""
+    measurement counts how many of these tokens still select the same experts. `0` disables this measurement."""
     dead_steps: Count = 100
     """An expert is reported as dead if it receives no token from any rank in this many consecutive steps."""
     max_share: PositiveShare = 0.95
@@ -100,5 +101,5 @@ class ProfileConfig(Section):
         if last > max_batches:
             text = f"is {self.step}, and with profile.steps: {self.steps} the last profiled step is {last}"
             most = max_batches - self.steps + 1
-            fix = f"use at most {most}, or profile=null" if most >= 1 else "use profile=null"
+            fix = f"use at most {most}, or set profile=null" if most >= 1 else "set profile=null"
             yield Defect("profile.step", f"{text}, but the run has only {max_batches} steps: {fix}")

@@ -19,7 +19,7 @@ _BAR_WIDTH = 20
 _BEFORE_BAR = 4
 """Minimum number of text parts that must fit next to the bar. Otherwise, the bar is not shown."""
 _SECONDS = 0.1
-"""Minimum seconds between two updates of the screen."""
+"""Minimum number of seconds between two updates of the screen."""
 
 
 def is_terminal() -> bool:

@@ -12,7 +12,7 @@ HEADER_EVERY = 30
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a metric is shown."""
+    """A column of the step lines: a metric, and the format in which it is shown."""
 
     header: str
     metric: str
@@ -73,7 +73,7 @@ class StepTable:
         self._rows = 0
 
     def lines(self, batch: int, tokens: int, metrics: Mapping[str, float], stage: str = "") -> list[str]:
-        """Return the line of a step, after a header if one is due."""
+        """Return the line of a step, preceded by the header if a header is due."""
         present = shown(metrics)
         columns = [each for each in COLUMNS if each in present or (each.comes_later and each.unless not in metrics)]
         due = self._rows % HEADER_EVERY == 0 or columns != self._columns

@@ -1,6 +1,6 @@
 """The part of the start summary that is shown before data is read: the config, the number of ranks and the machine.
 
-This module imports nothing slow, so that the lines are shown immediately.
+This module imports only modules that load quickly, so that the lines are shown immediately.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ def silence_expected_warnings() -> None:
 
 
 def silence_transformers() -> None:
-    """Hide the progress bar for loading weights, and log messages about deprecated arguments."""
+    """Disable the progress bar for loading weights, and warnings about deprecated arguments."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -97,7 +97,7 @@ def check_agreement(store: Store, facts: Mapping[str, str], rank: int, world_siz
 
 
 def _wait_for_others(store: Store, rank: int, world_size: int) -> None:
-    """On rank 0, wait until all ranks have read the facts that they need from the store that rank 0 serves."""
+    """On rank 0, wait until all other ranks have read the facts from the store, because rank 0 serves the store."""
     compared, end = store.add("compared", 1), time.monotonic() + _COMPARED_SECONDS
     while rank == 0 and compared < world_size and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

@@ -150,8 +150,8 @@ def make_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
 
 def make_experts_mesh(config: FSDPConfig, device_type: str) -> DeviceMesh:
     """The mesh of the experts. The ranks along the shard dimension are split into groups of consecutive ranks. Within
-    each group, along `expert`, each rank has some of the experts. Ranks along `expert_shard` have the same experts,
-    which are sharded over these ranks."""
+    each group (the dimension `expert`), each rank has a different part of the experts. Ranks along the dimension
+    `expert_shard` have the same experts, which are sharded over these ranks."""
     replicas, degree = config.data_parallel_replicate_degree, config.expert_parallel_degree
     sizes = (dist.get_world_size() // ((replicas or 1) * degree), degree)
     names = ("expert_shard", "expert")

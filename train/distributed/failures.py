@@ -42,7 +42,7 @@ class Failure:
 
 
 def failure_of(error: BaseException, rank: int) -> Failure:
-    """Convert an error to a Failure, with the exit code that train.py returns for it."""
+    """Convert an error to a Failure, with the exit code that train.py returns for this error."""
     if isinstance(error, ConfigError | DataError):
         return Failure(rank=rank, code=2, text=str(error) or type(error).__name__)
     return Failure(rank=rank, code=1, text=redacted("".join(traceback.format_exception(error)).rstrip()))

@@ -65,9 +65,9 @@ def _share(error: Exception) -> None:
 
 def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mapping[str, str]] = dict) -> None:
     """Initialize the process group with Composer's initialize_dist, which fails unless all ranks call it within the
-    timeout. Here, the timeout starts only when all ranks have called this function, so each rank can first prepare or
-    download data without a time limit. Rank 0 must prepare its data within sharing_failures, which starts the store's
-    server, because the other ranks wait for the server no longer than the timeout.
+    timeout. This function first waits without a time limit until all ranks have called it, so that each rank can
+    prepare or download its data beforehand. Rank 0 must prepare its data within sharing_failures, which starts the
+    store's server, because the other ranks wait for the server no longer than the timeout.
 
     facts: returns the values that must be the same on all ranks (see facts_of_start). If they differ between ranks,
     ConfigError is raised on all ranks.
@@ -80,7 +80,7 @@ def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mappin
 
 
 def _must_join() -> bool:
-    """Whether this is one of several ranks and the process group is not initialized yet."""
+    """Whether this process is one of several ranks, and the process group is not initialized yet."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_initialized()
 
 

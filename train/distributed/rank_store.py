@@ -19,15 +19,15 @@ _CONNECT_SECONDS = 30.0
 
 
 def serves() -> bool:
-    """Whether this process serves the store. As in torch, this is rank 0, unless a launcher such as torchrun serves the
-    store."""
+    """Whether this process serves the store. As in torch, rank 0 serves the store, unless a launcher such as torchrun
+    does."""
     return _variable("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
     """Connect to the store in a thread, because torch waits indefinitely, without handling signals, for a server that
-    accepts connections but does not answer. All store objects of a process for the same address share one server, which
-    runs as long as any of these objects exists."""
+    accepts connections but does not respond. All store objects of a process for the same address share one server,
+    which runs as long as any of these objects exists."""
     (host, port), is_master, future = address(), serves(), Future[TCPStore]()
     timeout = timedelta(seconds=seconds)
 

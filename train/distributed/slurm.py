@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from data.base.errors import ConfigError
 
 _FIRST_PORT, _N_PORTS = 12000, 16000
-"""The first port, and the number of ports, of the range to choose from. The range is below the ports that Linux assigns
-to outgoing connections (32768 and above)."""
+"""The first port, and the number of ports, of the range from which a port is chosen. The range is below the ports that
+Linux assigns to outgoing connections (32768 and above)."""
 
 
 def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
@@ -117,5 +117,7 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ConfigError(f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets it")
+        raise ConfigError(
+            f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets this variable"
+        )
     return int(value)

@@ -59,8 +59,8 @@ def failed_check(name: str, error: Exception, fix: str) -> Check:
 
 
 def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str) -> list[Check]:
-    """Return the checks that `checked` yields, and one failed check if it raises or takes longer than `seconds`. After
-    a timeout, the thread of the check keeps waiting in the background."""
+    """Return the checks that `checked` yields, and one failed check if `checked` raises an error or takes longer than
+    `seconds`. After a timeout, the thread of the check keeps waiting in the background."""
     found: list[Check] = []
 
     def work() -> None:
@@ -76,7 +76,7 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        late = Check(name=name, status="wrong", found=f"no answer within {seconds:g} s", fix=fix)
+        late = Check(name=name, status="wrong", found=f"not finished within {seconds:g} s", fix=fix)
         return [*found, late]
     return found
 

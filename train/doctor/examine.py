@@ -75,8 +75,8 @@ def _rank_checks(
     *,
     gpu: bool,
 ) -> list[Check]:
-    """Run the checks that need several ranks. Every rank must call this. first: for each rank that answered, whether it
-    is the first rank of its node."""
+    """Run the checks that need several ranks. Every rank must call this. first: for each rank that responded, whether
+    it is the first rank of its node."""
     checks: list[Check] = []
     nodes = [rank for rank, is_first in sorted(first.items()) if is_first]
     if len(nodes) > 1 and exchange.place.is_first_of_node:
@@ -170,7 +170,7 @@ def _check_functions(
         yield (
             "memory of a rank",
             partial(machine.check_fits, config, world_size, device),
-            "find settings that fit (scripts/plan.py)",
+            "find settings that fit into memory (scripts/plan.py)",
         )
         yield "save_folder: store", partial(inputs.check_store, config), "see docs/checkpoints.md"
         if config.save_folder is not None:

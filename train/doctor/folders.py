@@ -110,7 +110,7 @@ def check_lock(folder: Folder) -> Iterator[Check]:
         yield Check(name=name, status="ok", found="flock works between processes of this node")
         return
     found = (
-        "a process can take a lock that another process holds"
+        "a process can acquire a lock that another process holds"
         if held == 0
         else f"flock fails in another process (exit codes {held}, {free})"
     )

@@ -53,7 +53,7 @@ def check_gpus(machine: Machine) -> Iterator[Check]:
             busy.append(f"GPU {number} has {format_bytes(free, down=True)} free")
     found = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     if len(kinds) > 1:
-        fix = "use GPUs of one model, because all ranks wait for the slowest one"
+        fix = "use GPUs of the same model, because all ranks wait for the slowest GPU"
         yield Check(name="GPUs", status="slow", found=found, fix=fix)
     elif busy:
         fix = "end the processes that nvidia-smi shows"

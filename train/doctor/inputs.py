@@ -39,7 +39,9 @@ def check_tokenizer(config: TrainConfig) -> Iterator[Check]:
 
     tokenizer = build_tokenizer(config.tokenizer)
     check_vocab(config, tokenizer.vocab_size)
-    yield Check(name="tokenizer", status="ok", found=f"{config.tokenizer.name}: ids below {tokenizer.vocab_size:,}")
+    yield Check(
+        name="tokenizer", status="ok", found=f"{config.tokenizer.name}: token ids below {tokenizer.vocab_size:,}"
+    )
 
 
 def check_hub() -> Iterator[Check]:
@@ -47,7 +49,7 @@ def check_hub() -> Iterator[Check]:
     from huggingface_hub import constants
 
     if (why := why_offline()) is None:
-        yield Check(name="hub", status="ok", found=f"{redacted(constants.ENDPOINT)} answers")
+        yield Check(name="hub", status="ok", found=f"{redacted(constants.ENDPOINT)} is reachable")
         return
     fix = (
         f"allow connections to the hub (HTTPS_PROXY, HF_ENDPOINT), or copy the run's files to {constants.HF_HUB_CACHE} "
@@ -82,7 +84,9 @@ def check_store(config: TrainConfig) -> Iterator[Check]:
     with store_errors_named("save_folder"):
         contents = remote.look()
     yield Check(
-        name="save_folder: store", status="ok", found=f"{remote.url} answers: {len(contents.committed)} checkpoint(s)"
+        name="save_folder: store",
+        status="ok",
+        found=f"{remote.url} is reachable and contains {len(contents.committed)} checkpoint(s)",
     )
 
 

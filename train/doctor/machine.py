@@ -18,8 +18,8 @@ _SHM_CPU, _SHM_GPU = 128 * 2**20, 2**30
 """Required shared memory in bytes: on a CPU, for the batches of loader workers; on a GPU, for these batches and for
 NCCL. NCCL's documentation recommends docker run --shm-size=1g. Docker's default of 64 MB is not enough."""
 _FILES_BASE, _FILES_PER_RANK = 512, 8
-"""Open files that a rank needs: for shards, logs and libraries (base), and for its connections to each other rank in
-several process groups (per rank)."""
+"""Number of open files that a rank requires: for shards, logs and libraries (base), and for its connections to each
+other rank in several process groups (per rank)."""
 _FREE = 0.5
 """If less than this share of the memory is free, other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")
@@ -37,9 +37,7 @@ def check_memory() -> Iterator[Check]:
 def check_fits(config: TrainConfig, world_size: int, device: Device) -> Iterator[Check]:
     """Check that the lower bound of a rank's memory fits on this machine. Raises ConfigError."""
     check_machine(config, world_size, device)
-    yield Check(
-        name="memory of a rank", status="ok", found="the run fits according to the lower bound (scripts/plan.py)"
-    )
+    yield Check(name="memory of a rank", status="ok", found="the lower bound fits into memory (scripts/plan.py)")
 
 
 def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
@@ -80,9 +78,9 @@ def check_limits(world_size: int) -> Iterator[Check]:
         yield Check(
             name="locked memory",
             status="wrong" if limited else "ok",
-            found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes"
+            found=f"with InfiniBand, a process may lock only {_limit(locked)} bytes of memory"
             if limited
-            else f"a process may lock {_limit(locked)} bytes",
+            else f"a process may lock {_limit(locked)} bytes of memory",
             fix="set the limit to unlimited (ulimit -l; Docker: --ulimit memlock=-1)" if limited else "",
         )
 

@@ -26,7 +26,7 @@ _POLL_SECONDS, _SLOWEST_POLL_SECONDS = 0.02, 0.5
 _CONNECT_SECONDS = 30.0
 """Seconds that the other ranks wait for rank 0 to start the store, which may be slow on a busy node."""
 _PATIENCE = 3600.0
-"""Seconds to wait for an answer from rank 0. A long limit is acceptable, because rank 0 limits its own waits, and a
+"""Seconds to wait for a response from rank 0. A long limit is acceptable, because rank 0 limits its own waits, and a
 lost connection to rank 0 raises an error immediately."""
 _SHOWN = 16
 """Maximum number of ranks that a message lists."""
@@ -52,7 +52,7 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return the position that the launcher's variables specify. Without a launcher, this is rank 0 of 1."""
+    """Return the position that the launcher's variables specify. Without a launcher, the process is rank 0 of 1."""
     rank, world_size, local = (int(environment.get(name, default)) for name, default in _VARIABLES)
     return Place(rank=rank, world_size=world_size, local_rank=local)
 
@@ -97,7 +97,7 @@ class RankExchange:
 
     def gather(self, subject: str, value: Any, ranks: Collection[int], seconds: float) -> dict[int, Any]:
         """Publish this rank's value, and return the values of `ranks` that rank 0 has collected within the time limit.
-        Every rank returns the same result. Raises ConfigError if rank 0 does not answer."""
+        Every rank returns the same result. Raises ConfigError if rank 0 does not respond."""
         self.publish(subject, value)
         if self.place.rank == 0:
             heard = self.collect(subject, ranks, seconds)
@@ -105,7 +105,7 @@ class RankExchange:
             return heard
         answer = self.collect(f"all {subject}", [0], _PATIENCE)
         if not answer:
-            raise ConfigError(f"rank 0 did not answer within {_PATIENCE:g} s: see its output")
+            raise ConfigError(f"rank 0 did not respond within {_PATIENCE:g} s: see its output")
         return dict(answer[0])
 
 
@@ -117,7 +117,7 @@ def check_ranks(came: Collection[int], answered: Collection[int], world_size: in
         fix = "check the output and the firewall of their nodes; host names must not resolve to 127.0.0.1"
         return Check(name="ranks", status="wrong", found=found, fix=fix)
     if silent:
-        found = f"{len(silent)} of {world_size} connected but did not answer: {_listed(silent)}"
+        found = f"{len(silent)} of {world_size} connected but did not respond: {_listed(silent)}"
         return Check(
             name="ranks", status="wrong", found=found, fix="check the output of these ranks, which have ended or hang"
         )
@@ -150,7 +150,8 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
     yield Check(
         name="clocks",
         status="wrong" if off else "ok",
-        found=f"at most {1000 * abs(worst):,.1f} ms different from rank 0's" + (f": {', '.join(off)}" if off else ""),
+        found=f"at most {1000 * abs(worst):,.1f} ms difference from rank 0's clock"
+        + (f": {', '.join(off)}" if off else ""),
         fix="synchronize the clocks of the nodes (chrony, or another NTP client)" if off else "",
     )
 
@@ -158,7 +159,7 @@ def check_clocks(hosts: Mapping[int, str]) -> Iterator[Check]:
 def check_shared(
     exchange: RankExchange, first_ranks: Sequence[int], folders: Sequence[Folder], seconds: float
 ) -> Iterator[Check]:
-    """Check that the nodes see each other's files in a folder, and that file locks work between nodes. The first rank
+    """Check that nodes can open each other's files in a folder, and that file locks work between nodes. The first rank
     of each node must call this. Rank 0 creates and locks files, which the other nodes try to open and lock. Rank 0
     yields the results."""
     others = [rank for rank in first_ranks if rank != 0]
@@ -202,17 +203,17 @@ def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
     name, absent = f"{folder.key}: nodes", answers.count(_ABSENT)
     is_cache = folder.key.startswith("cache_dir")
     if len(answers) < n_others:
-        return Check(name=name, status="wrong", found="not all nodes answered", fix="check the output of all nodes")
+        return Check(name=name, status="wrong", found="not all nodes responded", fix="check the output of all nodes")
     if absent and not is_cache:
         found, fix = (
-            f"{absent} of {n_others} other nodes do not see",
+            f"{absent} of {n_others} other nodes cannot open",
             "specify a folder on a file system that all nodes share",
         )
         return Check(name=name, status="wrong", found=f"{found} a file that rank 0 created there", fix=fix)
     if absent:
         return Check(name=name, status="ok", found=f"{absent} of {n_others} other nodes have a separate folder")
     if is_cache and set(answers) != {_KEPT_OUT}:
-        defect = "a node can take a lock that another node holds" if _LET_IN in answers else "locks do not work"
+        defect = "a node can acquire a lock that another node holds" if _LET_IN in answers else "locks do not work"
         fix = f"{LOCK_FIX}, or give each node a cache_dir on its own disk"
         return Check(name=name, status="wrong", found=f"shared, but {defect}", fix=fix)
     return Check(name=name, status="ok", found="shared by all nodes")

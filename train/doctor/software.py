@@ -88,7 +88,8 @@ def _compile(compiler: str, header: str, *flags: str) -> str | None:
 
 
 def check_triton(machine: Machine) -> Iterator[Check]:
-    """Check that Triton can be imported and, on a GPU, that a kernel of train/models gives the same result as torch."""
+    """Check that Triton can be imported and, on a GPU, that a kernel of train/models computes the same result as
+    torch."""
     try:
         version = importlib.import_module("triton").__version__
     except Exception as error:
@@ -109,10 +110,12 @@ def check_triton(machine: Machine) -> Iterator[Check]:
     out = torch.empty_like(x)
     fused_glu(x, y, out)
     if torch.allclose(out, F.silu(x) * y, atol=1e-5):
-        yield Check(name="Triton", status="ok", found=f"{version}; a kernel was compiled and gives the right result")
+        yield Check(
+            name="Triton", status="ok", found=f"{version}; a kernel was compiled and computes the correct result"
+        )
     else:
         fix = f"delete Triton's cache (TRITON_CACHE_DIR, else {Path.home() / '.triton'}), then reinstall torch"
-        yield Check(name="Triton", status="wrong", found=f"{version}; a kernel gives a wrong result", fix=fix)
+        yield Check(name="Triton", status="wrong", found=f"{version}; a kernel computes an incorrect result", fix=fix)
 
 
 def check_megablocks(machine: Machine) -> Iterator[Check]:

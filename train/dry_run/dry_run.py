@@ -74,6 +74,6 @@ def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
     params = list(model.parameters())
     mine = sum((param.to_local() if isinstance(param, DTensor) else param).numel() for param in params)
     logger.info(
-        f"model: built on meta, {sum(param.numel() for param in params):,} elements in {len(params)} parameters, "
-        f"{mine:,} of them on rank {dist.get_global_rank()}"
+        f"model: built on the meta device, {sum(param.numel() for param in params):,} elements in {len(params)} "
+        f"parameters, {mine:,} of them on rank {dist.get_global_rank()}"
     )

@@ -15,8 +15,8 @@ from train.run.inputs import Inputs, open_inputs
 @contextmanager
 def opened(config: TrainConfig, problems: Problems, *, rehash: bool) -> Iterator[Inputs]:
     """Open the inputs. A real run downloads the checkpoint that it resumes from to the staging folder, which may have
-    to be cleared first. Here, the checkpoint is downloaded without its tensors to a temporary folder, which is deleted
-    at the end. Raises the same errors as `open_inputs`."""
+    to be cleared first. A dry run downloads the checkpoint, without its tensors, to a temporary folder, which is
+    deleted at the end. Raises the same errors as `open_inputs`."""
     here = config
     with ExitStack() as stack:
         with problems.collect():

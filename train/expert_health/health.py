@@ -32,8 +32,8 @@ class ExpertHealth:
         self._overloaded = Streaks(config.max_share_steps, shape_LE)
 
     def is_due(self, state: State) -> bool:
-        """Whether this step is measured: the first step of the run, the last step of each interval, and the last step
-        of the run are measured. Must be called before state.timestamp counts the step."""
+        """Whether this step is measured. The first step of the run, the last step of each interval, and the last step
+        of the run are measured. Must be called before state.timestamp includes the step."""
         assert state.max_duration is not None
         trained = state.timestamp.batch.value + 1
         return self._every is not None and (trained % self._every == 0 or trained in (1, state.max_duration.value))

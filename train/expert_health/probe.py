@@ -36,8 +36,9 @@ class Probe:
         return not self._rows
 
     def measure(self, state: State, model: nn.Module) -> np.ndarray | None:
-        """Return [L]: for each layer, the fraction of selected experts that are the same as in the previous call. None
-        in the first call. Every rank must call this between the backward pass of a step and the next forward pass.
+        """Return [L]: for each layer, the fraction of selected experts that are the same as in the previous call.
+        Returns None in the first call. Every rank must call this between the backward pass of a step and the next
+        forward pass.
 
         Does not change the model's weights, gradients or mode, or the random state.
         """
@@ -45,7 +46,8 @@ class Probe:
         assert isinstance(size, int)
         if self.is_empty:
             self._take(batch, size)
-        # This is at least the shape of a microbatch, for which FlexAttention is already compiled.
+        # If the probe has no more rows than a microbatch, this is the shape of a microbatch, for which FlexAttention is
+        # already compiled.
         shape = (max(size, len(self._rows)), batch["input_ids"].shape[1])
         before, self._chosen = self._chosen, self._route(state, model, shape)
         if before is None or before.shape != self._chosen.shape:

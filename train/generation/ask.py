@@ -21,7 +21,7 @@ def ask(
     on_text: Callable[[int, str], None] | None = None,
 ) -> Iterator[Answer]:
     """Yield the answers in order. `on_text` is called with the number of a prompt and each new piece of its answer. The
-    answers are passed to `on_text` one after the other: the text of later answers of a batch is held back until the
+    answers are passed to `on_text` one after the other: the text of later answers of a batch is buffered until the
     earlier answers are complete."""
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]

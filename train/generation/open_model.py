@@ -71,8 +71,8 @@ def torch_device(device: Device) -> torch.device:
 
 
 def resolve_model(folder: Path) -> Path:
-    """Find the save folder or exported model in a run's folder. Raises ConfigError if the folder contains more than
-    one."""
+    """Find the save folder or exported model in a run's folder. Raises ConfigError if the folder contains several save
+    folders or exported models."""
     return resolve_folder(folder, lambda each: is_exported(each) or is_save_folder(each))
 
 
@@ -197,4 +197,4 @@ def _check_memory(path: Path, model: ModelConfig, precision: Precision, device: 
 
 
 def _describe(path: Path, by: str, precision: Precision, device: Device) -> str:
-    return f"{path} by {by} in {precision} on {torch_device(device)}"
+    return f"{path} loaded by {by} in {precision} on {torch_device(device)}"

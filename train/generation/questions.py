@@ -138,7 +138,7 @@ def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, max_seq_le
     longest = max(map(len, prompts))
     if longest + max_new_tokens > max_seq_len:
         raise ConfigError(
-            f"--max_new_tokens is {max_new_tokens}, but the sum with the {longest} tokens of the longest prompt is "
-            f"{longest + max_new_tokens} tokens, and the model supports only {max_seq_len}: set --max_new_tokens to "
+            f"--max_new_tokens is {max_new_tokens} and the longest prompt has {longest} tokens, in total "
+            f"{longest + max_new_tokens} tokens, but the model supports only {max_seq_len}: set --max_new_tokens to "
             f"at most {max_seq_len - longest}"
         )

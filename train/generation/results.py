@@ -66,7 +66,7 @@ def read_kept(folder: Path) -> dict[str, Result]:
         kept = json.loads(file.read_text(encoding="utf-8"))
         rows_of(kept)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file} does not contain evaluation results ({error!r}): remove it") from None
+        raise ConfigError(f"{file} does not contain evaluation results ({error!r}): remove the file") from None
     return kept
 
 

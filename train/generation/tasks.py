@@ -125,7 +125,7 @@ def _is_path(task: str) -> bool:
     if not ("/" in task or task.endswith((".yaml", ".yml"))):
         return False
     if not Path(task).exists():
-        raise ConfigError(f"--tasks has {task!r}, but there is no such file or folder{from_here(task)}")
+        raise ConfigError(f"--tasks contains {task!r}, but there is no such file or folder{from_here(task)}")
     return True
 
 
@@ -151,13 +151,15 @@ def _known(name: str, manager: Any) -> str:
         return name
     close = difflib.get_close_matches(name, manager.all_tasks, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"--tasks has {name!r}, which is not a task of the lm-evaluation-harness{hint}")
+    raise ConfigError(f"--tasks contains {name!r}, which is not a task of the lm-evaluation-harness{hint}")
 
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if type(error) is FileNotFoundError:  # errors of the hub are subclasses
-        return f"--tasks has {name!r}, whose data does not exist ({reason}): add the data, or correct the task's YAML"
+    if type(error) is FileNotFoundError:  # not a subclass, because errors of the hub are subclasses
+        return (
+            f"--tasks contains {name!r}, whose data does not exist ({reason}): add the data, or correct the task's YAML"
+        )
     no_network = why_offline()
     hint = f"; {no_network}: load the task's data once with network access, or use local tasks" if no_network else ""
-    return f"--tasks has {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"
+    return f"--tasks contains {name!r}, which cannot be loaded ({type(error).__name__}: {reason}){hint}"

@@ -1,7 +1,7 @@
 """The device of a run, and the reason why torch cannot use a GPU of the machine.
 
-torch and Composer silently use the CPU if they find no working GPU. Here, this is an error: a run uses the CPU only if
-there is no GPU, or if the CPU was chosen. torch is imported only when necessary.
+torch and Composer silently use the CPU if they find no working GPU. In Dropless, a GPU that torch cannot use is an
+error: a run uses the CPU only if there is no GPU, or if the CPU was chosen. torch is imported only when necessary.
 """
 
 import ctypes
@@ -106,8 +106,8 @@ def why_no_gpu(machine: Machine) -> str | None:
             seen = f"torch finds {machine.torch_gpus} GPU{'s' if machine.torch_gpus > 1 else ''}"
             fix = f"use composer -n {machine.torch_gpus}"
             if machine.environment.get("CUDA_VISIBLE_DEVICES"):
-                # Slurm may bind each task to its own GPU, so that every rank sees only one.
-                fix += ", or let every rank see all GPUs (srun --gpu-bind=none)"
+                # Slurm may bind each task to its own GPU, so that each rank can use only one GPU.
+                fix += ", or make all GPUs visible to every rank (srun --gpu-bind=none)"
             return f"this machine runs {ranks} ranks, but {seen}: {fix}, {_ON_CPU}"
         cause = _unsupported(machine)
     elif machine.nvidia_gpus or machine.amd_gpus:

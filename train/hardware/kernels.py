@@ -22,8 +22,8 @@ GPU is mostly idle."""
 
 
 class Wording(NamedTuple):
-    """Phrases for the error messages of this module. In a training run, they refer to config keys; in a script, they
-    refer to its command-line options."""
+    """Phrases for the error messages of this module. In a training run, the phrases refer to config keys; in a script,
+    they refer to its command-line options."""
 
     choice: str
     """The setting that led to the error."""
@@ -43,8 +43,8 @@ _OF_CONFIG = Wording(
 def choose_kernels(
     config: TrainConfig, world_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[ModelConfig, list[str]]:
-    """Return config.model, in which moe_impl: auto is replaced by the selected implementation, so that steps need not
-    select it again, and lines for the console.
+    """Return a copy of config.model and lines for the console. In the copy, moe_impl: auto is replaced by the selected
+    implementation, so that the implementation is selected only once.
 
     For dtype and the errors that are raised, see resolve_kernels.
     """
@@ -68,8 +68,8 @@ def resolve_kernels(
     except ValueError as error:
         fix = f"; or {wording.bf16}" if _experts_in_bf16(model, device, shape) else ""
         raise ConfigError(f"model.{error}{fix}") from None
-    # The reasons are determined only for auto, because this imports MegaBlocks and flash-attn, which need not be
-    # installed otherwise.
+    # The reasons are determined only for auto, because the check imports MegaBlocks and flash-attn, which are otherwise
+    # not required.
     experts = attention = ", as configured"
     if model.ffn_config.moe_impl == "auto":
         experts = _reasons(passed_over_moe_impls(device, dtype, shape))

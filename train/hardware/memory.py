@@ -89,7 +89,7 @@ def _cgroups(membership: Path, root: Path) -> list[Path]:
             top = root / "memory"
         else:
             continue
-        # In a container, this may be a path on the host that does not exist in the container. In this case, the
+        # In a container, `group` may be a path on the host that does not exist in the container. In this case, the
         # container's own group is at `top`.
         below = top / group.lstrip("/")
         found += [below, *below.parents[: len(below.parts) - len(top.parts)]]

@@ -161,7 +161,7 @@ def test_an_error_in_the_thread_ends_every_rank_at_the_next_step(tmp_path: Path)
     assert first == second
     (refused, *at_batch_3), defect = first
     place = tmp_path / "no-space"
-    assert refused.startswith(f"save_folder {place} has no space left for the checkpoint of batch 2, which takes ")
+    assert refused.startswith(f"save_folder {place} has no space left for the checkpoint of batch 2, which requires ")
     assert at_batch_3 == [[1, 2, 3], []]
     assert defect == ("a checkpoint could not be written: KeyError: 'a defect'", [1, 2, 3], ["ep0-ba2"])
 

@@ -133,7 +133,7 @@ def test_a_name_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> N
 def test_a_newer_format_is_not_called_corrupt(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     _rewrite(checkpoint, lambda values: values.update(format=2))
-    with pytest.raises(ConfigError, match=r"has format 2, but this version reads format 1") as caught:
+    with pytest.raises(ConfigError, match=r"has format 2, but this version of Dropless reads format 1") as caught:
         read_manifest(checkpoint)
     assert not isinstance(caught.value, CorruptCheckpointError)
 

@@ -1,8 +1,9 @@
-"""Ownership of a save folder in an object store: an object that names the run, which the run renews.
+"""Ownership of a save folder in an object store: an object that contains the name of the run, and that the run renews
+regularly.
 
 In stores with conditional writes, such as S3 and GCS, only one run at a time can hold the lease, and a run that has
-lost it commits nothing more. In other stores, two runs that start in the same second may both hold the lease, until one
-of them reads the object before its next commit and finds the name of the other run.
+lost the lease commits no more checkpoints. In other stores, two runs that start in the same second may both hold the
+lease, until one of them reads the object before its next commit and finds the name of the other run.
 """
 
 import json
@@ -59,7 +60,8 @@ class Lease:
 
 
 def check_unowned(folder: RemoteFolder) -> None:
-    """Raise ConfigError if a running process on this machine owns the folder. Unlike `take`, this does not wait."""
+    """Raise ConfigError if a running process on this machine owns the folder. Unlike `take`, this function does not
+    wait."""
     found = folder.store.read(OWNER)
     if found is not None and (owner := _described(found[0])).alive:
         raise _refusal(folder, owner)
@@ -123,8 +125,8 @@ def _refusal(folder: RemoteFolder, owner: FoundOwner) -> ConfigError:
 
 
 def _content(owner: str, beats: int) -> bytes:
-    """Return the content of the object. `beats` makes the content of every write different, because some stores use a
-    hash of the content as the version."""
+    """Return the content of the lease's object. `beats` makes the content of every write different, because some stores
+    use a hash of the content as the version."""
     return json.dumps({"owner": owner, "beats": beats}).encode()
 
 

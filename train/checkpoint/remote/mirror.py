@@ -101,8 +101,9 @@ class Mirror(Callback):
             raise DataError(self._stop[1])
 
     def seconds_to_send(self) -> float:
-        """Estimate the time to send all unsent checkpoints and one more, from the longest time that a checkpoint has
-        taken. The estimate is 0 if no checkpoint has been sent yet, and on all ranks except rank 0."""
+        """Estimate the time, in seconds, to send all unsent checkpoints and one more checkpoint, based on the longest
+        time that it took to send a checkpoint. The estimate is 0 if no checkpoint has been sent yet, and on all ranks
+        except rank 0."""
         return (len(self._sender.unsent) + 1) * self._sender.longest if self._sender is not None else 0.0
 
     def finish(self) -> None:
@@ -136,7 +137,7 @@ class Mirror(Callback):
     def _problem(self, *, last: bool = False) -> str | None:
         assert self._sender is not None
         if self._sender.lost is not None:
-            return f"{self._sender.lost}: this run stops and sends nothing more"
+            return f"{self._sender.lost}: this run stops and sends no more checkpoints"
         if self._sender.failed:
             order, reason = self._sender.failed[-1]
             text = f"save_folder {self.url}: {order.name} was not sent: {reason}. The checkpoint is in {self._local}"

@@ -35,7 +35,7 @@ class _Order:
 
     checkpoint: Path
     path: Path
-    """The folder of the links."""
+    """The folder that contains the hard links."""
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Sender:
         self.failed: list[tuple[_Order, str]] = []
         """Checkpoints that could not be sent, each with the reason."""
         self.lost: str | None = None
-        """Why the folder no longer belongs to this run."""
+        """The reason why the folder no longer belongs to this run; None while the folder belongs to this run."""
         self.ended = False
         self.end_error: str | None = None
         self.longest = 0.0

@@ -62,7 +62,7 @@ def open_exports(folder: str, run_name: str, key: str) -> RemoteFolder | None:
 
 
 def open_remote(url: str, key: str, *, writable: bool = True) -> RemoteFolder:
-    """Open the folder at `url` in an object store. Raises ConfigError, which names `key`."""
+    """Open the folder at `url` in an object store. Raises ConfigError, whose message begins with `key`."""
     if (defect := url_defect(url)) is not None:
         raise ConfigError(defect, key=key)
     try:
@@ -75,8 +75,8 @@ def look(remote: RemoteFolder, folder: Path, config: TrainConfig) -> Contents:
     """List the save folder for a run that may write to it. Empties the staging folder if the staging folder and the
     folder in the store belong to different runs.
 
-    Raises ConfigError if the store refuses access, or the folder contains checkpoints that this run would neither
-    resume from nor may overwrite.
+    Raises ConfigError if the store refuses access, or the folder contains checkpoints that this run neither resumes
+    from nor may overwrite.
     """
     _refuse_to_delete(config, remote.url)
     with store_errors_named("save_folder"):
@@ -203,8 +203,8 @@ def _what_is_there(name: str, url: str, contents: Contents) -> str:
 
 
 def is_first_rank() -> bool:
-    """Whether this is rank 0, the only rank that accesses a save folder in a store. Can be called before the process
-    group exists."""
+    """Whether this process is rank 0, the only rank that accesses a save folder in a store. Can be called before the
+    process group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 

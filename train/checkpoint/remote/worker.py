@@ -41,7 +41,8 @@ _LOOK = 0.5
 
 @dataclass
 class Worker:
-    """Executes orders one after the other. Once another run owns the folder, nothing more is changed in the store."""
+    """Executes orders one after the other. Once another run owns the folder, this worker no longer changes the
+    store."""
 
     folder: RemoteFolder
     local: Path
@@ -52,9 +53,9 @@ class Worker:
     orders: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
     """The orders to execute. None ends the process."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Set when nothing more may be committed."""
+    """Set when this worker may not commit any more checkpoints."""
     scanning: threading.Event = field(default_factory=threading.Event)
-    """Set when the files next to the checkpoints belong to this run."""
+    """Set once the files next to the checkpoints belong to this run. From then on, these files are also sent."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and modification time of each file next to the checkpoints when it was last sent."""
     _reporting: threading.Lock = field(default_factory=threading.Lock)
@@ -119,7 +120,7 @@ class Worker:
 
     def _send_beside(self, *, most: int | None = None) -> str | None:
         """Send changed files next to the checkpoints, up to `most` bytes each. Return the error, if any. Files that
-        could not be sent are sent the next time this is called."""
+        could not be sent are sent by the next call."""
         if self.stopped.is_set():
             return None
         confirmed = False
@@ -198,8 +199,8 @@ def _work(worker: Worker) -> None:
 
 
 def _watch_parent(worker: Worker, parent: int) -> None:
-    """Exit if the parent has ended. This is checked because processes forked from the parent may keep the standard
-    input open for a while."""
+    """Exit if the parent has ended. The check is necessary because processes forked from the parent may keep the
+    standard input open for a while."""
     while os.getppid() == parent:
         time.sleep(_LOOK)
     _leave(worker, 1)

@@ -7,8 +7,7 @@ _REST = 3.0
 """Length of a pause, as a multiple of the computing time before the pause. With 3, the thread uses a quarter of a
 core."""
 _BUSY_SECONDS = 0.002
-"""Computing time in seconds between two pauses. Each pause makes Python switch threads, which takes time from
-training."""
+"""Computing time in seconds between two pauses. Each pause makes Python switch threads, which slows down training."""
 
 
 class Pace:

@@ -34,7 +34,7 @@ class Pruning:
         """
         superseded, verify = ranks.on_first(lambda: self._plan(batch))
         if verify:
-            # Each rank reads the files that it wrote back from disk, and not from the page cache.
+            # Each rank verifies its own files. They are read from the disk, and not from the page cache.
             found = ranks.on_each(lambda: corruption(checkpoint, files))
             if corrupt := [error for error in found if error is not None]:
                 logger.warning(f"{corrupt[0]}. Earlier checkpoints are kept")
@@ -49,7 +49,7 @@ class Pruning:
 
 
 def _remove(superseded: Sequence[Path]) -> None:
-    """Delete checkpoints. If a checkpoint cannot be deleted, deleting it is tried again after the next save."""
+    """Delete checkpoints. If a checkpoint cannot be deleted, the deletion is retried after the next save."""
     for path in superseded:
         try:
             remove(path)

@@ -24,7 +24,7 @@ from train.checkpoint.storage.manifest import CONFIG, STATE, Manifest, sync_fold
 from train.checkpoint.storage.writer import HashingWriter
 
 _OVERHEAD = 4096
-"""Maximum number of bytes that torch adds per tensor and rank."""
+"""Maximum number of bytes that torch writes, per tensor and rank, in addition to the data of the tensor."""
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,8 @@ class _Memory:
 
     def __init__(self, n_bytes: int) -> None:
         self.mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # Without this, a data loader worker that is forked later would keep the old pages, which would double the
-        # memory use.
+        # Without MADV_DONTFORK, a data loader worker that is forked later would keep the old pages, which would double
+        # the memory use.
         if hasattr(mmap, "MADV_DONTFORK"):  # Linux only
             self.mapped.madvise(mmap.MADV_DONTFORK)
         self._pinned: int | None = None
@@ -139,7 +139,7 @@ class _Memory:
                     torch.zeros(1, device="cuda")
 
     def release(self) -> None:
-        """Unpin the memory. The system reclaims it when the last tensor in it is deleted."""
+        """Unpin the memory. The system reclaims the memory when the last tensor that uses it is deleted."""
         if self._pinned is not None:
             _cuda().cudaHostUnregister(self._pinned)
 

@@ -36,8 +36,8 @@ def checkpoint_bytes(config: TrainConfig, world_size: int = 1) -> int:
 
 
 def file_bytes(config: TrainConfig, world_size: int) -> int:
-    """Return a lower bound on the size of a checkpoint's largest file, in which only tensors are counted. Each rank
-    writes its shards to a separate file. With several replicas, only the first replica is saved.
+    """Return a lower bound on the size of a checkpoint's largest file. Only tensors are counted. Each rank writes its
+    shards to a separate file. With several replicas, only the first replica is saved.
     """
     shards, n_bytes = _shards(config, world_size), 0
     for name, shape in trainable_shapes(config).items():

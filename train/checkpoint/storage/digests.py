@@ -17,11 +17,12 @@ class FileDigest:
     """The size and the hashes of a file."""
 
     size: int
-    """In bytes."""
+    """Size of the file in bytes."""
     xxh3_128: str
     """Hash of the whole file, as `xxhsum -H2` prints it."""
     blocks: bytes
-    """The concatenated hashes of the file's blocks, HASH_BYTES each. The last block may be shorter than the others."""
+    """The concatenated hashes of the file's blocks. Each hash has HASH_BYTES bytes. The last block may be shorter than
+    the others."""
 
     def block(self, number: int) -> bytes:
         return self.blocks[number * HASH_BYTES : (number + 1) * HASH_BYTES]

@@ -29,7 +29,8 @@ requested."""
 
 
 class CheckpointFiles:
-    """The files of one checkpoint. If the checkpoint was written before manifests existed, they are not verified."""
+    """The files of one checkpoint. If the checkpoint was written before manifests existed, the files are not
+    verified."""
 
     def __init__(self, checkpoint: Path, *, verify: bool = True) -> None:
         """Raises CorruptCheckpointError if the manifest is damaged, or a file is missing or has the wrong size."""
@@ -168,7 +169,7 @@ class VerifiedFile:
             os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _block(self, number: int, n_bytes: int) -> memoryview:
-        """Return a verified block. The next call may overwrite its memory."""
+        """Return a verified block. The next call may overwrite the memory of this block."""
         data = self._files.kept.get(self.name, number)
         if data is None:
             data = self._files.kept.room()[:n_bytes]

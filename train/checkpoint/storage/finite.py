@@ -12,7 +12,8 @@ from data.base.errors import ConfigError
 from train.hf.finite import not_finite
 
 _HINT = (
-    "use a checkpoint from before the training diverged (if you delete this one, autoresume=true uses the previous one)"
+    "use a checkpoint from before the training diverged (if you delete this checkpoint, "
+    "autoresume=true uses the previous one)"
 )
 
 

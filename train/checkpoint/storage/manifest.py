@@ -41,7 +41,7 @@ class CorruptCheckpointError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of a checkpoint."""
+    """The content of a manifest: the origin of a checkpoint, and the digests of its files."""
 
     run_id: str
     """An id that all checkpoints of a run share, however often the run is resumed."""
@@ -54,11 +54,11 @@ class Manifest:
     versions: Mapping[str, str]
     """Versions of Python and of the packages that affect results."""
     files: Mapping[str, FileDigest] = field(default_factory=dict)
-    """All files except the manifest itself, by name."""
+    """Name of each file, except the manifest itself -> its digest."""
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Total size of the files in bytes."""
         return sum(digest.size for digest in self.files.values())
 
 
@@ -101,8 +101,8 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
             raise ValueError("its hash does not match")
         if values["format"] != FORMAT:
             raise ConfigError(
-                f"{path} has format {values['format']}, but this version reads format {FORMAT}: use the version that "
-                "wrote it"
+                f"{path} has format {values['format']}, but this version of Dropless reads format {FORMAT}: use the "
+                "version that wrote the file"
             )
         if values["block_bytes"] != BLOCK_BYTES:
             raise ValueError(f"its blocks have {values['block_bytes']} bytes")

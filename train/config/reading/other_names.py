@@ -92,7 +92,8 @@ SECTIONS = ("", "model", "optimizer", "scheduler", "train_loader", "train_loader
 
 
 def other_name(key: str) -> str | None:
-    """Return the message for a key that does not exist here, or None if no other framework is known to use this key."""
+    """Return the message for a key that does not exist in Dropless, or None if no other framework is known to use
+    this key."""
     section, _, name = key.rpartition(".")
     hint = SUGGESTIONS.get(key) or (SUGGESTIONS.get(name) if section in SECTIONS else None)
     return f"is not a key: {hint}" if hint is not None else None
