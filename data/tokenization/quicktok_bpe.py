@@ -28,8 +28,8 @@ CL100K_BASE_PATTERN = (
 """tiktoken's pattern of cl100k_base."""
 
 _SCANNERS = {CL100K_PATTERN: "llama3", CL100K_BASE_PATTERN: "cl100k"}
-"""quicktok's name for each pattern. It also has a scanner for the pattern of o200k_base, but the ids of quicktok 0.4.0
-for some sequences of letters and combining marks are then different from tiktoken's."""
+"""quicktok's name for each pattern. quicktok supports more patterns, but only these have been compared with tiktoken
+for all characters."""
 _CL100K_SIZE = 100_256
 _MOST_TOKENS, _LONGEST_TOKEN = 1 << 18, 255
 _LONG_S = "'\u017f"
