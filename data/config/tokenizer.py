@@ -16,7 +16,8 @@ class TokenizerKwargs(Section):
     model_name: Label | None = None
     """For tiktoken: the name of the model whose encoding is used, such as `gpt-4`."""
     encoding_name: Label | None = None
-    """For tiktoken: the encoding, such as `cl100k_base` (downloaded by tiktoken on first use)."""
+    """For tiktoken: the encoding, such as `cl100k_base`. tiktoken downloads it on first use; `cl100k_base` is not
+    downloaded if the extra `fast-bpe` is installed."""
     vocab_file: PathText | None = None
     """For tiktoken: a local vocabulary file. Each line contains a token in base64 and the rank of this token."""
     use_default_system_prompt: bool = False

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import regex
     import tiktoken
 
+Encode = Callable[[str], np.ndarray]
+"""Returns the ids of a block of text. Special tokens in the block are encoded as text."""
+
 BLOCK = 400_000
 """Number of characters of a text, or bytes of a piece, that are passed to tiktoken in one call. No token is longer."""
 OVERLAP = 64
@@ -30,38 +33,35 @@ _CUT = re.compile(r"\S(?= )")
 _LAST_CUT = re.compile(r".*\S(?= )", re.DOTALL)
 
 
-def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool) -> np.ndarray:
+def encode_blocks(encoding: "tiktoken.Encoding", text: str, *, special: bool, encode: Encode) -> np.ndarray:
     """The ids as int32. Special tokens written in the text are encoded as special tokens if `special` is set, and as
     text otherwise. Raises the same errors as `check_known`."""
     ids = bytearray()  # a bytearray grows in place, so no second copy is needed
-    for part in _between_special(encoding, text) if special else _blocks(encoding, text, 0, len(text)):
+    for part in (_between_special if special else _blocks)(encoding, text, 0, len(text), encode):
         ids += np.asarray(part, dtype=np.int32).data
     return np.frombuffer(ids, dtype=np.int32)
 
 
-def _between_special(encoding: "tiktoken.Encoding", text: str) -> Iterator[Iterable[int]]:
-    start = 0
+def _between_special(
+    encoding: "tiktoken.Encoding", text: str, start: int, end: int, encode: Encode
+) -> Iterator[Iterable[int]]:
     for found in re.finditer("|".join(map(re.escape, encoding._special_tokens)), text):
-        yield from _blocks(encoding, text, start, found.start())
+        yield from _blocks(encoding, text, start, found.start(), encode)
         yield [encoding._special_tokens[found[0]]]
         start = found.end()
-    yield from _blocks(encoding, text, start, len(text))
+    yield from _blocks(encoding, text, start, end, encode)
 
 
-def _blocks(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[Iterable[int]]:
+def _blocks(encoding: "tiktoken.Encoding", text: str, start: int, end: int, encode: Encode) -> Iterator[Iterable[int]]:
     while end - start > BLOCK:
         cut = _LAST_CUT.match(text, start, start + BLOCK)
         if cut is not None:
-            yield _encode(encoding, text[start : cut.end()])
+            yield encode(text[start : cut.end()])
         else:
             cut = _CUT.search(text, start + BLOCK - 1, end)
             yield from _pieces(encoding, text, start, end if cut is None else cut.end())
         start = end if cut is None else cut.end()
-    yield _encode(encoding, text[start:end])
-
-
-def _encode(encoding: "tiktoken.Encoding", text: str) -> np.ndarray:
-    return encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+    yield encode(text[start:end])
 
 
 def _pieces(encoding: "tiktoken.Encoding", text: str, start: int, end: int) -> Iterator[list[int]]:

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 _KEY = "tokenizer.kwargs.vocab_file"
 
+# The pattern of cl100k_base, in syntax with the same meaning for the regex engines of tiktoken and of the tokenizers
+# library.
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def read_vocabulary(path: Path, special_tokens: Sequence[str] = ()) -> dict[bytes, int]:
     """Return a mapping from tokens to ranks, read from a file with a token in base64 and its rank on each line.

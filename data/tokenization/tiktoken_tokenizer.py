@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +12,14 @@ from data.base.errors import ConfigError, DataError, setting
 from data.config.tokenizer import TokenizerConfig
 from data.tokenization import blocks
 from data.tokenization.files import write_generation_config, write_tokenizer
-from data.tokenization.tiktoken_bpe import read_vocabulary, to_fast
+from data.tokenization.quicktok_bpe import FastEncoder, cl100k_ranks, fast_encoder
+from data.tokenization.tiktoken_bpe import CL100K_PATTERN, read_vocabulary, to_fast
 from data.tokenization.tokenizer import fingerprint_of
 
 if TYPE_CHECKING:
     import jinja2
     import tiktoken
     import tokenizers
-
-# The pattern of cl100k_base, in syntax with the same meaning for the regex engines of tiktoken and of the tokenizers
-# library.
-CL100K_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 END_OF_TEXT, PAD, IM_START, IM_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 OURS = (END_OF_TEXT, PAD, IM_START, IM_END)
@@ -59,7 +54,7 @@ def build_tiktoken(config: TokenizerConfig) -> "TiktokenTokenizer":
         encoding = _load_encoding(key, name)
         ranks, pattern, special = encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens
     with_system = kwargs.use_default_system_prompt
-    return TiktokenTokenizer(
+    tokenizer = TiktokenTokenizer(
         f"tiktoken:{name}",
         ranks,
         pattern,
@@ -67,6 +62,8 @@ def build_tiktoken(config: TokenizerConfig) -> "TiktokenTokenizer":
         use_default_system_prompt=with_system,
         chat_template_drops=config.chat_template_drops,
     )
+    _ = tokenizer.fast  # opened and checked once, and not in each worker that is forked from this process
+    return tokenizer
 
 
 def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
@@ -84,15 +81,28 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
         raise ConfigError(
             f"is {name!r}, but tiktoken's encodings are {', '.join(sorted(known))}", key=f"tokenizer.kwargs.{key}"
         )
+    ranks = cl100k_ranks() if encoding_name == "cl100k_base" else None
+    if ranks is not None:
+        return _cl100k_base(ranks)
     try:
         return tiktoken.get_encoding(encoding_name)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
-            "set TIKTOKEN_CACHE_DIR to a folder that contains it, or use a local "
+            "for cl100k_base, install the extra fast-bpe; otherwise, set TIKTOKEN_CACHE_DIR to a folder that contains "
+            "it, or use a local "
             f"{setting('tokenizer.kwargs.vocab_file')}",
             key=f"tokenizer.kwargs.{key}",
         ) from error
+
+
+def _cl100k_base(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
+    """The encoding as tiktoken defines it, without the download of its ranks."""
+    import tiktoken
+    from tiktoken_ext import openai_public
+
+    names = {**vars(openai_public), "load_tiktoken_bpe": lambda *args, **kwargs: ranks}
+    return tiktoken.Encoding(**FunctionType(openai_public.cl100k_base.__code__, names)())
 
 
 class TiktokenTokenizer:
@@ -137,9 +147,23 @@ class TiktokenTokenizer:
             f"dropless-{self.fingerprint}", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
 
+    @cached_property
+    def fast(self) -> FastEncoder | None:
+        """A faster encoder with the same ids, or None if there is none on this machine."""
+        return fast_encoder(self._encoding)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process may have other packages, so the faster encoder is opened and checked there again.
+        return {name: value for name, value in vars(self).items() if name != "fast"}
+
     def encode(self, text: str) -> np.ndarray:
         if len(text) > blocks.BLOCK:
-            return blocks.encode_blocks(self._encoding, text, special=False)
+            return blocks.encode_blocks(self._encoding, text, special=False, encode=self._encode_text)
+        return self._encode_text(text)
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        if self.fast is not None:
+            return self.fast.encode(text)
         return _int32(self._encoding.encode_to_numpy(text, disallowed_special=()))
 
     def render(
@@ -156,7 +180,9 @@ class TiktokenTokenizer:
 
     def encode_rendered(self, text: str) -> np.ndarray:
         if len(text) > blocks.BLOCK:
-            return blocks.encode_blocks(self._encoding, text, special=True)
+            return blocks.encode_blocks(self._encoding, text, special=True, encode=self._encode_text)
+        if self.fast is not None:
+            return self.fast.encode_with_special(text)
         return _int32(self._encoding.encode_to_numpy(text, allowed_special="all"))
 
     @cached_property

@@ -1,10 +1,18 @@
 """Times the preparation and loading of training data: preparing rows, loading them, and resuming at a row in the
 middle.
 
+<<<<<<< HEAD:scripts/bench/data_plane.py
 The text is the source code of Python's standard library, shuffled and repeated. Preparation is compared with two
 baselines. The first baseline only tokenizes the same text with tiktoken. It is compared in CPU seconds of all
 processes, which other programs hardly affect. The second baseline is `datasets.map` with `MDSWriter` in one process. It
 is compared in wall-clock seconds. All variants run in every round, and ratios are computed per round.
+=======
+The text is the source code of Python's standard library, shuffled and repeated. Preparation is measured with tiktoken
+and, if it is installed and supports the vocabulary, with quicktok. It is compared with tiktoken alone in CPU seconds of
+all processes, which other programs hardly affect. It is compared with `datasets.map` and `MDSWriter` in one process,
+and with Streaming's `dataframe_to_mds` on Spark with two workers, in wall-clock seconds. All variants run in every
+round, and ratios are computed per round.
+>>>>>>> bpe:scripts/bench/bench_data.py
 """
 
 import sys
@@ -15,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -25,15 +32,26 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from scripts.bench import common
-from scripts.bench.stdlib_text import make_vocabulary, texts_of, write_text
+from scripts.bench.data_variants import (
+    SPARK,
+    STOCK,
+    TIKTOKEN,
+    Variant,
+    make_config,
+    make_tokenizer,
+    make_variants,
+    prepare,
+)
+from scripts.bench.spark_variant import SparkVariant, why_not
+from scripts.bench.stdlib_text import make_vocabulary, write_text
 
 if TYPE_CHECKING:
     from data.config.dataset import DatasetConfig
-    from data.tokenization.tokenizer import Tokenizer
 
 GIGABYTE = 10**9
-TIKTOKEN, STOCK = "tiktoken alone", "stock: datasets.map + MDSWriter"
 RESUME_AT = (10, 10_000, 1_000_000)
 SHORT_ROW = 16
 """Number of tokens per row in measurements that need a million rows."""
@@ -44,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = common.description(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        if args.vocab_file is None:
+        if args.vocab_file is None and args.encoding_name is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
         if args.gigabyte:  # the first measurement, so that the memory of later imports is not counted
@@ -62,6 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
     what = "a tiktoken vocabulary, such as quickstart/vocab.tiktoken (default: a vocabulary learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
+    parser.add_argument("--encoding_name", help="measure one of tiktoken's encodings instead, such as cl100k_base")
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
     parser.add_argument("--workers", type=int, help="number of worker processes; default: one per core")
     what = "number of rows of the dataset on which resuming is timed; 0 skips this part; default: %(default)s"
@@ -77,104 +96,52 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_tokenizer(args: argparse.Namespace) -> "Tokenizer":
-    from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
-    from data.tokenization.build import build_tokenizer
-
-    kwargs = TokenizerKwargs(vocab_file=str(args.vocab_file))
-    return build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
-
-
-def make_config(file: Path, **settings: Any) -> "DatasetConfig":
-    from data.config.dataset import DatasetConfig
-
-    return DatasetConfig(hf_name=str(file), **settings)
-
-
-def prepare(folder: Path, config: "DatasetConfig", tokenizer: "Tokenizer") -> dict[str, Any]:
-    """Prepare the rows and return the manifest."""
-    from data.preparation.prepare import prepare_into
-
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
-        prepare_into(folder, config, tokenizer)
-    return json.loads((folder / "manifest.json").read_text())
-
-
 def compare_preparation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     file = folder / "text.jsonl"
     write_text(file, args.megabytes * 1e6)
-    tokens, variants = make_variants(args, file)
+    manifests, variants = make_variants(args, file)
+    not_run = {SPARK: reason} if (reason := why_not()) else {}
+    spark = None
+    if not not_run:
+        spark = SparkVariant(file, folder, make_tokenizer(args, fast=False), args.max_seq_len)
+        variants[SPARK] = spark
     times: dict[str, Any] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
     for number, order in enumerate(common.rounds(variants, args.rounds)):
         for name in order:
+            if spark is not None and name == SPARK:
+                spark.warm_up()
             seconds, cpu_seconds = timed(variants[name], folder / f"{name}-{number}")
             times[name]["seconds"].append(seconds)
             times[name]["cpu_seconds"].append(cpu_seconds)
+    if spark is not None:
+        spark.stop()
+    manifest = manifests[0]
     for row in times.values():
-        row["tokens_per_s_and_core"] = [tokens[0] / seconds for seconds in row["cpu_seconds"]]
+        row["tokens_per_s_and_core"] = [manifest["tokens_in"] / seconds for seconds in row["cpu_seconds"]]
         row["of tiktoken alone"] = common.ratio(times[TIKTOKEN]["cpu_seconds"], row["cpu_seconds"])
         row["x stock"] = common.ratio(times[STOCK]["seconds"], row["seconds"])
-    return {"tokens": tokens[0], "bytes": file.stat().st_size, "sides": times}
+        row["x Spark"] = common.ratio(times[SPARK]["seconds"], row["seconds"]) if SPARK in times else None
+    return {
+        "tokens": manifest["tokens_in"],
+        "bytes": file.stat().st_size,
+        "filled": manifest["tokens_kept"] / (manifest["rows"] * args.max_seq_len),
+        "sides": times,
+        "not run": not_run,
+    }
 
 
-def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[int], dict[str, Callable[[Path], None]]]:
-    """Return two values: a list with one item, which is set to the number of tokens when rows are prepared, and the
-    variants by name."""
-    import datasets
-    import streaming  # noqa: F401 - imported here, so that the import is not measured
-
-    datasets.disable_progress_bars()
-    tokenizer, texts, tokens = make_tokenizer(args), list(texts_of(file)), [0]
-
-    def ours(n_workers: int) -> Callable[[Path], None]:
-        def variant(out: Path) -> None:
-            config = make_config(file, max_seq_len=args.max_seq_len, prepare_workers=n_workers)
-            tokens[0] = prepare(out, config, tokenizer)["tokens_in"]
-
-        return variant
-
-    variants = {TIKTOKEN: lambda out: encode_alone(texts, args), "prepare, 1 worker": ours(1)}
-    if args.workers > 1:
-        variants[f"prepare, {args.workers} workers"] = ours(args.workers)
-    return tokens, variants | {STOCK: lambda out: stock(file, out, args)}
-
-
-def encode_alone(texts: list[str], args: argparse.Namespace) -> None:
-    encoding = make_tokenizer(args)._encoding  # pyright: ignore[reportAttributeAccessIssue]
-    for text in texts:
-        encoding.encode_ordinary(text)
-
-
-def stock(file: Path, out: Path, args: argparse.Namespace) -> None:
-    """The baseline without Dropless: `datasets.map` tokenizes the text, a loop splits the tokens into rows, and
-    `MDSWriter` writes the rows."""
-    import datasets
-    import numpy as np
-    from streaming import MDSWriter
-
-    tokenizer = make_tokenizer(args)
-    encoding = tokenizer._encoding  # pyright: ignore[reportAttributeAccessIssue]
-    eos = tokenizer.eos_token_id
-    data = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(out / "cache"))
-    data = data.map(lambda row: {"tokens": [*encoding.encode_ordinary(row["text"]), eos]}, remove_columns=["text"])
-    with MDSWriter(columns={"tokens": "ndarray:int32"}, out=str(out / "mds"), hashes=["xxh64"]) as writer:
-        buffer: list[int] = []
-        for row in data:
-            buffer += row["tokens"]  # pyright: ignore[reportArgumentType, reportCallIssue]
-            while len(buffer) >= args.max_seq_len:
-                writer.write({"tokens": np.array(buffer[: args.max_seq_len], dtype=np.int32)})
-                buffer = buffer[args.max_seq_len :]
-
-
-def timed(variant: Callable[[Path], None], out: Path) -> tuple[float, float]:
+def timed(variant: Variant, out: Path) -> tuple[float, float]:
     """Return the wall-clock seconds, and the CPU seconds of this process and its children."""
     cpu_began = cpu_seconds()
     return common.wall_seconds(variant, out), cpu_seconds() - cpu_began
 
 
 def cpu_seconds() -> float:
+    """CPU seconds of this process, its children that have ended, and the descendants that run, such as Spark."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in both)
+    running = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    with_children = sum(times.user + times.system + times.children_user + times.children_system for times in running)
+    return sum(each.ru_utime + each.ru_stime for each in both) + with_children
 
 
 def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -259,7 +226,11 @@ def show(report: dict[str, Any]) -> None:
     prepared, rates = report["prepare"], report["load"]["tokens_per_s"]
     tokens = f"{prepared['tokens'] / 1e6:,.1f} M tokens"
     print(f"Preparing {prepared['bytes'] / 1e6:,.0f} MB, {tokens}: {report['hardware']}")
-    common.show_table([cells(name, row) for name, row in prepared["sides"].items()])
+    rows = [cells(name, row) for name, row in prepared["sides"].items()]
+    for name, reason in prepared["not run"].items():
+        rows.append(dict.fromkeys(rows[0], "") | {"variant": name, "s": f"not run: {reason}"})
+    common.show_table(rows)
+    print(f"Prepared rows: {prepared['filled']:.2%} of the positions contain tokens")
     print(f"Loading, one worker: {common.median(rates, scale=1e-6)} M tokens/s (minimum {min(rates) / 1e6:.2f})")
     if "resume" in report:
         resumed = report["resume"]
@@ -279,6 +250,7 @@ def cells(name: str, row: dict[str, Any]) -> dict[str, str]:
         "of tiktoken alone": f"{row['of tiktoken alone']:.2f}",
         "s": common.median(row["seconds"], digits=1),
         "x stock": f"{row['x stock']:.2f}",
+        "x Spark": f"{row['x Spark']:.2f}" if row["x Spark"] is not None else "",
     }
 
 
