@@ -25,7 +25,7 @@ _WALL_CLOCK = "_wct"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The differences between two checkpoints, one per line. The checkpoints are equal if all differences are in
+    """The differences between two checkpoints, as lists of lines. The checkpoints are equal if all differences are in
     `unimportant`."""
 
     manifest: list[str]
@@ -33,8 +33,8 @@ class Comparison:
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """Names and values of times and durations that differ. These values also differ between two runs with the same
-    results."""
+    """The times and durations that differ, with their names and values. Such values differ even between two runs with
+    the same results."""
 
     @property
     def equal(self) -> bool:

@@ -1,4 +1,5 @@
-"""The quickstart: train the tiny DBRX, export it, and ask transformers questions that were not in the training data."""
+"""The quickstart: train the tiny DBRX, export it, and use transformers to answer questions that were not in the
+training data."""
 
 import json
 import subprocess

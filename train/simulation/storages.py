@@ -28,7 +28,7 @@ class _Live(NamedTuple):
 
 
 class Storages:
-    """Allocated bytes by category. add() sets the category of a storage; by default, it is the current value of the
+    """Allocated bytes by category. add() sets the category of a storage; the default is the current value of the
     attribute `part`."""
 
     def __init__(self) -> None:

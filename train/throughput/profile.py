@@ -49,7 +49,9 @@ class Profile(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         done = state.timestamp.batch.value
         if done >= self._config.step:
-            console.info(f"profile.step is {self._config.step}, but the run resumes at {done}: nothing is profiled")
+            console.info(
+                f"profile.step is {self._config.step}, but the run resumes at batch {done}: nothing is profiled"
+            )
         elif done >= self._config.step - 2:
             self._start(warm_up=done == self._config.step - 2)
 
