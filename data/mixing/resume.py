@@ -24,7 +24,7 @@ class DataState:
     """Number of rows that all ranks together have drawn so far."""
     max_seq_len: int
     seed: int | None
-    """Seed of the shuffle; None without shuffle."""
+    """Seed of the shuffle; None if rows are not shuffled."""
     shuffle: bool
     streams: dict[str, str]
     """Name of each stream -> fingerprint of its rows. The streams are in the order of the plan."""

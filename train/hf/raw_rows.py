@@ -52,7 +52,7 @@ _scratch = Scratch()
 
 
 class Readable(Protocol):
-    """An open file."""
+    """A file that is open for reading."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes that begin at `offset`. Raises OSError, or ValueError if the file is too short."""

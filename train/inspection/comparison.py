@@ -111,7 +111,7 @@ def _states(a: RunState | None, b: RunState | None) -> Iterator[str]:
     if len(a.random) != len(b.random):
         yield f"random: states of {len(a.random)} ranks -> states of {len(b.random)} ranks"
     elif ranks := [str(rank) for rank, pair in enumerate(zip(a.random, b.random, strict=True)) if pair[0] != pair[1]]:
-        yield f"random: different states on rank {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
+        yield f"random: different states on ranks {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
 
 
 def _clocks(a: RunState | None, b: RunState | None) -> Iterator[str]:

@@ -37,7 +37,7 @@ class Entry:
     manifest: Manifest | None
     """None if the manifest is damaged, or if the checkpoint was written before manifests existed."""
     size: int
-    """In bytes, on disk."""
+    """Size on disk, in bytes."""
     written: str
     """Time in UTC (ISO 8601) when the checkpoint was written; if there is no manifest, the modification time."""
     latest: bool

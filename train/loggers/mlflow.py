@@ -1,4 +1,4 @@
-"""An MLflow run, in a folder or on a server."""
+"""Logs metrics to an MLflow run, in a folder or on a server."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A Weights & Biases run."""
+"""Logs metrics to a Weights & Biases run."""
 
 import os
 from collections.abc import Mapping

@@ -89,7 +89,7 @@ def refuse_changes(
 def refuse_other_rows(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
 ) -> None:
-    """Raise ConfigError if the rows of a stream are not the rows that the run was trained on. The error names the
+    """Raise ConfigError if the rows of a stream are not the rows that the run was trained on. The error lists the
     changed keys. fingerprints: the fingerprints of the current streams, by name. key: see refuse_changes.
     """
     saved = read_state(state)

@@ -87,7 +87,7 @@ class Storages:
 
 @contextmanager
 def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
-    """Within this context, count storages that are resized in the category `part`. This is needed because torch's
+    """Within this context, resized storages are counted in the category `part`. This is needed because torch's
     dispatcher does not report resizing."""
     resize = torch.UntypedStorage.resize_
 
