@@ -4,7 +4,7 @@ An example has exactly one of these forms:
 
 - `{prompt: text, response: text}`; `completion` is another name for response,
 - `{messages: [{role, content}, ...]}`, a conversation that ends with the assistant (messages.py), optionally with the
-assistant's `tools`; TRL's form `{prompt: messages, completion: messages}` is converted to it,
+  assistant's `tools`; TRL's form `{prompt: messages, completion: messages}` is converted to this form,
 - `{text: text}`, a document for pretraining,
 - `{turns: [{input_ids, labels}, ...]}`, LLM Foundry's tokenized conversations.
 
@@ -34,7 +34,7 @@ from data.examples.messages import (
 from data.examples.preprocessing import PREPROCESSORS, TakeColumns
 
 THE_ROW = "the row"
-"""How messages refer to an example that was not made by a preprocessing function."""
+"""The text with which error messages refer to an example that was not made by a preprocessing function."""
 KNOWN_COLUMNS = {
     ("conversations",): "sharegpt",
     ("conversation",): "sharegpt",
@@ -186,7 +186,7 @@ def _check_prompt_response(row: Mapping[str, Any], origin: str) -> Example | lis
     given = _responses(row)
     if len(given) > 1:
         both = " and ".join(given)
-        return [Problem(f"both {both}", f"{origin} has both {both}, which mean the same: remove one of the columns")]
+        return [Problem(f"both {both}", f"{origin} has both {both}, which are synonyms: remove one of the columns")]
     name = next((name for name in (*given, *RESPONSE_NAMES) if name in row), RESPONSE_NAMES[0])
     missing = _missing(row, ("prompt", name), origin)
     checked = [check_text(row[key], key) for key in ("prompt", name) if key in row]
@@ -295,8 +295,8 @@ _CHECKS: dict[str, Callable[[Mapping[str, Any], str], Example | list[Problem]]] 
 def _both_forms(row: Mapping[str, Any], given: list[str], origin: str) -> Problem:
     columns = [name for form in given for name in FORMS[form] if row.get(name) is not None]
     text = (
-        f"{origin} has {' and '.join(columns)}, but an example has exactly one form, {' or '.join(given)}: remove the "
-        f"columns of one form, or select one form with a {setting('preprocessing_fn')}{_advice(row, origin)}"
+        f"{origin} has {' and '.join(columns)}, but an example must have exactly one form, {' or '.join(given)}: "
+        f"remove the columns of one form, or select one form with a {setting('preprocessing_fn')}{_advice(row, origin)}"
     )
     return Problem(f"both {' and '.join(given)}", text)
 

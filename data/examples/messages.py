@@ -2,8 +2,9 @@
 
 A message may also have these keys, which are kept:
 
-- `train`: whether it is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI, Mistral);
-- `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older format) is converted to it;
+- `train`: whether the message is trained on, from `train: true | false` or `weight: 0 | 1` (OpenAI, Mistral);
+- `tool_calls`: `[{type, function: {name, arguments}, id}]`; `function_call` (OpenAI's older format) is converted to
+  this format;
 - `reasoning_content`, `thinking`: the assistant's reasoning, which a chat template may write before the answer;
 - `loss_weight`: kept so that chat templates without support for it are detected;
 - `name`, `tool_call_id`: for the results of tools.

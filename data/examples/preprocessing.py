@@ -195,7 +195,7 @@ PREPROCESSORS: dict[str, PreprocessingFn] = {
 
 
 def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> PreprocessingFn | None:
-    """The function that a config names: a registered name, `module:function`, or a mapping of columns such as
+    """The function that a config specifies as a registered name, `module:function`, or a mapping of columns such as
     {prompt: column, response: column}.
 
     None if rows are already examples. Raises ConfigError if the function does not exist, or if it is defined in
@@ -213,13 +213,13 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
 
 
 def is_own(value: str | Mapping[str, str] | None) -> bool:
-    """Whether the value names a user's own function, `module:function`."""
+    """Whether the value specifies a user's own function, as `module:function`."""
     return isinstance(value, str) and ":" in value
 
 
 def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
-    """A text for fingerprints. It changes if the behavior of the function may have changed, but not if only docstrings
-    or comments change.
+    """A text for fingerprints. The text changes if the behavior of the function may have changed, but not if only
+    docstrings or comments have changed.
 
     For a registered function, which is self-contained, this is the source of the function. For `module:function`, it is
     the source of the whole module, because the function may call others.
@@ -261,7 +261,7 @@ class TakeColumns:
         for key, column in self.columns.items():
             if column not in row:
                 raise DataError(
-                    f"column {column!r} is missing, which {setting('preprocessing_fn')} uses as the {key} (the "
+                    f"column {column!r}, which {setting('preprocessing_fn')} uses as the {key}, is missing (the "
                     f"row has {listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
                 )
         return {key: row[column] for key, column in self.columns.items()}
@@ -296,7 +296,7 @@ def _import_function(value: str) -> PreprocessingFn:
     except (Exception, SystemExit) as error:
         raise ConfigError(
             f"is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
-            "check that its folder is in PYTHONPATH",
+            "check that the folder of the module is in PYTHONPATH",
             key="preprocessing_fn",
         ) from error
     function = getattr(module, name, None)

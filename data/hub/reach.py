@@ -7,12 +7,12 @@ import threading
 from data.base.errors import reason
 
 WAIT_SECONDS = 6.0
-"""Maximum number of seconds to wait for an answer from the hub. Timeouts of the HTTP library do not include the DNS
+"""Maximum number of seconds to wait for a response from the hub. Timeouts of the HTTP library do not include the DNS
 lookup, which may take longer."""
 
 
 def why_offline() -> str | None:
-    """The reason why the hub cannot be reached, as a clause for messages; None if the hub answers.
+    """The reason why the hub cannot be reached, as a clause for messages; None if the hub can be reached.
 
     Each process sends one short request to the endpoint (HF_ENDPOINT, through the proxies set in the environment). If
     the hub cannot be reached, callers should use only the hub's cache: `local_files_only=True`.
@@ -31,7 +31,7 @@ def _why_silent(endpoint: str) -> str | None:
     asking = threading.Thread(target=lambda: answers.append(_ask(endpoint)), daemon=True)
     asking.start()
     asking.join(WAIT_SECONDS)
-    reason = answers[0] if answers else f"no answer within {WAIT_SECONDS:g} s"
+    reason = answers[0] if answers else f"no response within {WAIT_SECONDS:g} s"
     return None if reason is None else f"no network: {endpoint} cannot be reached ({reason})"
 
 

@@ -30,7 +30,7 @@ Place = tuple[str | int, ...]
 
 class Rule(NamedTuple):
     does: str
-    """What transformers does because of this key."""
+    """The effect of this key in transformers, as a verb phrase that follows `which`."""
     allowed: str = ""
     """A pattern that matches harmless strings. null, false and empty values are harmless for every key."""
     strings_only: bool = False
@@ -180,7 +180,7 @@ def refuse_links_in_hub_cache(folder: Path) -> None:
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """If the folder is in the hub's cache, the cache's folder `blobs` for this repository. There,
+    """If the folder is in the hub's cache, the cache's folder `blobs` for this repository. In the cache,
     snapshots/COMMIT/config.json is a link to ../../blobs/HASH."""
     root = folder.resolve()
     is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")

@@ -29,7 +29,7 @@ class ShardCache:
         self._streams = {name: rows for name, rows in streams.items() if rows.is_remote}
         self._plan = plan
         # Number of batches whose shards workers may request before the next call of make_room: the batches that the
-        # workers prefetch, and the batches after these whose shards are prefetched.
+        # workers prefetch, and the batches after them for which only the shards are prefetched.
         self._ahead = config.num_workers * config.prefetch_factor + LOOK_AHEAD + 2
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)

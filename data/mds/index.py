@@ -95,7 +95,7 @@ def _fetch_manifest(folder: Path, remote: str, downloads: Path) -> None:
     try:
         fetch(f"{remote}/{MANIFEST}", downloads, waits=WAITS[:1]).rename(folder / MANIFEST)
     except FetchError as error:
-        # A bucket that does not permit listing answers "permission denied" for a missing file.
+        # For a missing file, a bucket that does not permit listing returns "permission denied".
         if not (error.absent or error.denied):
             raise
 

@@ -57,8 +57,8 @@ def _head(n: int) -> bytes:
 
 
 def decoder(form: tuple[str, ...], eos_token_id: int) -> Callable[[Mapping[str, Any]], Row]:
-    """A function that converts samples with these columns (one of ROW_FORMS) to rows. It can be pickled, and raises
-    ValueError for an invalid sample."""
+    """A function that converts samples with these columns (one of ROW_FORMS) to rows. The function can be pickled, and
+    raises ValueError for an invalid sample."""
     decoders: dict[tuple[str, ...], Callable[[Mapping[str, Any]], Row]] = {
         tuple(COLUMNS): _decode_ours,
         ("input_ids", "labels"): _decode_labels,

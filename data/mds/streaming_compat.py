@@ -1,4 +1,4 @@
-"""Patches of Streaming's objects. Each patch states its reason, and has a probe that finds out whether the patch is
+"""Patches of Streaming's objects. Each patch states its reason, and has a probe that determines whether the patch is
 needed. If the patch is not needed, Streaming is unchanged.
 
 All patches are for mosaicml-streaming 0.13.

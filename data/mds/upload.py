@@ -70,7 +70,7 @@ class Remote:
             ) from None
 
     def _fetch(self, name: str) -> dict[str, Any] | None:
-        """The content of a JSON file in the remote; None if it does not exist."""
+        """The content of a JSON file in the remote; None if the file does not exist."""
         with tempfile.TemporaryDirectory() as folder:
             try:
                 return read_json(fetch(f"{self.remote}/{name}", Path(folder)))

@@ -16,7 +16,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def make_key(seed: int, *parts: int) -> np.uint64:
-    """A 64-bit key computed from integers. It depends on their order."""
+    """A 64-bit key computed from integers. The key depends on the order of the integers."""
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, *parts):
         key = splitmix64(key ^ np.uint64(part % 2**64))

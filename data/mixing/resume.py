@@ -24,7 +24,7 @@ class DataState:
     """Number of rows that all ranks together have drawn so far."""
     max_seq_len: int
     seed: int | None
-    """Seed of the shuffle; None without shuffle."""
+    """Seed of the shuffle; None if rows are not shuffled."""
     shuffle: bool
     streams: dict[str, str]
     """Name of each stream -> fingerprint of its rows. The streams are in the order of the plan."""
@@ -146,13 +146,15 @@ def _check_stages(saved: DataState, now: DataState) -> None:
         found = stages[number] if number < len(stages) else None
         begin = 0 if number == 0 else last.ends[number - 1]
         if end is not None and end <= batch and found != stage:
-            changed.append(f"stage {stage['name']} is completed; it was {_describe(stage)}, now {_describe(found)}")
+            changed.append(
+                f"stage {stage['name']} is completed; it was {_describe(stage)}, and is now {_describe(found)}"
+            )
         in_it = begin is not None and begin < batch and (end is None or batch < end)
         # If the checkpoint has no stages, all batches before the checkpoint count as part of the first stage in the
         # current config.
         if in_it and (found is None or stage["name"] not in ("", found["name"])):
             where = f"stage {stage['name']}" if stage["name"] else "one mix without stages"
-            changed.append(f"the run is in {where}, now {_describe(found)}")
+            changed.append(f"the run is in {where}, but this part of the config is now {_describe(found)}")
     if changed:
         raise ConfigError(
             f"stages: the checkpoint is at batch {batch}, and earlier stages cannot change ({'; '.join(changed)}): "
@@ -226,7 +228,7 @@ def _difference(new: Segment, old: Segment, current: int | None) -> str:
         b = new.stages[number] if number < len(new.stages) else None
         ends = [s.ends[number] if number < len(s.ends) else None for s in (old, new)]
         if a != b or ends[0] != ends[1]:
-            where = ", which the run is in" if number == current else ""
+            where = " (the current stage)" if number == current else ""
             changes.append(
                 f"stage {(b or a or {})['name']}{where}: {_describe(a)} to batch {ends[0]} -> "
                 f"{_describe(b)} to batch {ends[1]}"

@@ -44,8 +44,8 @@ class RowPlan:
         seed: int,
         resuming: bool = False,
     ) -> None:
-        """If `resuming` is True, `resume` must be called next. It checks the lengths of the stages and how often rows
-        are repeated, so these checks are skipped here.
+        """If `resuming` is True, `resume` must be called next. `resume` checks the lengths of the stages and how often
+        rows are repeated, so these checks are skipped here.
 
         Raises ConfigError for stages that cannot be converted to batches or would repeat rows too often, and DataError
         if all streams together have fewer rows than one global batch.
@@ -55,7 +55,7 @@ class RowPlan:
         check_size(self._resolver.streams, self.global_batch_size)
         self.seed = seed if dataset.shuffle_seed is None else dataset.shuffle_seed
         self.notes = normalized_proportions(config)
-        """Notes about the plan for the user."""
+        """Messages for the user about the plan."""
         self._set(Timeline((self._resolver.first_segment(),)))
         # When a run resumes, its plan after the checkpoint may differ from the plan made here, so the plan made here is
         # not checked.

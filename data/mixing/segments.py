@@ -53,7 +53,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The plan from batch `first_batch` on."""
+    """The part of the plan that begins at batch `first_batch`."""
 
     first_batch: int
     first_row: int

@@ -88,8 +88,8 @@ class StreamOrder:
         return out
 
     def shards(self, start: int, stop: int) -> np.ndarray:
-        """The shards whose windows contain the stream's rows start..stop-1; int64. They must be local when these rows
-        are read."""
+        """The shards whose windows contain the stream's rows start..stop-1; int64. These shards must be local when the
+        rows are read."""
         if stop - start >= 2 * self.n_rows:
             return np.arange(len(self.shard_sizes))
         parts = [self._table(number)[2][first:last] for number, first, last in self._begun(start, stop)]

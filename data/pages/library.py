@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 _EDITOR = "https://vega.github.io/editor/"
-"""A URL in the menu of vega-embed, which the page does not show."""
+"""A URL that vega-embed uses in its menu. The page does not show this menu."""
 
 
 @cache

@@ -12,7 +12,8 @@ class FetchError(Exception):
     def __init__(self, cause: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(cause)
         self.absent, self.denied = absent, denied
-        """The remote's answer: the file does not exist, or access to the file is denied."""
+        """Whether the remote has reported that the file does not exist (`absent`), or that access to the file is denied
+        (`denied`)."""
 
 
 def fetch_error(error: Exception) -> FetchError:
@@ -39,7 +40,7 @@ def raise_if_full(error: BaseException) -> None:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status code of the response. Each library stores it in a different attribute."""
+    """The HTTP status code of the response. Each library stores the status code in a different attribute."""
     # Subclasses are excluded, because huggingface_hub raises a subclass if there is no network.
     if type(error) in (FileNotFoundError, NotADirectoryError):
         return 404

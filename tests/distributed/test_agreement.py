@@ -136,6 +136,6 @@ def test_a_save_folder_that_nodes_do_not_share_is_refused_before_training(tmp_pa
         folder.mkdir()
     ends = ends_of_ranks(_start_in_own_folder, 2, write_toy_run(tmp_path, 40), [str(folder) for folder in folders])
     assert [end.code for end in ends] == [2, 2]
-    assert "save_folder is runs, but ranks 1 do not see the files of rank 0: specify a folder" in ends[0].output
+    assert "save_folder is runs, but the files of rank 0 are not visible on ranks 1: specify a folder" in ends[0].output
     assert not any("Traceback" in end.output for end in ends)
     assert not any(path for folder in folders for path in folder.rglob("*") if path.is_file())

@@ -73,8 +73,8 @@ def test_turns_of_token_ids_are_an_example(ids):
         ({"completion": "5"}, "has both response and completion"),
         ({"prompt": True}, "prompt is True (bool)"),
         ({"prompt": "x" * 99 + "\ud800"}, "prompt is 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..., but"),
-        ({"messages": []}, "has prompt and response and messages, but an example has exactly one form"),
-        ({"text": "a"}, "has prompt and response and text, but an example has exactly one form"),
+        ({"messages": []}, "has prompt and response and messages, but an example must have exactly one form"),
+        ({"text": "a"}, "has prompt and response and text, but an example must have exactly one form"),
     ],
 )
 def test_each_defect_of_a_row_is_reported(change, text):

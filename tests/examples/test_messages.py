@@ -180,7 +180,7 @@ def test_a_prompt_that_repeats_a_message_is_not_a_second_form():
     assert example == Conversation([USER, ANSWER])
     assert reading.ignored == {"prompt": 1, "prompt_id": 1}
     text = problem_of(row | {"prompt": "Be brief."})
-    assert "the row has prompt and messages, but an example has exactly one form" in text
+    assert "the row has prompt and messages, but an example must have exactly one form" in text
 
 
 def test_a_system_column_that_repeats_a_message_is_accepted():

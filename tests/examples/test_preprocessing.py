@@ -144,7 +144,7 @@ def test_each_function_names_its_card_and_needs_nothing_around_it(name):
 def test_columns_are_taken_by_name():
     function = resolve_preprocessing_fn({"prompt": "question", "response": "answer"})
     assert function({"question": "a", "answer": "b", "id": 1}) == {"prompt": "a", "response": "b"}
-    with pytest.raises(DataError, match=r"column 'question' is missing, .* as the prompt .*did you mean 'questoin'"):
+    with pytest.raises(DataError, match=r"column 'question', .* as the prompt, is missing .*did you mean 'questoin'"):
         function({"questoin": "a", "answer": "b"})
 
 

@@ -231,7 +231,7 @@ def test_a_longer_run_freezes_the_stages_that_are_done():
     assert plan.stages()[0] == ("one", 0, 40)
     plan.resume(short.state(30 * 8))
     assert plan.stages() == [("one", 0, 20), ("two", 20, 80)]
-    assert plan.notes[-1].startswith("the data plan changes at batch 30: stage two, which the run is in: ")
+    assert plan.notes[-1].startswith("the data plan changes at batch 30: stage two (the current stage): ")
     plan = make(loader(stages), shapes(), 100)
     plan.resume(short.state(10 * 8))
     assert plan.stages()[0] == ("one", 0, 40)
@@ -277,8 +277,8 @@ def test_a_stage_that_is_added_after_the_last_begins_where_the_run_is():
         ),
         ({"lr_scale": {"from": 0.1, "to": 2.0}}, "stage r: the run continues this ramp from its current mix"),
         ({"mix": {"a": 3.0}}, None),  # the same shares
-        ({"to": {"c": 1.0}}, "the data plan changes at batch 25: stage r, which the run is in: "),
-        ({"duration": "20ba"}, "the data plan changes at batch 25: stage r, which the run is in: "),
+        ({"to": {"c": 1.0}}, "the data plan changes at batch 25: stage r (the current stage): "),
+        ({"duration": "20ba"}, "the data plan changes at batch 25: stage r (the current stage): "),
     ],
 )
 def test_no_change_of_the_stage_that_the_run_is_in_is_silent(change, note):
@@ -383,7 +383,7 @@ def test_a_stage_that_is_done_cannot_change():
         ConfigError, match=r"at batch 50, and earlier stages .*stage broad is completed; it was .* now "
     ):
         make(loader([other, *THREE[1:]]), shapes()).resume(saved)
-    with pytest.raises(ConfigError, match="the run is in stage shift, now "):
+    with pytest.raises(ConfigError, match="the run is in stage shift, but this part of the config is now "):
         make(loader([THREE[0], THREE[2]]), shapes()).resume(saved)
 
 

@@ -158,7 +158,9 @@ def test_missing_requirements_of_nf4_are_reported(tmp_path, monkeypatch: pytest.
 
     config = load(tmp_path, "lora={r: 4, alpha: 8, target_modules: [experts], base_dtype: nf4}")
     check_lora(config, torch.device("cpu"), "torch")
-    with pytest.raises(ConfigError, match=r"lora\.r is 4, but the grouped GEMMs of grouped_mm need rows of 16 bytes"):
+    with pytest.raises(
+        ConfigError, match=r"lora\.r is 4, but the grouped GEMMs of grouped_mm require rows of a multiple of 16 bytes"
+    ):
         check_lora(config, torch.device("cuda"), "grouped_mm")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"bitsandbytes is not installed: pip install -e '\.\[nf4\]'"):

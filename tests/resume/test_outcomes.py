@@ -79,7 +79,11 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
         ("seed=17", "optimizer.freeze=['*.wte.*']", "applied"),
         ("seed=17", "scheduler.t_decay=0.2dur", "ignored: constant_with_warmup does not use this key"),
         ("scheduler.name=wsd_with_warmup", "scheduler.t_decay=0.2dur", "applied"),
-        ("seed=17", "train_loader.dataset.streams.code.split=x", "refused: unless the rows are unchanged"),
+        (
+            "seed=17",
+            "train_loader.dataset.streams.code.split=x",
+            "refused: this change is allowed only if the rows are unchanged",
+        ),
         ("seed=17", "global_train_batch_size=16", "refused: this key can change only at the end of a stage"),
     ],
 )

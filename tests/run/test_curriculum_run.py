@@ -170,7 +170,7 @@ def test_a_changed_lr_scale_counts_from_the_first_batch_after_a_resume(tmp_path:
     config = read_config(path, changed)
     printed = " ".join("\n".join(describe(open_inputs(config), config)).split())
     assert "stages[0].lr_scale was 1.0, now 0.25 applied: from batch 2 on; earlier batches of this stage" in printed
-    assert "the data plan changes at batch 2: stage broad, which the run is in: " in printed
+    assert "the data plan changes at batch 2: stage broad (the current stage): " in printed
     (logged,) = run_ranks(logged_metrics, 1, path, changed)
     assert list(logged) == list(range(2, 10))
     assert [metrics["lr-factor"] for metrics in logged.values()] == pytest.approx([0.25] * 3 + [1.0] * 4 + [0.5])

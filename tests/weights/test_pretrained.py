@@ -242,7 +242,7 @@ def test_truncated_and_missing_files_are_named(folder: Path) -> None:
 
 def test_a_truncated_header_is_reported(folder: Path) -> None:
     os.truncate(shards(folder)[0], 20)
-    assert "is truncated: it has 20 bytes, but its header needs" in refused(folder)
+    assert "is truncated: it has 20 bytes, but its header ends at byte" in refused(folder)
 
 
 def test_a_file_that_is_truncated_while_it_is_read_is_reported(folder: Path) -> None:
@@ -276,7 +276,7 @@ def test_an_index_that_names_files_outside_of_the_folder_is_refused(folder: Path
     shutil.copy(shards(folder)[0], folder.parent / "x.safetensors")
     contents["weight_map"]["transformer.wte.weight"] = name
     index.write_text(json.dumps(contents))
-    assert f"its {index.name} names {shown(name)}, which is not a file of the folder" in refused(folder)
+    assert f"its {index.name} lists {shown(name)}, which is not a file of the folder" in refused(folder)
 
 
 def test_weights_may_be_links(folder: Path, tmp_path: Path) -> None:

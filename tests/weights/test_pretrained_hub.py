@@ -74,7 +74,7 @@ def test_repositories_without_required_files_are_refused(hub: Hub) -> None:
     assert "a local folder nor a model on the hub that you can access" in refused("acme/none")
     message = refused("some/where/else")
     assert "this folder does not exist (relative to the working directory, " in message
-    assert "a name on the hub looks like" in message
+    assert "the name of a model on the hub has the form" in message
 
 
 def test_the_cache_is_used_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Read rows of a tensor from a file in small chunks, so that no memory is needed apart from `out` and one chunk.
+"""Read rows of a tensor from a file in small chunks, so that no memory is needed apart from the output tensor and one
+chunk.
 
 Files are read rather than memory-mapped, because mapped memory would count toward the process's memory use.
 """
@@ -14,8 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 PIECE_BYTES = 1 << 21
-"""Maximum size of a chunk in bytes. It fits into the CPU cache, and is so large that the overhead per chunk does not
-matter."""
+"""Maximum size of a chunk in bytes. A chunk of this size fits into the CPU cache, and is large enough to make the
+overhead per chunk negligible."""
 
 
 class Piece(NamedTuple):
@@ -24,7 +25,7 @@ class Piece(NamedTuple):
     path: Path
     offset: int
     length: int
-    """In bytes, like offset."""
+    """The length in bytes. `offset` is in bytes too."""
 
 
 class Scratch(threading.local):
@@ -35,8 +36,8 @@ class Scratch(threading.local):
         self._taken = torch.empty(0), memoryview(b"")
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
-        """Return an uninitialized tensor and its bytes. It reuses the memory of the tensor from the thread's previous
-        call."""
+        """Return an uninitialized tensor, and its memory as bytes. The memory is reused by the next call in the same
+        thread."""
         rows = self._taken[0]
         if rows.shape != shape or rows.dtype != dtype:
             n_bytes = math.prod(shape) * dtype.itemsize
@@ -51,7 +52,7 @@ _scratch = Scratch()
 
 
 class Readable(Protocol):
-    """An open file."""
+    """A file that is open for reading."""
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes that begin at `offset`. Raises OSError, or ValueError if the file is too short."""

@@ -73,8 +73,8 @@ def no_weights(names: list[str]) -> str:
 
 
 def find_folder(name: str) -> Path | None:
-    """Return the folder at the path `name`, or None if `name` is that of a repository on the hub. Raises ConfigError if
-    it is neither."""
+    """Return the folder at the path `name`, or None if `name` is the name of a repository on the hub. Raises
+    ConfigError if `name` is neither."""
     refuse_path(KEY, name)
     path = Path(name).expanduser()
     if path.is_dir():
@@ -86,8 +86,8 @@ def find_folder(name: str) -> Path | None:
         )
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError(
-            f"{subject}, but this folder does not exist{from_here(name)}, and a name on the hub looks like "
-            "databricks/dbrx-base",
+            f"{subject}, but this folder does not exist{from_here(name)}, and the name of a model on the hub has the "
+            "form OWNER/NAME, such as databricks/dbrx-base",
             key=KEY,
         )
     return None

@@ -31,7 +31,7 @@ class Stored(NamedTuple):
 def read_header(path: Path) -> dict[str, Stored]:
     """Read the header of a file and return its tensors by name. Reads no tensor.
 
-    Raises ValueError if it is not a safetensors file or is truncated. The message begins with the file's name.
+    Raises ValueError if the file is truncated or is not a safetensors file. The message begins with the file's name.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -44,7 +44,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         file.seek(8)
         text = file.read(length)
     if len(text) < length:
-        raise ValueError(f"{path.name} is truncated: it has {size:,} bytes, but its header needs {8 + length:,}")
+        raise ValueError(f"{path.name} is truncated: it has {size:,} bytes, but its header ends at byte {8 + length:,}")
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)

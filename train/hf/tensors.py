@@ -46,7 +46,7 @@ def n_bytes(shape: tuple[int, ...], precision: Precision) -> int:
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
-    """Yield the ranges [start, stop) of rows that are processed at a time."""
+    """Yield the range [start, stop) of each block of rows. The blocks are processed one after the other."""
     step = max(1, PIECE_BYTES // (math.prod(shape[1:]) * itemsize))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])

@@ -25,7 +25,7 @@ _WALL_CLOCK = "_wct"
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The differences between two checkpoints, one per line. The checkpoints are equal if all differences are in
+    """The differences between two checkpoints, as lists of lines. The checkpoints are equal if all differences are in
     `unimportant`."""
 
     manifest: list[str]
@@ -33,8 +33,8 @@ class Comparison:
     state: list[str]
     tensors: TensorsCompared
     unimportant: list[str]
-    """Names and values of times and durations that differ. These values also differ between two runs with the same
-    results."""
+    """The times and durations that differ, with their names and values. Such values differ even between two runs with
+    the same results."""
 
     @property
     def equal(self) -> bool:
@@ -111,7 +111,7 @@ def _states(a: RunState | None, b: RunState | None) -> Iterator[str]:
     if len(a.random) != len(b.random):
         yield f"random: states of {len(a.random)} ranks -> states of {len(b.random)} ranks"
     elif ranks := [str(rank) for rank, pair in enumerate(zip(a.random, b.random, strict=True)) if pair[0] != pair[1]]:
-        yield f"random: different states on rank {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
+        yield f"random: different states on ranks {', '.join(ranks[:8])}{' and others' if len(ranks) > 8 else ''}"
 
 
 def _clocks(a: RunState | None, b: RunState | None) -> Iterator[str]:

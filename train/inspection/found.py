@@ -25,7 +25,8 @@ class Found:
 
 @contextmanager
 def read_errors_named(path: Path) -> Iterator[None]:
-    """Convert an OSError to a ConfigError that names the file of the OSError or, if the OSError has no file, `path`."""
+    """Convert an OSError to a ConfigError. The message contains the file of the OSError or, if the OSError has no file,
+    `path`."""
     try:
         yield
     except OSError as error:

@@ -37,7 +37,7 @@ class Entry:
     manifest: Manifest | None
     """None if the manifest is damaged, or if the checkpoint was written before manifests existed."""
     size: int
-    """In bytes, on disk."""
+    """Size on disk, in bytes."""
     written: str
     """Time in UTC (ISO 8601) when the checkpoint was written; if there is no manifest, the modification time."""
     latest: bool
@@ -55,12 +55,13 @@ class Entry:
 
     @property
     def batch(self) -> int | None:
-        """The batch in the manifest, or else in the name of the checkpoint; None if neither contains it."""
+        """The batch, from the manifest or, if the manifest does not contain the batch, from the name of the checkpoint.
+        None if neither contains the batch."""
         return self.manifest.batch if self.manifest is not None else named_batch(self.checkpoint)
 
 
 def entries(found: Found) -> list[Entry]:
-    """Return an entry for each checkpoint. A defect of a checkpoint is part of its entry. Raises ConfigError if a
+    """Return an entry for each checkpoint. Defects of a checkpoint are reported in its entry. Raises ConfigError if a
     folder cannot be read."""
     link = found.folder / LATEST
     latest = link.resolve() if link.is_symlink() else None
@@ -131,7 +132,7 @@ def _changing_versions(listed: Sequence[Entry]) -> list[str]:
 
 
 def notes(found: Found, listed: Sequence[Entry]) -> Iterator[str]:
-    """Yield the lines below the table. Raises ConfigError if the lock file cannot be read."""
+    """Yield the lines that are printed below the table. Raises ConfigError if the lock file cannot be read."""
     link = found.folder / LATEST
     if link.is_symlink() and not link.exists():
         yield f"{LATEST} links to {link.readlink()}, which does not exist"

@@ -143,7 +143,7 @@ def _every(folder: Path, present: Sequence[Path], keep_every: int) -> Every:
 
 
 def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
-    """Return the number of batches between two checkpoints of the run, and a text that explains how it was
+    """Return the number of batches between two checkpoints of the run, and a text that explains how this number was
     determined."""
     file = folder / CONFIG
     config = load_saved_config(file) if file.is_file() else None
@@ -162,7 +162,7 @@ def _interval(folder: Path, present: Sequence[Path]) -> tuple[int, str]:
 
 
 def _batches(config: TrainConfig) -> int | None:
-    """Return save_interval in batches; None if it depends on the data."""
+    """Return save_interval in batches; None if the number of batches depends on the data."""
     size = config.global_train_batch_size
     # For units that need rows_per_epoch, None is returned below.
     clock = Clock(tokens_per_batch=size * config.max_seq_len, rows_per_batch=size, rows_per_epoch=0)

@@ -20,8 +20,8 @@ from train.inspection.verification import Verified, verify
 @contextmanager
 def outlined(place: Path | str) -> Iterator[Path]:
     """Yield a path unchanged. For a URL, yield a temporary folder with the same layout as the save folder at the URL.
-    It contains the manifests; all other objects are represented by sparse files of the same sizes. Raises
-    ConfigError."""
+    This folder contains the manifests; all other objects are represented by sparse files of the same sizes. Raises
+    ConfigError if the URL contains no checkpoint or cannot be read."""
     if isinstance(place, Path):
         yield place
         return
@@ -42,7 +42,8 @@ def outlined(place: Path | str) -> Iterator[Path]:
 
 
 def verify_there(url: str) -> Iterator[tuple[str, Verified]]:
-    """Fetch and verify the checkpoints at a URL, one after the other. Raises ConfigError."""
+    """Fetch and verify the checkpoints at a URL, one after the other. Raises ConfigError if the URL contains no
+    checkpoint or cannot be read."""
     remote, contents, names = _look(url)
     STAGING.mkdir(parents=True, exist_ok=True)
     for name in names:

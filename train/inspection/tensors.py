@@ -11,8 +11,8 @@ from train.checkpoint.load import Checkpoint
 from train.checkpoint.reader import OPTIMIZERS, PREFIX
 
 _PIECE = 1 << 18
-"""Number of elements that are compared at a time. Each of a few buffers then needs 2 MB of memory. Larger chunks are
-not faster."""
+"""Number of elements that are compared at a time. The comparison of a chunk uses a few buffers of 2 MB each. Larger
+chunks are not faster."""
 
 
 @dataclass(frozen=True, kw_only=True)

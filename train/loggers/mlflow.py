@@ -1,4 +1,4 @@
-"""An MLflow run, in a folder or on a server."""
+"""Logs metrics to an MLflow run, in a folder or on a server."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _DEFAULT_FOLDER, _DEFAULT_EXPERIMENT = "mlruns", "Default"
 _SECONDS = 5.0
 """Minimum seconds between two requests."""
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
-"""Maximum number of metrics and of parameters in one request that MLflow's servers accept."""
+"""The maximum number of metrics, and the maximum number of parameters, that MLflow's servers accept in one request."""
 _MOST_WAITING = 1_000_000
 """Maximum number of metrics that are kept until a server accepts them. Older metrics are dropped."""
 _REFUSED = re.compile(r"[^\w\-. /:]")
@@ -33,7 +33,7 @@ _REFUSED = re.compile(r"[^\w\-. /:]")
 
 class MLflow(ServiceLogger):
     """Logs to an MLflow run. A resumed run continues its MLflow run, which it finds by a tag with the run's id. A
-    thread sends the metrics."""
+    background thread sends the metrics."""
 
     key = "loggers.mlflow"
 

@@ -16,7 +16,7 @@ class ServiceLogger(StepLogger):
     once and the run continues. All metrics are also in metrics.jsonl."""
 
     key: str
-    """The config key, for the warning."""
+    """The config key that the warning contains."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ _LEFT_OUT = {
     "trainer/device_train_microbatch_size",
     *(f"time/{unit}{of}" for unit in _CLOCK for of in ("", "_in_epoch", "_in_iteration")),
 }
-"""Values that Composer logs in addition to metrics: its timestamp before the step, and a config key."""
+"""Names that are not written, although Composer logs them as metrics: a config key, and the values of Composer's
+timestamp before the step."""
 
 
 class StepLogger(LoggerDestination):
@@ -27,7 +28,8 @@ class StepLogger(LoggerDestination):
         self._in_step = False
 
     def write(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Write metrics, which are never empty. batch_of(state) returns the batch that they belong to."""
+        """Write the metrics of a step. `metrics` is never empty. batch_of(state) returns the batch that the metrics
+        belong to."""
         raise NotImplementedError
 
     def batch_of(self, state: State) -> int:

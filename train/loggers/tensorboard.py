@@ -1,4 +1,4 @@
-"""TensorBoard event files."""
+"""Logs metrics to TensorBoard event files."""
 
 from collections.abc import Mapping
 from pathlib import Path

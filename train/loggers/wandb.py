@@ -1,4 +1,4 @@
-"""A Weights & Biases run."""
+"""Logs metrics to a Weights & Biases run."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from train.loggers.service import ServiceLogger
 
 
 class WandB(ServiceLogger):
-    """Logs to one W&B run, also after the run is resumed. The batch is the x axis of all charts.
+    """Logs to a single W&B run, even if the training run is resumed. The batch is the x axis of all charts.
 
     wandb drops metrics whose step is smaller than an earlier step, which happens when a run resumes from a checkpoint.
     Therefore this class lets wandb number the steps, and logs the batch as a metric.

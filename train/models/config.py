@@ -68,8 +68,8 @@ class FFNConfig(Section):
     `null` disables the normalization."""
     moe_lbl_scope: Literal["ranks", "batch", "microbatch"] = "ranks"
     """The tokens for which the load-balancing loss counts the assignments to experts. `ranks`: a microbatch on all
-    ranks, which takes one all-reduce. `batch`: the whole global batch, which takes an extra forward pass if there are
-    several microbatches. `microbatch`: only this rank's microbatch."""
+    ranks, which requires one all-reduce. `batch`: the whole global batch, which requires an extra forward pass if there
+    are several microbatches. `microbatch`: only this rank's microbatch."""
 
 
 def _heads(model: "ModelConfig") -> Iterator[Defect]:

@@ -2,7 +2,7 @@
 type.
 
 Fake tensors on a GPU need a GPU driver, so train/simulation uses fake CPU tensors instead. Code whose choices depend on
-the device, such as the size of a chunk, uses these functions.
+the device, such as the size of a chunk, uses the functions of this module.
 """
 
 from collections.abc import Iterator

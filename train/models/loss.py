@@ -41,7 +41,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     The gradient of x is linear in the factor of each token's loss, so backward only scales it. The gradient of the
     weight is a sum over tokens, and can be scaled only if all losses have the same factor. This is the case if the
-    incoming gradient is a single expanded scalar. Otherwise backward recomputes the logits and sums again.
+    incoming gradient is a single expanded scalar. Otherwise, backward recomputes the logits and the sum.
     """
 
     @staticmethod

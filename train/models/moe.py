@@ -89,8 +89,8 @@ def load_balancing_loss(
     """E / (L K) * sum over layers of dot(counts_l / tokens_counted, prob_sums_l / tokens): MegaBlocks' batched loss.
 
     With counts and probabilities over the same tokens, this equals E / (L T K) * sum_l dot(counts_l, mean_t probs_l),
-    which is 1 for an even load. For fixed counts it is linear in the probabilities, so the losses of parts of a batch
-    can be summed.
+    which is 1 for an even load. For fixed counts, the loss is linear in the probabilities, so the losses of parts of a
+    batch can be summed.
     """
     L, E = counts_LE.shape
     shares_LE = counts_LE.to(prob_sums_LE.dtype) / tokens_counted

@@ -49,8 +49,8 @@ def computed(precision: str) -> Precision:
 
 
 def gathered(precision: str, mixed_precision: str | None) -> Precision | None:
-    """The format in which FSDP gathers weights, or None for the format in which they are stored. mixed_precision is
-    None if FSDP is not used."""
+    """The format in which FSDP gathers weights. None means the format in which the weights are stored. mixed_precision
+    is None if FSDP is not used."""
     return computed(precision) if precision == "amp_bf16" and mixed_precision in ("PURE", "DEFAULT") else None
 
 

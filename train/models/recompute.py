@@ -14,7 +14,7 @@ def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
     """Return function(*args). Backward recomputes all operations except the last, with the same random state.
 
     The last operation must be a GEMM. Non-reentrant checkpointing stops as soon as it has recomputed the last tensor
-    that backward needs. This is the input of the GEMM, so the GEMM itself is not recomputed.
+    that backward needs. This tensor is the input of the GEMM, so the GEMM itself is not recomputed.
     """
     result = checkpoint(function, *args, use_reentrant=False)
     assert isinstance(result, Tensor)
@@ -22,8 +22,8 @@ def up_to_last(function: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 class recomputed(saved_tensors_hooks):
-    """Within this context, operations that save `tensor` for backward do not keep it in memory. Backward calls make()
-    once to recompute it.
+    """Within this context, operations that save `tensor` for backward do not keep this tensor in memory. Backward calls
+    make() once to recompute the tensor.
 
     Used for tensors that are saved by our own autograd Functions, because up_to_last would rerun a whole Function.
     """

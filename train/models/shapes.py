@@ -97,7 +97,7 @@ def count_parameters(model: ModelConfig) -> tuple[int, int]:
 
 
 def count_adapters(model: ModelConfig, lora: LoraConfig) -> tuple[int, int]:
-    """Return the number of all parameters of the adapters, and of their active parameters."""
+    """Return the total number of parameters of the adapters, and the number of active parameters of the adapters."""
     total = active = 0
     ffn = model.ffn_config
     for name, shape in adapter_shapes(model, lora).items():

@@ -49,8 +49,8 @@ class BlockBytes:
     backward: tuple[Moment, ...]
     """The points in the block's backward pass at which the maximum can occur."""
     exchanged: float
-    """With expert parallelism, the largest part of these bytes that holds tokens from other ranks, their results and
-    their gradients."""
+    """With expert parallelism, the bytes of the tokens from other ranks, of the experts' results for these tokens, and
+    of the gradients. These bytes are included in `forward` and in `backward`."""
 
 
 def widths(config: TrainConfig, *, gpu: bool) -> tuple[int, int]:
@@ -97,8 +97,8 @@ class _Block:
         self.routed_floats = 2 * _FP32 * E + (3 * _FP32 + a) * K
         self.routing = 4 * _INT * K + self.routed_floats
         self.routed_back = 2 * _INT * K + _FP32 * E + _FP32 * K
-        # With expert parallelism, `received` is the received tokens in the order of the experts, with their indices and
-        # weights. `gradient` is the gradient with respect to the results of the experts.
+        # With expert parallelism: `received` counts the received tokens in the order of the experts, with their indices
+        # and weights. `gradient` counts the gradient with respect to the results of the experts.
         self.received = self.KD + 3 * _INT * K + a * K if self.divided else 0
         self.gradient = self.KD if self.divided else 0
         # Results of the experts: one row per token or, with expert parallelism, one row per assignment, because the

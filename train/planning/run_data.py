@@ -55,8 +55,8 @@ def open_data(
 def plan_data(config: TrainConfig, streams: dict[str, Rows], state: Mapping[str, Any] | None = None) -> RunData:
     """Plan the rows of the streams, from the beginning or from the data state of a checkpoint.
 
-    Raises ConfigError for stages that the data does not allow, for a data state that contradicts the config or the
-    data, and for a cache_limit that is too low.
+    Raises ConfigError for stages that are not possible with the data, for a data state that is inconsistent with the
+    config or the data, and for a cache_limit that is too low.
     """
     loader, size = config.train_loader, config.global_train_batch_size
     mixed = loader.stages or any(stream.proportion is not None for stream in (loader.dataset.streams or {}).values())

@@ -31,15 +31,15 @@ def snapshot_line(config: TrainConfig, world_size: int, ranks: int) -> str:
 
 
 def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:
-    """The disk space that the checkpoints in the folder need. clock: the clock of the run's data. If it is None and a
-    duration counts epochs, the number of checkpoints is unknown."""
+    """The disk space that the checkpoints in the folder need. clock: the clock of the run's data. If clock is None and
+    a duration is in epochs, the number of checkpoints is unknown."""
     clock = clock or config_clock(config)
     n_saves = None if clock is None else count_saves(config, clock)
     return describe_space(config, folder, n_saves, world_size=world_size)
 
 
 def config_clock(config: TrainConfig) -> Clock | None:
-    """The clock of the run, computed from its config. None if a duration counts epochs."""
+    """The clock of the run, computed from its config. None if a duration is in epochs."""
     if "ep" in {parse_duration(text)[1] for text in (config.max_duration, config.save_interval)}:
         return None
     size = config.global_train_batch_size

@@ -2,8 +2,8 @@
 
 A rank sends as many bytes as it receives. In a ring of n ranks, a rank sends (n-1)/n of the output of an all-gather or
 of the input of a reduce-scatter, and twice this fraction of the tensor in an all-reduce. In an all-to-all, a rank sends
-the part of its data that belongs to other ranks if tokens are spread evenly over the experts. Scalars such as norms and
-token counts are not included.
+the part of its data that belongs to other ranks; tokens are assumed to be spread evenly over the experts. Scalars such
+as norms and token counts are not included.
 
 For every microbatch, FSDP2 gathers each unit before its forward pass and again before its backward pass, and reduces
 the unit's gradients afterwards, because Composer accumulates gradients in the shards. (torch 2.7 keeps the head

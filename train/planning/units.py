@@ -41,7 +41,8 @@ class Meshes:
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A parameter of a unit as FSDP2 sees it. With expert parallelism, it contains only the rank's own experts."""
+    """A parameter of an FSDP2 unit. With expert parallelism, a parameter of the experts contains only the rank's own
+    experts."""
 
     name: str
     """The name in the model, or within its block."""

@@ -42,7 +42,7 @@ def _with_unique_names(runs: Sequence[Run]) -> list[Run]:
 
 def report_at_end(folder: Path) -> None:
     """Write the report of a run that has ended into its log folder, if the run has trained a step. Errors are only
-    logged, so that they do not change the exit code of the run. Only one rank must call this."""
+    logged, so that they do not change the exit code of the run. Must be called on one rank only."""
     if not (folder / METRICS).is_file():
         return
     try:

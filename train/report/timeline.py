@@ -81,7 +81,7 @@ def kind(entry: Entry) -> str:
 
 
 def text(entry: Entry) -> str:
-    """Describe the event on one line."""
+    """Return a description of the event on one line."""
     values = entry.values
     if entry.event == "saved":
         size, seconds = values.get("bytes"), values.get("seconds")

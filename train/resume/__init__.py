@@ -1,5 +1,6 @@
 """Finds the differences between the config and the config of a checkpoint, and decides how a resumed run handles each
 difference.
 
-Depends only on configs and on the checkpoint's position in the data. Opens neither the data nor the weights.
+This package depends only on configs and on the checkpoint's position in the data. It opens neither the data nor the
+weights.
 """

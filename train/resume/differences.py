@@ -25,7 +25,7 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""The value of a stream or list item in the config that does not contain it."""
+"""A placeholder for the value of a stream or list item that exists in only one of the two configs."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def refuse_changes(
 def refuse_other_rows(
     checkpoint: Path, config: TrainConfig, state: Mapping[str, Any], fingerprints: Mapping[str, str], key: str
 ) -> None:
-    """Raise ConfigError if the rows of a stream are not the rows that the run was trained on. The error names the
+    """Raise ConfigError if the rows of a stream are not the rows that the run was trained on. The error lists the
     changed keys. fingerprints: the fingerprints of the current streams, by name. key: see refuse_changes.
     """
     saved = read_state(state)
@@ -112,8 +112,8 @@ def refuse_other_rows(
 
 def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change]:
     """Return the changes to the config since the checkpoint was written. The list is empty if the checkpoint's config
-    does not exist. If another version wrote that config and it cannot be read, only the keys that define the meaning of
-    the weights are compared."""
+    does not exist. If that config cannot be read, because another version of this code wrote it, only the keys that
+    define the meaning of the weights are compared."""
     try:
         was = saved_config(checkpoint)
     except ConfigError:

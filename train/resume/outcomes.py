@@ -142,7 +142,7 @@ def _stage(case: Case) -> Outcome:
     """The outcome of a change to a stage, or to a key of a stage. Completed stages cannot change."""
     number = int(case.difference.key.partition("[")[2].partition("]")[0])
     if case.state is None:
-        return Outcome("applied", "if the stage is not completed")
+        return Outcome("applied", "this change is allowed only if the stage is not completed")
     if number < case.state.n_stages_done:
         return Outcome("refused", "the stage is completed")
     is_current = number == case.state.n_stages_done and case.state.in_a_stage
@@ -214,7 +214,7 @@ _OTHER_TENSORS = Outcome("refused", "the checkpoint's tensors have different sha
 _OTHER_MEANING = Outcome("refused", "the weights were trained with the old value")
 _ONE_SOURCE = Outcome("refused", "the checkpoint has different streams")
 _OTHER_ROWS = Outcome("refused", "the rows have changed")
-_PERHAPS_OTHER_ROWS = Outcome("refused", "unless the rows are unchanged")
+_PERHAPS_OTHER_ROWS = Outcome("refused", "this change is allowed only if the rows are unchanged")
 
 Decided = Outcome | Callable[[Case], Outcome]
 

@@ -71,8 +71,8 @@ def fit(
 
     inputs, device: the results of open_inputs and choose_device; if None, these functions are called here. signals: the
     signals after which the run saves and ends (see Preemption). command: the command that resumes the run, shown in
-    messages. callbacks: used in addition to the callbacks of the config. dtype: dtype of the weights (fp64 in tests of
-    exactness).
+    messages. callbacks: used in addition to the callbacks of the config. dtype: dtype of the weights (tests of
+    numerical exactness use fp64).
     """
     silence_expected_warnings()
     composer_device = get_device(device or choose_device(config.device))
@@ -92,7 +92,7 @@ def fit(
                         )
                         built = _build(config, inputs, context, [SectionMarks(sections), *callbacks], dtype)
                         exporter = _fit(config, built, context)
-                    _check(exporter)  # raises export errors only after all uploads
+                    _check(exporter)  # export errors are raised only after all uploads
                     return
             inputs = verify_end(config, inputs)
         with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
@@ -157,7 +157,8 @@ def _build(
         each.is_ending, each.events = preemption.should_end, events
     # Savers run after the other callbacks, so that a checkpoint includes the state of these callbacks after the step.
     # The mirror and the exporter run after the savers, because they use the checkpoint. The record runs before the
-    # savers: if the run is killed between them, the batch is recorded twice after the resume, instead of not at all.
+    # savers: if the run is killed between these two callbacks, the batch is recorded twice after the resume, instead of
+    # not at all.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(
@@ -264,8 +265,8 @@ def _train(trainer: Trainer, config: TrainConfig, inputs: Inputs, mirror: Mirror
 
 
 def _close(trainer: Trainer) -> None:
-    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not hide why the run
-    stopped."""
+    """Close the trainer of a stopped run. Errors of loggers are only logged, so that they do not hide the reason why
+    the run stopped."""
     try:
         trainer.close()
     except Exception as error:

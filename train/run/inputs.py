@@ -144,8 +144,8 @@ def open_inputs(config: TrainConfig, problems: Problems | None = None, *, rehash
 
 
 def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Start | None) -> Inputs:
-    """Return the inputs for a different run name and starting checkpoint. Only inputs that depend on one of these are
-    reopened."""
+    """Return the inputs for a different run name and starting checkpoint. Only inputs that depend on the run name or on
+    the checkpoint are reopened."""
     inputs = replace(inputs, run_name=run_name, folder=local_folder(config, run_name))
     if _is_same(start, inputs.start):
         return replace(inputs, start=start)

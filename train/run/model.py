@@ -66,8 +66,8 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
         return
     if device.type == "cuda" and moe_impl != "torch" and lora.r % 8:
         raise ConfigError(
-            f"is {lora.r}, but the grouped GEMMs of {moe_impl} need rows of 16 bytes: use a multiple of 8, or "
-            "model.ffn_config.moe_impl=torch",
+            f"is {lora.r}, but the grouped GEMMs of {moe_impl} require rows of a multiple of 16 bytes: use a multiple "
+            "of 8, or model.ffn_config.moe_impl=torch",
             key="lora.r",
         )
     if lora.dropout:

@@ -1,4 +1,5 @@
-"""The quickstart: train the tiny DBRX, export it, and ask transformers questions that were not in the training data."""
+"""The quickstart: train the tiny DBRX, export it, and use transformers to answer questions that were not in the
+training data."""
 
 import json
 import subprocess
@@ -123,7 +124,7 @@ def _facts(metrics: Metrics, folder: Path, seconds: float | None) -> Iterator[st
 
 
 def n_ranks(device: Device) -> int:
-    """Return 2, or 1 with a single GPU."""
+    """Return the number of ranks: 2, or 1 on a machine with a single GPU."""
     return 2 if device == "cpu" else min(2, torch.cuda.device_count())
 
 

@@ -40,9 +40,9 @@ def restore(config: TrainConfig, inputs: Inputs, model: DbrxForCausalLM, optimiz
 
 
 def verify_end(config: TrainConfig, inputs: Inputs) -> Inputs:
-    """Verify the last checkpoint of a finished run. Loading would verify it, but nothing is loaded from it. Each rank
-    verifies a part of the files. If the checkpoint is corrupt, an earlier one is used instead. Returns the inputs with
-    the checkpoint that was used as their start.
+    """Verify the last checkpoint of a finished run, from which nothing is loaded. Each rank verifies a part of the
+    files. If the checkpoint is corrupt, an earlier one is used instead. Returns the inputs with the checkpoint that was
+    used as their start.
 
     Every rank must call this. Raises ConfigError, the same on every rank.
     """

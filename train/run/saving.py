@@ -84,7 +84,7 @@ def _prepare(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
 
 def clean_up(inputs: Inputs, last: Path) -> None:
     """Delete leftover files and update the link to the newest checkpoint, in case the run was killed right after its
-    last save. Does nothing if the folder cannot be owned or written to. Only rank 0 must call this. last: the last
+    last save. Does nothing if the folder cannot be owned or written to. Must be called on rank 0 only. last: the last
     checkpoint."""
     if inputs.folder is not None:
         with suppress(ConfigError, DataError, OSError), own(inputs.folder, inputs.run_name):
@@ -226,7 +226,7 @@ def _check_unchanged_there(remote: RemoteFolder, config: TrainConfig, inputs: In
 
 
 def _folder_key(config: TrainConfig) -> str:
-    """The key that names the save folder on this machine."""
+    """The config key that sets the local save folder."""
     return "save_staging_folder" if is_address(config.save_folder or "") else "save_folder"
 
 
@@ -242,7 +242,8 @@ def _check_shared(folder: Path, key: str) -> None:
     if not all(seen):
         ranks = ", ".join(str(rank) for rank, there in enumerate(seen) if not there)
         raise ConfigError(
-            f"is {folder}, but ranks {ranks} do not see the files of rank 0: specify a folder that all nodes share",
+            f"is {folder}, but the files of rank 0 are not visible on ranks {ranks}: specify a folder that all nodes "
+            "share",
             key=key,
         )
 

@@ -24,7 +24,8 @@ from train.supervision.wall_time import WallTime
 
 @dataclass(frozen=True)
 class Supervision:
-    """The objects for ending a run early: its events, the signals that end it, and the command that resumes it."""
+    """The objects that are needed to end a run early: the events, the signals that end the run, and the command that
+    resumes the run."""
 
     events: Events
     signals: StopSignals

@@ -63,7 +63,8 @@ def build_trainer(
     ]
     parallelism = None
     if config.fsdp_config is not None:
-        # Composer must know about FSDP2, although train/distributed/build_model.py has already sharded the model.
+        # Composer must be configured for FSDP2, although train/distributed/build_model.py has already sharded the
+        # model.
         parallelism = {"fsdp": FSDP2Config(state_dict_type="sharded")}
         leave_sharded_models()
     # Only rank 0 logs, because a launcher captures the output of the other ranks and shows all of it when one of them

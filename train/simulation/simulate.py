@@ -111,8 +111,8 @@ def _kernels(model: ModelConfig, precision: str, *, gpu: bool) -> ModelConfig:
 
 
 def _run_probes(config: TrainConfig) -> None:
-    """Call the functions that test torch with real data. They cache their results, so that the tests do not run within
-    the simulation, where they would fail."""
+    """Call the functions that test torch with real data. These functions cache their results, so that the tests do not
+    run within the simulation, where they would fail."""
     if config.model.attn_config.clip_qkv is not None:
         for dtype in (torch.float32, torch.bfloat16):
             gradient_bound(config.model.attn_config.clip_qkv, dtype)

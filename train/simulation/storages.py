@@ -28,7 +28,7 @@ class _Live(NamedTuple):
 
 
 class Storages:
-    """Allocated bytes by category. add() sets the category of a storage; by default, it is the current value of the
+    """Allocated bytes by category. add() sets the category of a storage; the default is the current value of the
     attribute `part`."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Storages:
 
 @contextmanager
 def counting_resizes(storages: Storages, part: str) -> Iterator[None]:
-    """Within this context, count storages that are resized in the category `part`. This is needed because torch's
+    """Within this context, resized storages are counted in the category `part`. This is needed because torch's
     dispatcher does not report resizing."""
     resize = torch.UntypedStorage.resize_
 

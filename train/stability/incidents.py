@@ -81,7 +81,7 @@ def read_incident(path: Path) -> Incident:
 
 
 def read_batch(path: Path, rank: int) -> dict[str, Tensor]:
-    """Read a rank's batch. Raises ConfigError if it cannot be read."""
+    """Read a rank's batch. Raises ConfigError if the batch cannot be read."""
     file = path / f"batch-rank{rank}.safetensors"
     try:
         return load_file(file)

@@ -14,9 +14,9 @@ _GRACE_SECONDS = 10.0
 def report(error: Exception, *, debug: bool = False) -> int | None:
     """Show the error and return the exit code. Returns None for an unexpected error, which the caller must raise.
 
-    Errors that the user can fix are shown by local rank 0. Another rank first waits for a grace period. If it is still
-    running afterwards, local rank 0 has not failed, and the waiting rank shows its own error. An error that another
-    rank has already shown is not repeated. debug: show every error with its traceback.
+    Errors that the user can fix are shown by local rank 0. Another rank first waits for a grace period. If that rank is
+    still running after this period, local rank 0 has not failed, and the waiting rank shows its own error. An error
+    that another rank has already shown is not repeated. debug: show every error with its traceback.
     """
     rank = int(os.environ.get("RANK", "0"))
     if isinstance(error, RunStopped):

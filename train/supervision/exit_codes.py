@@ -8,7 +8,7 @@ class ExitCode(IntEnum):
 
     DONE = 0
     DEFECT = 1
-    """An error of this software, with its traceback."""
+    """A defect of this software. It is reported with a traceback."""
     FIXABLE = 2
     """A configuration error or a data error."""
     UNSTABLE = 3

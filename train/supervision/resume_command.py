@@ -1,4 +1,5 @@
-"""The commands that resume a run or recompute one of its batches, in the form in which the user started it."""
+"""The commands that resume a run or recompute one of its batches, with the launcher and the options with which the user
+started the run."""
 
 import os
 import shlex

@@ -54,7 +54,8 @@ class StopSignals:
         return isinstance(self._error, SystemExit)
 
     def install(self) -> None:
-        """Install the handlers. Call it again after an import that replaces handlers, such as composer.core.engine."""
+        """Install the handlers. Call this again after an import that replaces handlers, such as
+        composer.core.engine."""
         if threading.current_thread() is not threading.main_thread():
             return
         if self._wakeup is None:
@@ -95,7 +96,7 @@ class StopSignals:
 
     def ignore_all(self) -> None:
         """Ignore all signals until the interpreter ends. Call this when the run has ended: every rank must keep its
-        exit code, even if the launcher sends it a signal because another rank exited first."""
+        exit code, even if the launcher sends the rank a signal because another rank exited first."""
         self.ignoring_all = True
         if self._wakeup is not None:
             for number in _SIGNALS:
@@ -155,8 +156,8 @@ class StopSignals:
         os.close(reader)
 
     def _repeat(self) -> None:
-        """Send the signal again: an exception raised in a destructor or a C callback is only printed, not
-        propagated."""
+        """Send the signal again, because an exception that is raised in a destructor or a C callback is only printed,
+        and not propagated."""
         if self.received is not None and self._interrupts and not self.ignoring_all:
             self._repeated += 1
             os.kill(self._pid, self.received)

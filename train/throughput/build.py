@@ -34,5 +34,5 @@ def build_profile(config: TrainConfig, folder: Path | None, max_batches: int) ->
         return []
     raise_defects(config.profile.past_the_end(max_batches))
     if folder is None:
-        raise ConfigError("is given, but there is no folder for it: set log_folder", key="profile")
+        raise ConfigError("is given, but there is no folder for the profile: set log_folder", key="profile")
     return [Profile(config.profile, folder / "profile")]

@@ -11,8 +11,8 @@ _HOUR = 3600
 def composer_metrics(
     config: CallbacksConfig, metrics: Mapping[str, float], *, rows_per_batch: int, devices: int
 ) -> dict[str, float]:
-    """The metrics of SpeedMonitor and RuntimeEstimator, as far as the config contains these callbacks. metrics: the
-    metrics of Throughput at the end of a step."""
+    """Return the metrics of SpeedMonitor and of RuntimeEstimator, for each of these callbacks that the config contains.
+    metrics: the metrics of Throughput at the end of a step."""
     found: dict[str, float] = {}
     if config.speed_monitor is not None:
         found["time/train"] = (metrics["seconds/train"] + metrics["seconds/data"]) / _HOUR

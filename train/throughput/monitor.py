@@ -111,7 +111,7 @@ class Throughput(Callback):
         logger.log_metrics(self._seconds_metrics(self._seconds_here()))
 
     def _seconds_here(self) -> dict[str, float]:
-        """The seconds that this process has spent in each section, by the metric's name."""
+        """The seconds that this process has spent in each section, by metric name."""
         here = dict.fromkeys(_SECONDS.values(), 0.0)
         for section, seconds in self._of_sections().items():
             here[_SECONDS[section]] += seconds

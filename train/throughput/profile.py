@@ -28,9 +28,9 @@ class Profile(Callback):
     """For each rank in profile.ranks, writes a Chrome trace (stepA-B-rankR.json.gz) and a table (.txt). The table of
     the lowest of these ranks is also logged to the console.
 
-    A step lasts from the end of the previous step to its own end, including the time for waiting for data, evaluations
-    and saves. The step before the first profiled step is a warm-up of the profiler and is not recorded. This callback
-    must come after the other callbacks.
+    A step lasts from the end of the previous step to its own end, including evaluations, saves, and the time spent
+    waiting for data. The step before the first profiled step is a warm-up of the profiler and is not recorded. This
+    callback must come after the other callbacks.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
@@ -49,7 +49,9 @@ class Profile(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         done = state.timestamp.batch.value
         if done >= self._config.step:
-            console.info(f"profile.step is {self._config.step}, but the run resumes at {done}: nothing is profiled")
+            console.info(
+                f"profile.step is {self._config.step}, but the run resumes at batch {done}: nothing is profiled"
+            )
         elif done >= self._config.step - 2:
             self._start(warm_up=done == self._config.step - 2)
 

@@ -54,7 +54,8 @@ class _Operation(NamedTuple):
     end: float
     category: str
     of_backward: bool
-    """Whether this is a backward operation, or part of one, whose category is that of its forward operation."""
+    """Whether the operation is a backward operation that has the category of its forward operation, or is a part of
+    such a backward operation."""
 
 
 def read_timeline(trace: Path) -> Timeline:

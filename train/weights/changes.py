@@ -9,8 +9,8 @@ from train.weights.start import Start
 
 
 def check_rows(start: Start | None, config: TrainConfig, fingerprints: Mapping[str, str]) -> None:
-    """Raise ConfigError if the rows of a stream have changed since the checkpoint was written. The error names the keys
-    that changed. fingerprints: the fingerprints of the current streams, by name."""
+    """Raise ConfigError if the rows of a stream have changed since the checkpoint was written. The error lists the
+    changed keys. fingerprints: the fingerprints of the current streams, by name."""
     if start is not None and start.data_state is not None:
         key = "autoresume" if start.resuming else "load_path"
         refuse_other_rows(start.path, config, start.data_state, fingerprints, key)

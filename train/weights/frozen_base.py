@@ -92,8 +92,8 @@ def check_base(checkpoint: Path, base: TensorSource, config: TrainConfig) -> Non
 
 
 def fingerprint(base: TensorSource) -> str:
-    """Return a hash of the first and the last row of every tensor, in fp32. The hash does not depend on where the
-    weights are stored."""
+    """Return a hash of the first and the last row of every tensor, in fp32. The hash does not depend on the location of
+    the weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, shape in sorted(base.shapes.items()):
         digest.update(name.encode())

@@ -35,8 +35,9 @@ def open_checkpoint_and_config(checkpoint: Path) -> tuple[CheckpointReader, Trai
 
 
 def _config_of(reader: CheckpointReader) -> TrainConfig:
-    """Return the config that a checkpoint was written with. It is in the checkpoint or, for checkpoints of earlier
-    versions, in the save folder. With lora, the location of the base is taken from the config in the save folder."""
+    """Return the config that a checkpoint was written with. This config is stored in the checkpoint or, for checkpoints
+    of earlier versions, in the save folder. With lora, the location of the base is taken from the config in the save
+    folder."""
     beside = reader.checkpoint.parent / CONFIG
     if reader.manifest is None or CONFIG not in reader.manifest.files:
         return load_saved_config(beside)

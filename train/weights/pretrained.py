@@ -147,7 +147,7 @@ def _tensors(folder: Path) -> tuple[dict[str, tuple[Path, Stored]], list[str]]:
             raise ValueError(f"its {INDEX} is damaged: download or copy it again") from None
         if elsewhere:
             raise ValueError(
-                f"its {INDEX} names {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
+                f"its {INDEX} lists {shown(elsewhere[0])}, which is not a file of the folder: only files in the folder "
                 f"are read, so the index must list only such files"
             )
     elif len(files) > 1:

@@ -48,9 +48,10 @@ def find_start(
     remote: RemoteFolder | None = None,
 ) -> Start | None:
     """Find the checkpoint to start from. With autoresume, this is the newest checkpoint in the save folder that passes
-    all checks that do not read its tensors. If there is none, or without autoresume, it is the checkpoint at load_path,
-    or None. corrupt: errors of checkpoints that are already known to be corrupt. remote: the save folder in an object
-    store; `folder` is then its staging folder, into which the checkpoint is fetched.
+    all checks that do not read its tensors. If there is no such checkpoint, or without autoresume, this is the
+    checkpoint at load_path; None if load_path is not set. corrupt: errors of checkpoints that are already known to be
+    corrupt. remote: the save folder in an object store; `folder` is then its staging folder, into which the checkpoint
+    is fetched.
 
     Raises ConfigError if the run cannot start from the checkpoint, or may not write to the save folder. Changes only
     the staging folder.
@@ -193,7 +194,7 @@ def check_start(path: Path, config: TrainConfig, key: str, *, whole_state: bool)
         base = config.lora is not None and not checkpoint.holds_adapters
         if base and whole_state:
             raise ConfigError(
-                f"{subject}, a whole model, from which a run with lora only loads the frozen base: set "
+                f"{subject}, a whole model, from which a run with lora loads only the frozen base: set "
                 "load_weights_only=true",
                 key=key,
             )

@@ -36,7 +36,9 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
     missing = [name for name, _ in files if name not in there]
     if missing:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(f"{remote}/{missing[0]} is missing{others}, but is listed in index.json: upload it")
+        raise DataError(
+            f"{remote}/{missing[0]} is missing{others}, but is listed in index.json: upload all missing shards"
+        )
     for name, n_bytes in files:
         if there[name] != n_bytes:
             raise DataError(f"{remote}/{name} has {there[name]} bytes, but must have {n_bytes}: upload the shard again")

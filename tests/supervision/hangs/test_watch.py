@@ -83,7 +83,7 @@ def check_hang(folder: Path, ends: list[RankEnd], rank: int, what: str, ended_af
     error = the_error(ends)
     assert what in error
     assert f"the run waits for rank {rank} (host " in error
-    assert f"stacks of all ranks that answer are in {folder}/toy/stacks" in error
+    assert f"stacks of all ranks that respond are in {folder}/toy/stacks" in error
     assert {end.code for end in ends} <= {4, -signal.SIGKILL}
     assert "Thread" in (folder / f"toy/stacks/rank{1 - rank}.txt").read_text()
     assert [line["batch"] for line in record(folder) if line.get("event") == "hung"] == [FAULT_AT]

@@ -20,8 +20,8 @@ _hardtanh_backward: Any = torch.ops.aten.hardtanh_backward
 
 class _ClipAndRotate(torch.autograd.Function):
     """Clamps queries, keys and values [P, W] to [-clip, clip], and applies the rotary embedding to queries and keys.
-    This reads and writes the tensors only a few times; the same operations under torch's autograd would read and write
-    them about a dozen times.
+    This function reads and writes the tensors only a few times; the same operations under torch's autograd would read
+    and write the tensors about a dozen times.
 
     The rotary embedding (Su et al. 2021) has the half-split form of GPT-NeoX, as in DBRX. If the angles have a wider
     dtype than the queries and keys, as under autocast, the rotary embedding is computed in the dtype of the angles.
@@ -74,7 +74,8 @@ def gradient_bound(clip: float, dtype: torch.dtype) -> float:
     """The smallest magnitude at which an input gets no gradient. This is the clip value in this dtype. If the installed
     torch's clamp passes the gradient of an input that equals the clip value (as in torch 2.7, but not in 2.15), the
     result is the next larger number."""
-    # These hooks replace those of activation checkpointing, which would otherwise count the tensors saved here.
+    # These hooks replace those of activation checkpointing, which would otherwise include the tensors that are saved
+    # here.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         x = torch.ones((), requires_grad=True)
         (dx,) = torch.autograd.grad(x.clamp(-1.0, 1.0), x)

@@ -64,7 +64,8 @@ def make_flex_backend(lengths: list[int], n_positions: int, device: torch.device
 
     n_tokens, n_documents = sum(lengths), len(lengths)
     n_blocks = max(-(-n_positions // _BLOCK), 1)
-    # Padding attends only within its block. Its document numbers are the highest, so that the numbers never decrease.
+    # Padding attends only within its block. The document numbers of padding are the highest, so that the numbers never
+    # decrease.
     document_P = n_documents + torch.arange(n_blocks, device=device).repeat_interleave(_BLOCK)
     length_N = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
     document_P[:n_tokens] = torch.arange(n_documents, device=device).repeat_interleave(length_N, output_size=n_tokens)

@@ -127,8 +127,8 @@ class _Blocks(torch.autograd.Function):
             dp_GNM = torch.bmm(dy_GNC, v_GTC[:, keys].transpose(1, 2), out=_shaped(products, p_GNM.shape))
             ds_GNM = _softmax_backward(dp_GNM, p_GNM, -1, p_GNM.dtype, grad_input=_shaped(scores, p_GNM.shape))
             torch.bmm(ds_GNM, k_GMC, out=dq_GXC[:, rows])
-            # The last block of a document is computed first. It covers all keys of the document, so it initializes
-            # their gradients, and the other blocks add to these.
+            # The last block of a document is computed first. It covers all keys of the document, so it initializes the
+            # gradients of the keys, and the other blocks add to these gradients.
             for d_GTC, left_GNM, right_GNC in ((dv_GTC, p_GNM, dy_GNC), (dk_GTC, ds_GNM, q_GNC)):
                 if block.first == first:
                     d_GTC[:, keys].baddbmm_(left_GNM.transpose(1, 2), right_GNC)
@@ -156,8 +156,8 @@ def _places(block: Block, q_GXC: Tensor, k_GTC: Tensor) -> tuple[slice, slice]:
 
 
 def _memory(q_GXC: Tensor, k_GTC: Tensor, blocks: list[Block], n: int) -> list[Tensor]:
-    """n buffers, each large enough for the scores of the largest block. All blocks share them, so that they stay in the
-    CPU cache."""
+    """n buffers, each large enough for the scores of the largest block. All blocks use the same buffers, so that these
+    buffers stay in the CPU cache."""
     heads = q_GXC.shape[0] * q_GXC.shape[1] // k_GTC.shape[1]
     most = max((block.end - block.start) * (block.end - block.first) for block in blocks)
     return [q_GXC.new_empty(heads * most) for _ in range(n)]

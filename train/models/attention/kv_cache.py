@@ -13,7 +13,7 @@ from train.models.attention.layout import Documents, Layout, angles, make_layout
 from train.models.config import ModelConfig
 
 _GROWTH = 256
-"""The number of positions allocated per row is a multiple of this."""
+"""The number of positions allocated per row is a multiple of this number."""
 
 
 class KVCache:

@@ -107,8 +107,8 @@ def resolve_attn_impl(
 ) -> str:
     """Return the attention backend for this device: `sdpa`, `blocks`, `flex` or `flash`.
 
-    dtype: the dtype of the attention computation. If it is None, only the device is checked. Raises ValueError with the
-    reason if the selected backend is not available. `auto` never raises, but falls back to SDPA.
+    dtype: the dtype of the attention computation. If dtype is None, only the device is checked. Raises ValueError with
+    the reason if the selected backend is not available. `auto` never raises, but falls back to SDPA.
     """
     if attn_impl == "auto":
         return "sdpa" if passed_over_attn_impls(device, dtype, attn_pdrop) else _preferred(device)
@@ -120,8 +120,8 @@ def resolve_attn_impl(
 
 
 def passed_over_attn_impls(device: torch.device, dtype: torch.dtype | None, attn_pdrop: float) -> dict[str, str]:
-    """The backend that `auto` prefers on this device but cannot use, mapped to the reason. Empty if `auto` can use
-    it."""
+    """The backend that `auto` prefers on this device but cannot use, mapped to the reason. Empty if `auto` can use the
+    preferred backend."""
     impl = _preferred(device)
     why = _why_not(impl, device, dtype, attn_pdrop)
     return {impl: why} if why else {}
@@ -186,8 +186,8 @@ def _flash_import_error() -> str | None:
 
 @functools.cache
 def _why_not_flex(device_type: str) -> str | None:
-    """Why FlexAttention cannot be used, or None. On a CPU, only some versions of torch support its backward pass, so
-    this function runs it instead of checking the version."""
+    """The reason why FlexAttention cannot be used; None if it can be used. On a CPU, only some versions of torch
+    support its backward pass, so this function runs the backward pass instead of checking the version."""
     if device_type == "cuda":
         return None
     x = torch.zeros(1, 1, 1, 16, device=device_type, requires_grad=True)

@@ -119,8 +119,8 @@ def causal(q: Tensor, k: Tensor, v: Tensor, call: tuple[int, int], dropout_p: fl
 
 
 def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_p: float) -> bool:
-    """Whether a fused kernel supports grouped key/value heads for these tensors. If not (on a CPU, or in fp32), SDPA
-    with enable_gqa would fall back to the unfused computation, which stores all L x L scores."""
+    """Whether a fused kernel supports grouped key/value heads for these tensors. If there is no such kernel (on a CPU,
+    or in fp32), SDPA with enable_gqa would fall back to the unfused computation, which stores all L x L scores."""
     if q_NHLC.device.type != "cuda":
         return False
     params = torch.backends.cuda.SDPAParams(q_NHLC, k_NGLC, v_NGLC, None, dropout_p, True, True)
@@ -130,9 +130,9 @@ def _flash_takes_groups(q_NHLC: Tensor, k_NGLC: Tensor, v_NGLC: Tensor, dropout_
 def split_into_calls(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Return (number of documents, padded length) for each call. The lengths must be sorted in descending order.
 
-    Documents are added to a call until another document would make its padding exceed both a quarter of its tokens and
-    _SLACK. The longest document of the next call is then shorter than 4/5 of the longest document of this call, so
-    there are O(log S) calls for any number of documents.
+    Documents are added to a call until another document would make the padding of the call exceed both a quarter of the
+    call's real tokens and _SLACK. The longest document of the next call is then shorter than 4/5 of the longest
+    document of this call, so there are O(log S) calls for any number of documents.
     """
     calls, first = [], 0
     while first < len(lengths):

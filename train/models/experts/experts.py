@@ -37,8 +37,8 @@ MOE_IMPLS: dict[str, ExpertsFunction] = {
     "grouped_mm": grouped_mm_experts,
     "megablocks": megablocks_experts,
 }
-"""The functions' arguments are x [T, D], weights [T, K], and w1, v1 and w2 [E*F, D], all of the same dtype; then the
-assignment, and whether to recompute the pre-activations in backward."""
+"""The arguments of each function are, in this order: x [T, D], weights [T, K], and w1, v1 and w2 [E*F, D], all of the
+same dtype; the assignment; and whether to recompute the pre-activations in backward."""
 
 GROUPED: dict[str, Callable[[Assignment], Grouped]] = {
     "torch": Looped,
@@ -55,8 +55,8 @@ _WHY_NOT: dict[str, Callable[[torch.device, torch.dtype | None, RoutedShape | No
 
 
 _PREFERRED_ON_CUDA = ("megablocks", "grouped_mm")
-"""The implementations that `auto` selects on CUDA, in order of preference. On other devices, or if neither can be used,
-`auto` selects torch."""
+"""The implementations that `auto` selects on CUDA, in order of preference. On other devices, or if neither
+implementation can be used, `auto` selects torch."""
 
 
 def passed_over_moe_impls(
@@ -76,8 +76,8 @@ def passed_over_moe_impls(
 def resolve_moe_impl(
     moe_impl: str, device: torch.device | str, dtype: torch.dtype | None = None, shape: RoutedShape | None = None
 ) -> str:
-    """Return the key of MOE_IMPLS to use on this device, with this dtype and shape (T, K, D). If dtype or shape is
-    None, it is not checked.
+    """Return the key of MOE_IMPLS to use on this device, with this dtype and shape (T, K, D). A dtype or shape that is
+    None is not checked.
 
     Raises ValueError with the key and the reason if the requested implementation is not available.
     """

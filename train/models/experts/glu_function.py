@@ -81,7 +81,7 @@ class LayerProducts(Protocol):
         ...
 
     def gradients(self) -> tuple[Tensor | None, ...]:
-        """The gradient of each input tensor, or None if it is not needed."""
+        """The gradient of each input tensor; None for a gradient that is not needed."""
         ...
 
 

@@ -36,7 +36,7 @@ class Grouped(Protocol):
         ...
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
-        """[E*F, D]: h_e^T x_e. It is zero for an expert without tokens."""
+        """[E*F, D]: h_e^T x_e. The rows of an expert without tokens are zero."""
         ...
 
 

@@ -1,5 +1,5 @@
-"""Experts computed with torch's grouped GEMM, which has been public since torch 2.10. Before that, it was
-torch._grouped_mm."""
+"""Experts computed with torch's grouped GEMM, which has been public since torch 2.10. In earlier versions, the function
+is called torch._grouped_mm."""
 
 from collections.abc import Callable
 

@@ -89,8 +89,8 @@ class MegaBlocks:
         assert not isinstance(imported, str), imported
         self.kernels, self.backend = imported
         self.order_A, self.top_k = assignment.order_A, assignment.slot_TK.shape[1]
-        # The kernels need 32-bit indices. The GEMM needs the counts on the CPU, which is the only device
-        # synchronization.
+        # The kernels need 32-bit indices. The GEMM needs the counts on the CPU; copying them to the CPU is the only
+        # device synchronization.
         self.indices_A, self.bin_ids_A = assignment.order_A.int(), assignment.expert_A.int()
         self.bins_E = assignment.counts_E.cumsum(0, dtype=torch.int32)
         self.batch_sizes_E = assignment.counts_E.cpu()

@@ -25,8 +25,9 @@ class ExpertParallel:
 
     The gradient of an expert's weights is summed on the rank that has the expert, over the tokens of all P ranks. The
     sum is then averaged over the ranks that have the same experts; their number is the total number of ranks divided by
-    P. `averaged` states whether gradients are averaged in this way. If so, the gradient of the experts' output is
-    divided by P, and the gradient of their input is multiplied by P, so that every gradient is the mean over all ranks.
+    P. `averaged` states whether gradients are averaged in this way. In this case, the gradient of the experts' output
+    is divided by P, and the gradient of their input is multiplied by P, so that every gradient is the mean over all
+    ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup, *, averaged: bool) -> None:
@@ -40,7 +41,7 @@ class ExpertParallel:
 
     def __call__(self, compute: Compute, x_TD: Tensor, weights_TK: Tensor, assignment: Assignment) -> Tensor:
         """Run compute(x, weights, assignment) on the ranks that have the experts. Every rank of the group must call
-        this, even without tokens. Synchronizes with the device once, to exchange the sizes."""
+        this, even a rank that has no tokens. Synchronizes with the device once, to exchange the sizes."""
         counts_PE = assignment.counts_E.view(self.size, -1)
         received_PE = torch.empty_like(counts_PE)
         dist.all_to_all_single(received_PE, counts_PE, group=self.group)

@@ -62,8 +62,8 @@ class _AdaptedProducts:
     """Implements both LayerProducts and Products, with w_e + s B_e A_e in place of w_e. All assignments form a single
     part.
 
-    The equations of glu_function.py become as follows. On the left, w1 stands for w1 and v1; on the right are those of
-    w2:
+    The equations of glu_function.py become as follows. The left column contains the equations of w1 and v1, written for
+    w1; the right column contains the equations of w2:
 
         h1 = x w1^T + s (x A^T) B^T         y = sum of p (act w2 + s (act B) A)
         dx = sum of dh1 w1 + s (dh1 B) A    dact = dy w2^T + s (dy A^T) B^T
@@ -84,7 +84,7 @@ class _AdaptedProducts:
         self.A1, self.B1, self.A2, self.B2, self.A3, self.B3 = adapters
         self.needs_x, self.needs_dropped = needs[:2]
         # Typed as Any rather than Tensor or None, because the order in which Products' methods are called ensures that
-        # these are set.
+        # these attributes are set before they are read.
         self.y_TD: Any = None
         self.dy_TD: Any = None
         self.dy_AD: Any = None

@@ -20,7 +20,7 @@ from train.planning.traffic import traffic
 
 _POLICIES: tuple[Recompute, ...] = ("none", "selective", "block")
 _POWERS = 4
-"""Microbatches of 1, 2, 4 and 8 rows are tried, and the microbatch size of the config."""
+"""The search tries microbatches of 1, 2, 4 and 8 rows, and the microbatch size of the config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +127,8 @@ def smallest_changes(config: TrainConfig, cluster: Cluster, found: Iterable[Cand
 
 def least_nodes(config: TrainConfig, cluster: Cluster) -> int | None:
     """The smallest number of nodes on which the config fits unchanged. Multiples of the cluster's number of nodes are
-    tried, up to 64 times this number. Returns None if these are insufficient, or if the rows cannot be divided among
-    the ranks."""
+    tried, up to 64 times this number. Returns None if the config does not fit on any of these numbers of nodes, or if
+    the rows cannot be divided among the ranks."""
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         larger = replace(cluster, nodes=cluster.nodes * factor)
         try:

@@ -54,9 +54,9 @@ class StepTime:
     elementwise: float
     """Norms, activation functions, copies of tokens and additions, which are limited by memory bandwidth."""
     inside: float
-    """Communication between GPUs of a node that does not overlap with computation."""
+    """Communication within a node, without the part that overlaps with computation."""
     between: float
-    """Communication between nodes that does not overlap with computation."""
+    """Communication between nodes, without the part that overlaps with computation."""
     optimizer: float
     """Gradient clipping and the optimizer, which are limited by memory bandwidth."""
     offload: float
@@ -160,8 +160,8 @@ def _known(cluster: Cluster) -> Gpu:
 def _communication(
     config: TrainConfig, cluster: Cluster, sent: Sequence[Traffic], computation: float, assumed: Assumptions
 ) -> tuple[float, float, float]:
-    """Return three numbers: the seconds of communication within nodes and between nodes that do not overlap with
-    computation, and the seconds of communication that overlap.
+    """Return three times in seconds: of communication within nodes and of communication between nodes, both without the
+    part that overlaps with computation, and of communication that overlaps with computation.
 
     A ring is as slow as its slowest link. The first gather and the last reduction cannot overlap with computation.
     Their time is estimated as one block's share of the total.

@@ -55,7 +55,7 @@ class Record:
 
     @property
     def end(self) -> Entry | None:
-        """The end line of the newest start, if it has one."""
+        """The end line of the newest start; None if there is no such line."""
         for each in reversed(self.entries):
             if each.event == "end":
                 return each

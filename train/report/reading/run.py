@@ -1,4 +1,4 @@
-"""A run as a report shows it: its files and the values derived from them."""
+"""A run in the form that reports use: the files of the run, and the values that are derived from these files."""
 
 import time
 from dataclasses import dataclass
@@ -27,7 +27,8 @@ class Run:
     metrics: Metrics
     record: Record
     state: str
-    """running, finished, stopped, failed, or silent: no new line for a long time, and no end line in the record."""
+    """running, finished, stopped, failed, or silent. `silent` means that there has been no new line for a long time,
+    and that the record has no end line."""
     age: float
     """Seconds since the last line was written."""
 
@@ -74,7 +75,7 @@ class Run:
 
     @property
     def _pauses(self) -> list[tuple[float, float]]:
-        """The interval from the last line before each later start to that start."""
+        """For each restart, the interval from the last log line before the restart to the restart itself."""
         starts = [each.time for each in self.record.starts[1:] if each.time is not None]
         if not starts:
             return self.metrics.pauses
@@ -133,7 +134,8 @@ def _evaluations(metrics: Metrics, record: Record) -> dict[str, Series]:
 
 
 def _newest(files: RunFiles, metrics: Metrics, record: Record) -> float:
-    """Return the time of the last line in Unix seconds, or the modification time of the file if it has no lines."""
+    """Return the time of the last line in Unix seconds, or the modification time of the file if the file has no
+    lines."""
     times = [each.time for each in record.entries[-1:] if each.time is not None]
     return max([*metrics.times[-1:].tolist(), *times], default=files.metrics.stat().st_mtime)
 

@@ -54,7 +54,7 @@ class Deadlines:
         self._exceeded: set[Section] = set()
 
     def of(self, section: Section) -> Deadline | None:
-        """Return the section's current deadline, or None if it has none.
+        """Return the section's current deadline, or None if the section has no deadline.
 
         The first step may compile code, and the first batch of training or of an evaluation may start workers. A
         section that has not been measured yet therefore has the deadline of the set-up, if this deadline is longer.

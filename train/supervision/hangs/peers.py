@@ -1,7 +1,7 @@
 """Communication with the other ranks through the store: heartbeats, and the failure that has ended the run.
 
 One thread with its own connection makes all calls that may block, because a server whose process is stopped never
-answers.
+responds.
 """
 
 import os
@@ -71,7 +71,7 @@ class Peers:
         self.beats: dict[int, Heartbeat] = {}
         """The latest heartbeats of all ranks."""
         self.answered = clock()
-        """Time of the store's last answer."""
+        """Time of the store's last response."""
         self.all_left = False
         self._connect, self._beat, self._clock = connect, beat, clock
         self._changed: dict[int, tuple[int, float]] = {}
@@ -92,11 +92,11 @@ class Peers:
 
     def silence(self, rank: int) -> float:
         """Seconds between the last new heartbeat of the rank and the last time that heartbeats were read. Ranks other
-        than 0 and 1 read heartbeats only when they need them."""
+        than 0 and 1 read heartbeats only when they need to."""
         return self._read_at - self._changed.get(rank, (0, self._read_at))[1]
 
     def share(self, failure: Failure, seconds: float) -> Failure:
-        """Share a failure and return the first one shared by any rank, or `failure` if the store does not answer."""
+        """Share a failure and return the first one shared by any rank, or `failure` if the store does not respond."""
         self._to_share = failure
         self._wait_until(lambda: self.failure is not None or not self.connected, seconds)
         return self.failure or failure
@@ -165,7 +165,7 @@ class Peers:
         for rank, text in enumerate(self._store.multi_get(keys)):
             self.beats[rank] = beat = Heartbeat.from_json(text)
             # The first heartbeat has number 0. A rank that is stopped right after its first heartbeat counts as silent
-            # from this time on.
+            # from the time of this heartbeat.
             if rank not in self._changed or self._changed[rank][0] != beat.number:
                 self._changed[rank] = beat.number, now
         self._read_once = False

@@ -88,7 +88,7 @@ class Sections:
         self.place = replace(outer, since=outer.since + self._clock() - entered, marks=inner.marks + 1)
 
     def seconds_left(self) -> float:
-        """Seconds until the deadline of the current section; infinite if it has none."""
+        """Seconds until the deadline of the current section; infinite if the section has no deadline."""
         deadline = self.deadlines.of(self.place.section)
         return float("inf") if deadline is None else deadline.seconds - self.age(self.place)
 

@@ -38,7 +38,8 @@ _runs = itertools.count()
 
 @contextmanager
 def watched(config: DeadlinesConfig, folder: Path | None, events: Events) -> Iterator[Sections]:
-    """End every rank when a deadline passes, or when a rank is lost or raises. All ranks must enter this context.
+    """End every rank when a deadline passes, or when a rank is lost or raises an exception. All ranks must enter this
+    context.
 
     An exception is shared with the other ranks, which end with the same message and exit code. If another rank shows
     the exception, data.base.errors.shown_elsewhere returns True for it. RunStopped and SystemExit are not shared.

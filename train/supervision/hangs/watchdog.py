@@ -61,7 +61,7 @@ class Watchdog:
         self._disconnected_at: float | None = None
         self._stopped = threading.Event()
         self.main_reports = threading.Event()
-        """Set when the main thread has raised and reports its own error."""
+        """Set when the main thread has raised an exception and reports this exception itself."""
         self.ending = threading.Event()
         self._suspect = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -74,7 +74,7 @@ class Watchdog:
         self._thread.join(2 * _LOOK)
 
     def suspect(self) -> None:
-        """Note that the main thread has lost a connection to another rank, which has probably ended."""
+        """Record that the main thread has lost a connection to another rank, which has probably ended."""
         self._suspect.set()
 
     def _run(self) -> None:
@@ -147,7 +147,7 @@ class Watchdog:
         if self._suspect.is_set():
             peers.read_now(_SHARE)
         if self._clock() - peers.answered > max(limit, 3 * peers.period):
-            source = f"no answer for {limit:g} s (deadlines.heartbeat)"
+            source = f"no response for {limit:g} s (deadlines.heartbeat)"
             return self._failure("hung", f"{self._described(0)}: {source}", lost=[0])
         silent = self._silent_ranks(peers, max(limit, 3 * peers.period))
         if not silent:
@@ -186,7 +186,7 @@ class Watchdog:
         return self._failure("hung", text, lost=silent)
 
     def _behind(self, peers: Peers) -> tuple[list[int], list[int]]:
-        """Return the ranks that this rank waits for, and the ranks that do not answer."""
+        """Return the ranks that this rank waits for, and the ranks that do not respond."""
         peers.read_now(_SHARE)
         if self._clock() - peers.answered > max(_SILENT, 3 * peers.period):
             return [0], [0]
@@ -235,7 +235,7 @@ class Watchdog:
         text = failure.message
         if failure.kind == "hung":
             place = self._folder / FOLDER if self._folder is not None else "stderr of each"
-            text += f". The stacks of all ranks that answer are in {place}"
+            text += f". The stacks of all ranks that respond are in {place}"
         if failure.kind != "failed":
             text += ". The run ends; with autoresume=true the next start resumes from the newest checkpoint"
         # A single write that bypasses Python's streams, whose locks the main thread may hold.
