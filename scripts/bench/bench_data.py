@@ -1,18 +1,11 @@
 """Times the preparation and loading of training data: preparing rows, loading them, and resuming at a row in the
 middle.
 
-<<<<<<< HEAD:scripts/bench/data_plane.py
-The text is the source code of Python's standard library, shuffled and repeated. Preparation is compared with two
-baselines. The first baseline only tokenizes the same text with tiktoken. It is compared in CPU seconds of all
-processes, which other programs hardly affect. The second baseline is `datasets.map` with `MDSWriter` in one process. It
-is compared in wall-clock seconds. All variants run in every round, and ratios are computed per round.
-=======
 The text is the source code of Python's standard library, shuffled and repeated. Preparation is measured with tiktoken
 and, if it is installed and supports the vocabulary, with quicktok. It is compared with tiktoken alone in CPU seconds of
 all processes, which other programs hardly affect. It is compared with `datasets.map` and `MDSWriter` in one process,
 and with Streaming's `dataframe_to_mds` on Spark with two workers, in wall-clock seconds. All variants run in every
 round, and ratios are computed per round.
->>>>>>> bpe:scripts/bench/bench_data.py
 """
 
 import sys
