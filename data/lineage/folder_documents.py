@@ -47,10 +47,6 @@ class PartFile:
     last: Document | None
     """The first and the last document of the part; None if the manifest does not contain them."""
 
-    def may_contain(self, first: Document, last: Document) -> bool:
-        """Whether the part may contain a document between these two documents, inclusive."""
-        return self.first is None or self.last is None or (self.first <= last and first <= self.last)
-
 
 class FolderDocuments:
     """The documents of all rows of a folder. Only the files that are needed are read; those of a remote folder are
@@ -92,15 +88,30 @@ class FolderDocuments:
         part = self._load(number)
         return [Document(*part.document(index)) for index in part.of_row(row - self._first_rows[number]).tolist()]
 
-    def rows_of(self, first: Document, last: Document) -> Iterator[tuple[Document, int]]:
-        """All pairs of a document between `first` and `last`, inclusive, and a row that contains a piece of it."""
+    def rows_of(self, ranges: Sequence[tuple[Document, Document]]) -> Iterator[tuple[int, Document, int]]:
+        """For each document between a range's first and last document, inclusive, and each row that contains a piece of
+        the document: the index of the range, the document, and the row. Each part is read at most once."""
+        first_R2, last_R2 = (np.array([pair[end] for pair in ranges], dtype=np.int64).reshape(-1, 2) for end in (0, 1))
         for number, described in enumerate(self.parts):
-            if described.may_contain(first, last):
+            if described.first is None or described.last is None:
                 part = self._load(number)
-                low, high = part.find(first), part.find(Document(last.file, last.position + 1))
-                documents, rows = part.rows_between(low, high)
-                for document, row in zip(documents.tolist(), rows.tolist(), strict=True):
-                    yield Document(*part.document(document)), self._first_rows[number] + row
+                if not part.n_documents:
+                    continue
+                bounds = part.document(0), part.document(part.n_documents - 1)
+            else:
+                bounds = described.first, described.last
+            overlapping = ~_is_before(last_R2, bounds[0]) & ~_is_after(first_R2, bounds[1])
+            for index in np.flatnonzero(overlapping).tolist():
+                yield from self._rows_in_part(number, index, *ranges[index])
+
+    def _rows_in_part(
+        self, number: int, index: int, first: Document, last: Document
+    ) -> Iterator[tuple[int, Document, int]]:
+        part = self._load(number)
+        low, high = part.find(first), part.find(Document(last.file, last.position + 1))
+        documents, rows = part.rows_between(low, high)
+        for document, row in zip(documents.tolist(), rows.tolist(), strict=True):
+            yield index, Document(*part.document(document)), self._first_rows[number] + row
 
     def each_part(self) -> Iterator[tuple[int, RowDocuments]]:
         """The first row and the documents of each part."""
@@ -169,6 +180,10 @@ class _Part:
         self.documents = documents
         self._starts_R = np.cumsum(documents.counts_R) - documents.counts_R
 
+    @property
+    def n_documents(self) -> int:
+        return len(self.documents.files_D)
+
     def of_row(self, row: int) -> np.ndarray:
         start, count = self._starts_R[row], self.documents.counts_R[row]
         return self.documents.documents_P[start : start + count]
@@ -194,6 +209,17 @@ class _Part:
     def _by_document(self) -> tuple[np.ndarray, np.ndarray]:
         order_P = np.argsort(self.documents.documents_P, kind="stable")
         return self.documents.documents_P[order_P], order_P
+
+
+def _is_before(places_R2: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+    """Whether each (file, position) pair is before the place."""
+    file_R, position_R = places_R2.T
+    return (file_R < place[0]) | ((file_R == place[0]) & (position_R < place[1]))
+
+
+def _is_after(places_R2: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+    file_R, position_R = places_R2.T
+    return (file_R > place[0]) | ((file_R == place[0]) & (position_R > place[1]))
 
 
 def input_name(entry: Mapping[str, Any]) -> str:

@@ -39,15 +39,17 @@ def test_each_document_has_its_rows(documented: Documented) -> None:
     rows_of = {each: [n for n, row in enumerate(documented.rows) if each in documents_of(row)] for each in every}
     assert max(map(len, rows_of.values())) > 1
     for document, rows in rows_of.items():
-        assert [*folder.rows_of(document, document)] == [(document, row) for row in rows]
-    found = [*folder.rows_of(every[3], every[20])]
-    assert sorted(found) == [(each, row) for each in every[3:21] for row in rows_of[each]]
+        assert [*folder.rows_of([(document, document)])] == [(0, document, row) for row in rows]
+    found = [*folder.rows_of([(every[3], every[20]), (every[10], every[40])])]
+    expected = [(0, every[3:21]), (1, every[10:41])]
+    assert sorted(found) == [(n, each, row) for n, documents in expected for each in documents for row in rows_of[each]]
 
 
 def test_a_document_that_is_not_in_the_rows_has_none(documented: Documented) -> None:
     folder = FolderDocuments(documented.mds)
-    assert [*folder.rows_of(Document(0, 5), Document(0, 5))] == []
-    assert [*folder.rows_of(Document(2, 10**9), Document(2, 2**62))] == []
+    assert [*folder.rows_of([(Document(0, 5), Document(0, 5))])] == []
+    assert [*folder.rows_of([(Document(2, 10**9), Document(2, 2**62)), (Document(9, 0), Document(9, 0))])] == []
+    assert [*folder.rows_of([])] == []
 
 
 def test_only_parts_that_may_contain_the_document_are_read(documented: Documented) -> None:
@@ -62,7 +64,7 @@ def test_only_parts_that_may_contain_the_document_are_read(documented: Documente
         (documented.folder / entry["basename"]).unlink()
     folder = FolderDocuments(documented.mds)
     document = documents_of(documented.rows[5])[0]
-    assert 5 in [row for _, row in folder.rows_of(document, document)]
+    assert 5 in [row for *_, row in folder.rows_of([(document, document)])]
 
 
 def test_only_the_files_that_are_needed_are_downloaded(documented: Documented, tmp_path: Path) -> None:

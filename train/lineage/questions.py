@@ -10,6 +10,7 @@ import numpy as np
 
 from data.base.errors import ConfigError
 from data.lineage.batches import Batches
+from data.lineage.folder_documents import Document
 from data.lineage.references import Reference, Wanted, find_documents
 from data.lineage.run_rows import RunRows
 from data.lineage.seen import FileSeen, files_seen
@@ -151,10 +152,15 @@ class _Places:
         """For each reference, the number of its documents that are in the rows."""
         self.rows: list[set[tuple[str, int]]] = [set() for _ in range(n_references)]
         """For each reference, the streams and the rows of its documents."""
-        for each in wanted:
-            pairs = list(run.documents[each.stream].rows_of(each.first, each.last))
-            self.documents[each.number] += len({document for document, _ in pairs})
-            self.rows[each.number] |= {(each.stream, row) for _, row in pairs}
+        for stream, folder in run.documents.items():
+            of_stream = [each for each in wanted if each.stream == stream]
+            found = set[tuple[int, Document]]()
+            for index, document, row in folder.rows_of([(each.first, each.last) for each in of_stream]):
+                number = of_stream[index].number
+                found.add((number, document))
+                self.rows[number].add((stream, row))
+            for number, _ in found:
+                self.documents[number] += 1
 
     def draws(self, rows: RunRows, batches: Batches) -> _Draws:
         """All draws of the rows in these batches."""
