@@ -144,6 +144,9 @@ class _Documents:
             "slice": slice,
             "rows": len(self.counts),
             "n_documents": len(places_D2),
+            # The places of the first and the last document, so that a search for a document reads few files.
+            "first": places_D2[order_D[0]].tolist(),
+            "last": places_D2[order_D[-1]].tolist(),
             "basename": name,
             "bytes": len(content),
             "xxh64": xxhash.xxh64_hexdigest(content),
