@@ -67,7 +67,8 @@ def _lines_before(path: str, stop: int) -> int:
 
 @dataclass
 class Reading:
-    """The result of reading a part of a source. Parts are merged in their order. Can be pickled."""
+    """The result of reading a part of a source. Readings are merged in the order of the
+    parts in the source. Can be pickled."""
 
     form: str | None = None
     """The form (see data/examples/forms.py) of the first valid row, or the form that the caller has set. A row of

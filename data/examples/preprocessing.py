@@ -257,7 +257,7 @@ class TakeColumns:
 
     def __call__(self, row: Any) -> dict[str, Any]:
         if not isinstance(row, Mapping):
-            raise DataError(f"the row is {type(row).__name__}, but it must be an object with columns")
+            raise DataError(f"the row has type {type(row).__name__}, but it must be an object with columns")
         for key, column in self.columns.items():
             if column not in row:
                 raise DataError(

@@ -19,7 +19,7 @@ class RunRows:
     """The rows that a run draws in all of its segments. Batches are numbered from 0."""
 
     def __init__(self, state: DataState, shard_sizes: Mapping[str, np.ndarray]) -> None:
-        """`state` contains the plan. `shard_sizes` contains the number of rows in each shard, for each stream of the
+        """`state` contains the streams, and the segments that determine which rows are drawn. `shard_sizes` contains the number of rows in each shard, for each stream of the
         plan."""
         self.names = list(state.streams)
         self._timeline = Timeline(state.segments)

@@ -60,9 +60,9 @@ class Interleaving:
     In a stage of D rows, shares are linear in tokens. Let v in [0, D] be the number of tokens in the rows drawn so far
     in the stage, divided by the stage's mean tokens per row. Then stream s has contributed a_s v + c_s v^2 rows, and
     all streams together R(v) = A v + C v^2 rows. A and B are the numbers of rows per token at the start and at the end,
-    divided by their mean over the stage; a_s = A start_s, c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. A row is
-    due at R(v) for the v at which its stream has contributed it, and T_s(x) is computed with the v for which R(v) = x.
-    If A = B = 1, then v = x.
+    divided by their mean over the stage; a_s = A start_s, c_s = (B end_s - A start_s) / 2D, C = (B - A) / 2D. Row k
+    of s is due at R(v), where v is the solution of a_s v + c_s v^2 = k + 1/2. To compute T_s(x), the equation R(v) = x
+    is solved for v. If A = B = 1, then v = x.
 
     R(v) and T_s(x) have closed forms, so the cost does not depend on the position. Only + - * / and square roots of
     float64 are used, for which IEEE 754 guarantees the same results on every machine.

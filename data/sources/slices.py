@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_SLICES = 8192
-"""Approximate maximum number of slices, so that a source of terabytes does not have millions of slices."""
+"""Approximate maximum number of slices, so that a source of several terabytes is not cut into millions of slices."""
 
 
 @dataclass(frozen=True, kw_only=True)

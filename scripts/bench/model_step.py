@@ -1,5 +1,6 @@
 """Times a training step of one model on one device without Composer: forward, backward and torch's fused AdamW.
-Compares Dropless with each available moe_impl, transformers' DBRX, and only the GEMMs of the step.
+Compares three kinds of variants: Dropless with each available moe_impl, the DBRX model of transformers, and a baseline
+that computes only the GEMMs of the step.
 
 The variants run in turn in every round, on the same rows of packed documents. Ratios are computed per round. All
 variants share one set of weights in --dtype and one optimizer with learning rate 0. Therefore, a layer of DBRX's width

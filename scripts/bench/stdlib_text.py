@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 def write_text(file: Path, n_bytes: float) -> list[str]:
-    """Write the texts of the library repeatedly, as JSONL. Return the texts in the order of the file."""
+    """Write the texts of the library repeatedly, as JSONL. Return each text once, in the order of its
+    first occurrence in the file."""
     texts = library()
     written = 0
     with file.open("w", encoding="utf-8") as out:

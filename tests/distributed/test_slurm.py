@@ -89,7 +89,7 @@ def without(*names: str, **others: str) -> dict[str, str]:
         ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "is '2x3', but must have the form 4(x2),3"),
         ({**TASK, "SLURM_NODEID": "3"}, "SLURM_NODEID is 3, but SLURM_STEP_TASKS_PER_NODE 2(x2),3 has 3 nodes"),
         ({**TASK, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', but must be a number"),
-        ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "start srun with --gpus-per-node instead of --gpus-per-task"),
+        ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "run srun with --gpus-per-node instead of --gpus-per-task"),
     ],
 )
 def test_slurm_settings_that_would_start_independent_runs_are_rejected(environment: dict[str, str], text: str) -> None:

@@ -52,7 +52,7 @@ def test_rows_that_have_changed_or_are_missing_are_an_error(traced: Traced, tmp_
         _ = open_run(str(copied(traced, tmp_path, rename))).folders
     assert "the rows of stream a in" in str(error.value)
     assert "the rows of stream b were in /missing, which does not exist" in str(error.value)
-    assert "does not contain the folder of the rows of stream c" in str(error.value)
+    assert "does not specify the folder that contains the rows of stream c" in str(error.value)
 
 
 def test_a_folder_without_a_record_is_an_error(tmp_path: Path) -> None:

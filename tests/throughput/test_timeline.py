@@ -112,5 +112,5 @@ def test_an_impossible_profile_is_rejected(tmp_path: Path, profile: str, message
 
 def test_a_profile_of_a_nonexistent_rank_is_rejected(tmp_path: Path) -> None:
     config = load(tmp_path, "profile={step: 8, ranks: [0, 2]}")
-    with pytest.raises(ConfigError, match=r"profile.ranks has 2, but the ranks of this run are 0 to 1"):
+    with pytest.raises(ConfigError, match=r"profile.ranks contains 2, but the ranks of this run are 0 to 1"):
         check_world_size(config, 2)

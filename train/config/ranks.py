@@ -40,7 +40,7 @@ def _of_world_size(config: TrainConfig, world_size: int) -> Iterator[Defect]:
             "global_train_batch_size", f"is {rows}, but it must be divisible by the number of ranks ({world_size})"
         )
     if config.profile is not None and (absent := [rank for rank in config.profile.ranks if rank >= world_size]):
-        yield Defect("profile.ranks", f"has {absent[0]}, but the ranks of this run are 0 to {world_size - 1}")
+        yield Defect("profile.ranks", f"contains {absent[0]}, but the ranks of this run are 0 to {world_size - 1}")
     replicas = config.fsdp_config.data_parallel_replicate_degree if config.fsdp_config else None
     if replicas is not None and world_size % replicas:
         text = f"is {replicas}, but it must divide the number of ranks ({world_size})"

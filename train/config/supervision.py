@@ -32,7 +32,8 @@ class SpikesConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsConfig(Section):
-    """What a run measures about its experts, and when it reports an expert (see docs/reliability.md#expert-health)."""
+    """What a run measures about its experts, and when an expert is reported as dead or
+    overloaded (see docs/reliability.md#expert-health)."""
 
     interval: PositiveDuration | None = "100ba"
     """Interval between measurements of the experts in each layer: load shares, router logits, gradient norms, and the

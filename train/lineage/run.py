@@ -99,7 +99,7 @@ class TracedRun:
         described = (data.get("train_loader") or {}).get(stream) if isinstance(data, Mapping) else None
         folder = described.get("folder") if isinstance(described, Mapping) else None
         if not isinstance(described, Mapping) or not isinstance(folder, str):
-            raise DataError(f"{self.place}/{RECORD} does not contain the folder of the rows of {label}")
+            raise DataError(f"{self.place}/{RECORD} does not specify the folder that contains the rows of {label}")
         remote = described.get("remote")
         if remote is None and not Path(folder).is_dir():
             raise DataError(f"the rows of {label} were in {folder}, which does not exist: restore this folder")

@@ -113,7 +113,7 @@ class _Block:
         self.everything = self.attention + self.between + self.experts
         # Two low-rank results of the adapters (of rank r) for each assignment.
         self.low = 2 * a * K * self.lora.r if self.lora is not None else 0
-        # One 4-bit weight is unpacked at a time, with a copy of its codes.
+        # Only one 4-bit weight matrix is unpacked at a time. Meanwhile, a copy of its packed codes exists.
         self.opened = self.opening = 0.0
         if self.lora is not None and self.lora.base_dtype == "nf4":
             degree = fsdp.expert_parallel_degree if fsdp is not None else 1

@@ -122,7 +122,8 @@ def _changes(checkpoint: Path, config: TrainConfig, **known: Any) -> list[Change
 
 
 def _with_weights_of(checkpoint: Path, config: TrainConfig) -> TrainConfig:
-    """Return the config with the checkpoint's values for the keys that define the meaning of the weights."""
+    """Return the config with the checkpoint's values for the keys that determine how the weights are
+    interpreted."""
     values, now = saved_values(checkpoint), asdict(config.model)
     keys: dict[str, dict[str, Any]] = {"": {}, "attn_config": {}, "ffn_config": {}}
     for key in WEIGHT_KEYS:

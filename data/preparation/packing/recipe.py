@@ -53,7 +53,7 @@ class Task:
     first_place: str
     """Location of the source's first valid row, which defined the form."""
     check_only: bool = False
-    """True if invalid rows were found before. This chunk is then only checked for more invalid rows."""
+    """True if invalid rows were found in earlier chunks. This chunk is then only checked for more invalid rows."""
 
 
 class Content(Protocol):

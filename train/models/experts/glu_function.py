@@ -64,7 +64,8 @@ class Products(Protocol):
 
 
 class LayerProducts(Protocol):
-    """The products of a layer. A new object is created for each forward and each backward."""
+    """Computes the `Products` of a layer, for all assignments or for one expert at a time. A new object is created for
+    each forward and each backward."""
 
     order_A: Tensor
     """The index of each sorted assignment in the flattened [T, K]."""
