@@ -102,7 +102,8 @@ def _check_visible_gpus(environment: Mapping[str, str], local: int) -> None:
     if seen and len(seen.split(",")) < local:
         raise ConfigError(
             f"CUDA_VISIBLE_DEVICES is {seen}, but there are {local} ranks on this node, and each rank uses the "
-            "GPU whose index is its local rank: run srun with --gpus-per-node instead of --gpus-per-task, and without --gpu-bind"
+            "GPU whose index is its local rank: run srun with --gpus-per-node instead of --gpus-per-task, and without "
+            "--gpu-bind"
         )
 
 
