@@ -3,6 +3,7 @@
 The driver and the executors exchange pickled objects.
 """
 
+import gc
 import pickle
 import platform
 import socket
@@ -136,8 +137,12 @@ def _write(payload: Payload, number: int, check_only: bool) -> Part:
 
 @lru_cache(maxsize=1)
 def _checked(content: bytes) -> None:
-    """Check this executor before its first task, because it may have been started after the driver's check."""
+    """Check this executor before the first task of this process, because it may have been started after the driver's
+    check."""
     check_executor(_loaded(content))
+    import streaming  # noqa: F401 - the objects of large libraries are imported before gc.freeze()
+
+    gc.freeze()  # Spark collects garbage after each task, which would take 0.2 s with these objects
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.base.errors import setting
 from data.preparation.engines.choice import EngineError
+from data.preparation.engines.executor import ROOT
 from data.preparation.engines.java import check_java
 
 if TYPE_CHECKING:
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 ATTEMPTS = 4
 """Number of attempts for each task on a local master, as on a cluster. Without this number, Spark does not repeat tasks
 on a local master."""
+_OF_CLUSTER = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
+"""Spark's configuration for a new session on a cluster."""
+_OF_LOCAL = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    # With ERROR, failed attempts would be logged to the console with Java's stack traces.
+    "spark.log.level": "FATAL",
+    # The Java process only starts tasks, so its code is compiled without optimizations that take seconds.
+    "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.executorEnv.PYTHONPATH": str(ROOT),
+    "spark.python.daemon.module": "data.preparation.engines.spark_daemon",
+}
+"""Spark's configuration for a new session on a local master."""
 _LOCAL = re.compile(r"local(?:\[([^],]+)(?:,\s*(\d+))?\])?")
 
 
@@ -87,16 +101,14 @@ def _with_attempts(master: str) -> str:
 def _start(master: str | None) -> "SparkSession":
     from pyspark.sql import SparkSession
 
+    builder = SparkSession.builder.appName("dropless")
     is_local = master is not None and master.startswith("local")
     if is_local:
-        # Executors of a local master run on this machine, with the packages of this process.
+        # Tasks run on this machine, with the packages of this process.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    builder = SparkSession.builder.appName("dropless").config("spark.ui.showConsoleProgress", "false")
-    # On a local master, the errors of failed attempts would be logged to the console, with Java's stack traces.
-    builder = builder.config("spark.log.level", "FATAL" if is_local else "ERROR")
-    if is_local:
-        builder = builder.config("spark.ui.enabled", "false")
+    for key, value in (_OF_LOCAL if is_local else _OF_CLUSTER).items():
+        builder = builder.config(key, value)
     if master is not None:
         builder = builder.master(_with_attempts(master))
     handler = signal.getsignal(signal.SIGINT)
