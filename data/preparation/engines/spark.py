@@ -216,8 +216,9 @@ def _pickled(job: Job, n_workers: int) -> bytes:
     except Exception as error:  # objects that cannot be pickled raise errors of any type
         if own is None:
             raise
+        name = job.config.preprocessing_fn
         raise EngineError(
-            f"{setting('preprocessing_fn')} is {job.config.preprocessing_fn!r}, which cannot be sent to Spark's executors ({error}): create "
+            f"{setting('preprocessing_fn')} is {name!r}, which cannot be sent to Spark's executors ({error}): create "
             "the objects that it needs inside the function"
         ) from None
     finally:
