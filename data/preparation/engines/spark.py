@@ -143,8 +143,8 @@ class _Tasks:
         number, result = pickle.loads(content)
         if isinstance(result, ImportError):
             raise EngineError(
-                f"an executor of Spark cannot import Dropless ({result}): install Dropless on the executors, or move "
-                f"{ROOT} to a file system that the driver and all executors share"
+                f"an executor of Spark cannot import Dropless ({result}): set PYSPARK_PYTHON to the interpreter of an "
+                f"environment with Dropless that exists on every executor, and share {ROOT} with the executors"
             )
         if isinstance(result, WorkerEnded) and result.status == -signal.SIGKILL:
             raise _killed(self._attempts)

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -113,7 +114,9 @@ def _start(master: str | None) -> "SparkSession":
         builder = builder.master(_with_attempts(master))
     handler = signal.getsignal(signal.SIGINT)
     try:
-        return builder.getOrCreate()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about the version of pandas, which is not used here
+            return builder.getOrCreate()
     except Exception as error:  # PySpark and Py4J raise many types of errors
         at = f"with {setting('master')} {master!r} " if master is not None else ""
         raise EngineError(
