@@ -59,6 +59,11 @@ def settings_written(write: Callable[[str, Any], str]) -> Iterator[None]:
         _written.reset(token)
 
 
+def settings_writer() -> Callable[[str, Any], str]:
+    """The function that `settings_written` has set, for a process on another machine."""
+    return _written.get()
+
+
 class _Redacted(ValueError):
     """An error whose text contains no secrets, so that it can be shown, logged or sent."""
 

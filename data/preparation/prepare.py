@@ -17,8 +17,8 @@ from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.upload import Remote
 from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
-from data.preparation.engines.choice import LOCAL, Engine
-from data.preparation.engines.run import run, run_share
+from data.preparation.engines.choice import LOCAL, Engine, EngineError
+from data.preparation.engines.run import check, run, run_share
 from data.preparation.packing.recipe import Recipe
 from data.preparation.packing.tokenizing import Tokenizing
 from data.preparation.parts.manifest import (
@@ -120,6 +120,7 @@ def write_once(
     made_from = _made_from_in(folder, made_from)
     upload = Remote(remote, folder, made_from) if remote is not None else None
     if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
+        check(engine, recipe.source)
         planned = read_plan(folder)
         if planned is not None:
             refuse_other(folder, planned["made_from"], made_from)
@@ -151,7 +152,7 @@ def _write(
     try:
         job = plan(folder, recipe, config, made_from, compression)
         merge(job, made_from, details, run(job, engine))
-    except PartError:
+    except (PartError, EngineError):
         raise
     except (ConfigError, DataError):
         _discard(folder)  # a resumed preparation would raise the same error again

@@ -38,6 +38,8 @@ _OF_LINES = ("lines", "text")
 """Formats that can be read from any line."""
 _WITH_ROW_COUNT = {"parquet": parquet, "arrow": ipc}
 """Binary formats whose files store their number of rows."""
+VISIBLE = 200
+"""Approximate maximum number of files that check_visible checks."""
 LARGE = 16 << 20
 """Size in bytes. For chunks of at least this size, the decompressed size counts towards the memory limit."""
 
@@ -52,6 +54,7 @@ class FileSource:
     """
 
     unit = "B"
+    is_local_only = False
 
     def __init__(
         self,
@@ -139,6 +142,11 @@ class FileSource:
     def chunks(self, slice: Slice) -> Iterator[FileChunk]:
         for piece in slice.pieces:
             yield from self._chunks(piece)
+
+    def check_visible(self) -> None:
+        files = list(self._hashed.items())
+        for path, file in files[:: max(len(files) // VISIBLE, 1)]:
+            check_unchanged(file, self._names[path])
 
     def check_done(self, files: set[int]) -> None:
         for path, file in self._hashed.items():

@@ -62,6 +62,11 @@ class HubSource:
         self.total = sum(commit.files[file] for file in chosen.files) if is_known else 0
 
     @property
+    def is_local_only(self) -> bool:
+        """The `datasets` library converts files in its own cache, in one process."""
+        return self._chosen.format is None
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the commit and the file names. The content of a commit never changes, so no download is needed."""
         chosen = self._chosen
@@ -86,6 +91,10 @@ class HubSource:
         if self._files is None:
             return _chunks_of_builder(self._config, self._commit, self._chosen)
         return self._files.chunks(slice)
+
+    def check_visible(self) -> None:
+        if self._files is not None:
+            self._files.check_visible()
 
     def check_done(self, files: set[int]) -> None:
         if self._files is not None:

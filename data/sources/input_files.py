@@ -74,6 +74,10 @@ class InputFiles:
         self._seen: dict[Path, tuple[int, ...]] = {}
         """State of each file when it was opened. An error is raised if the file changes before it is hashed."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Tasks on other machines get the hashes of their own source, and need no entries of other sources.
+        return {**vars(self), "_entries": {}}
+
     def opened(self, path: Path, format: str) -> Opened | None:
         """The recorded result of opening the file; None if the file must be read."""
         state = self._seen[path] = _state(path)

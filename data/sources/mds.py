@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from data.base.errors import ConfigError, setting
+from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import Place, listed
 from data.config.dataset import DatasetConfig
 from data.examples.forms import TEXT_FORMS
 from data.mds.folder import MdsFolder
+from data.mds.writer import INDEX
 from data.sources.formats import content as c
 from data.sources.input_files import InputFiles, Opened
 from data.sources.slices import Piece, Slice, grouped, size_of_slices
@@ -45,6 +46,7 @@ class MdsSource:
     folder."""
 
     unit = "rows"
+    is_local_only = False
 
     def __init__(self, config: DatasetConfig, mds: MdsFolder, record: InputFiles) -> None:
         """`mds` is the result of open_mds. Raises ConfigError if the remote dataset is too large, if the samples are
@@ -106,6 +108,10 @@ class MdsSource:
             size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
             for first in range(piece.start, piece.stop, size):
                 yield MdsChunk(first, min(size, piece.stop - first))
+
+    def check_visible(self) -> None:
+        if self.mds.remote is None and not (self.mds.folder / INDEX).is_file():
+            raise DataError(f"{self.mds.folder / INDEX} is missing")
 
     def check_done(self, files: set[int]) -> None:
         """Shards are verified when they are read."""

@@ -36,6 +36,11 @@ class Source(Protocol):
         ...
 
     @property
+    def is_local_only(self) -> bool:
+        """Whether slices must be prepared in the process that opened the source, or in its child processes."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the content and its order. The hash does not depend on the location of the data."""
         ...
@@ -59,6 +64,12 @@ class Source(Protocol):
 
     def rows(self, chunk: Any) -> Iterator[tuple[Place, Any]]:
         """`(place, row)` pairs of a chunk. A row that cannot be read is a Problem. Called in workers."""
+        ...
+
+    def check_visible(self) -> None:
+        """Raises DataError if this machine does not see the input files as they were when the fingerprint was computed.
+        Called on other machines before slices are read there. Of many files, only some are checked, because each file
+        is checked when it is read."""
         ...
 
     def check_done(self, files: set[int]) -> None:

@@ -86,6 +86,11 @@ RULES: list[Run | Elsewhere | Proof] = [
     # Data.
     Run(pattern=r"python scripts/dev/make_stdlib_data\.py", more=("--modules", "30")),
     Run(pattern=r"python scripts/inspect_data\.py .*/bad\.jsonl", code=2),
+    Elsewhere(
+        pattern=r"python scripts/convert_text_to_mds\.py .* --engine spark .*",
+        reason="starts Java",
+        test="tests/preparation/engines/test_spark.py::test_all_engines_write_the_same_bytes_even_if_tasks_fail",
+    ),
     # Training on a CPU.
     Run(
         pattern=r"(composer -n 2|python) train\.py yamls/finetune/dbrx_tiny(_lora)?\.yaml (?!.*(profile|=2ba)).*",

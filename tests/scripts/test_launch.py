@@ -125,3 +125,19 @@ def test_the_image_is_installed_from_the_lock_as_the_makefile_does() -> None:
         theirs = re.findall(rf"/uv {command} (.+)$", makefile, re.MULTILINE)
         assert any(options <= set(each.split()) for each in theirs), (options, theirs)
     assert {".git", ".venv", "runs"} <= set((LAUNCH / "Dockerfile.dockerignore").read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("array", "added"),
+    [
+        ({"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}, "--part 2/4"),
+        ({}, "--merge"),
+    ],
+)
+def test_the_preparation_script_prepares_a_part_in_an_array_and_merges_otherwise(tmp_path, array, added) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    command = ["bash", LAUNCH / "prepare.sbatch", "convert.py", "--out_root", "a b"]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **array}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == f"convert.py --out_root a b {added}\n"

@@ -29,6 +29,8 @@ FLAGS = {
     "tokenizer.chat_template_drops": "--chat_template_drops",
     "tokenizer.chat_date": "--chat_date",
     "part": "--part",
+    "engine": "--engine",
+    "master": "--master",
     **{key: f"--{key}" for key in _ALIKE},
 }
 """YAML key -> flag."""

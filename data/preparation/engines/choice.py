@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, DataError
 
 ENGINES = ("local", "spark")
 
@@ -23,6 +23,10 @@ class Engine:
 
 
 LOCAL = Engine()
+
+
+class EngineError(DataError):
+    """The engine cannot be used, or it has ended before all slices were prepared. Prepared parts are kept."""
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -2,15 +2,35 @@
 
 from collections.abc import Callable
 
+from data.base.errors import setting
 from data.base.problems import Reading
-from data.preparation.engines.choice import Engine
+from data.preparation.engines.choice import Engine, EngineError
 from data.preparation.engines.local import run_local
+from data.preparation.engines.spark import run_spark
+from data.preparation.engines.spark_session import check_installed
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import Job
+from data.sources.source import Source
 
-RUNNERS: dict[str, Callable[[Job, Engine], list[Part]]] = {"local": lambda job, engine: run_local(job)}
+RUNNERS: dict[str, Callable[[Job, Engine], list[Part]]] = {
+    "local": lambda job, engine: run_local(job),
+    "spark": run_spark,
+}
 """The functions that prepare all slices of a job that are not prepared yet. Each returns the parts of slices that were
 not written, because rows are invalid and on_bad_example is `error`."""
+
+
+def check(engine: Engine, source: Source) -> None:
+    """Raises EngineError if the engine is not installed, or if it cannot prepare the source. Called before anything is
+    written."""
+    if engine.name != "spark":
+        return
+    check_installed()
+    if source.is_local_only:
+        raise EngineError(
+            "only the `datasets` library can read this dataset, in one process on this machine: use "
+            f"{setting('engine', 'local')}"
+        )
 
 
 def run(job: Job, engine: Engine) -> list[Part]:

@@ -1,0 +1,178 @@
+"""The functions that Spark's executors call: check that the executor is set up as the driver, and prepare a slice.
+
+The driver and the executors exchange pickled objects.
+"""
+
+import gc
+import pickle
+import platform
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data.base.errors import ConfigError, DataError, settings_written
+from data.base.versions import STREAMING, installed_versions
+from data.base.workers import map_in_order
+from data.mds.writer import UNFINISHED
+from data.preparation.engines.choice import EngineError
+from data.preparation.parts.part import Part
+from data.preparation.parts.plan import PLAN, Job
+from data.preparation.parts.write import write_part
+
+PACKAGES = (*STREAMING, "numpy", "tiktoken", "transformers", "tokenizers", "pyarrow", "zstd", "brotli")
+"""Distributions that affect the bytes of the rows."""
+ROOT = Path(__file__).parents[3]
+"""The folder that contains the package `data`."""
+_SHARED = "choose a folder on a file system that the driver and all executors share"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """What the driver sends to the executors."""
+
+    job: Job
+    n_workers: int
+    """Number of processes per task."""
+    setting: Callable[[str, Any], str]
+    """The driver's function that writes settings in messages."""
+    folder: str
+    """The driver's working directory."""
+    versions: dict[str, str]
+
+
+def payload_of(job: Job, n_workers: int, setting: Callable[[str, Any], str]) -> Payload:
+    """The payload for the tasks of the job. Called by the driver."""
+    return Payload(job=job, n_workers=n_workers, setting=setting, folder=str(Path.cwd()), versions=versions_here())
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of Python, of the packages in PACKAGES, and a hash of Dropless' code."""
+    found = installed_versions(PACKAGES)
+    found["python"] = ".".join(platform.python_version_tuple()[:2])
+    return {**found, "dropless (hash of the code)": _hash_of_code()}
+
+
+def probe(content: bytes, number: int) -> bytes:
+    """Check this executor. Returns the pickled `(number, result)`, where the result is the name of a file that was
+    written into the unfinished folder, or an EngineError."""
+    payload = _loaded(content)
+    try:
+        with _as_on_driver(payload):
+            return pickle.dumps((number, check_executor(payload, leave_file=True)))
+    except EngineError as error:
+        return pickle.dumps((number, error))
+
+
+def prepare_slice(content: bytes, number: int, *, check_only: bool, is_last_attempt: bool) -> bytes:
+    """Prepare the slice with this number.
+
+    Returns the pickled `(number, result)`. The result is None if the part was written, a Part if it was only checked or
+    has invalid rows, or an exception. Exceptions that another attempt may avoid are raised, so that Spark repeats the
+    task, unless this is the last attempt.
+    """
+    payload = _loaded(content)
+    try:
+        with _as_on_driver(payload):
+            _checked(content)
+            part = _write(payload, number, check_only)
+            result = part if check_only or payload.job.refuses(part.reading) else None
+            return pickle.dumps((number, result))
+    except (ConfigError, DataError) as error:
+        return pickle.dumps((number, error))
+    except Exception as error:
+        if not is_last_attempt:
+            raise
+        return pickle.dumps((number, _picklable(error)))
+
+
+def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
+    """Raises EngineError if this executor has other packages than the driver, does not see the input or the output, or
+    cannot write the output. Returns the name of a file that was written into the unfinished folder."""
+    here = versions_here()
+    names = sorted({*here, *payload.versions})
+    different = [
+        f"{name} {here.get(name, 'is missing')} (driver: {payload.versions.get(name, 'none')})"
+        for name in names
+        if here.get(name) != payload.versions.get(name)
+    ]
+    if different:
+        raise _error(f"has other packages than the driver: {', '.join(different)}: install the same versions")
+    try:
+        payload.job.recipe.source.check_visible()
+    except DataError as error:
+        raise _error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
+    unfinished = payload.job.folder / UNFINISHED
+    if not (unfinished / PLAN).is_file():
+        raise _error(f"does not see {unfinished / PLAN}, which the driver has written: {_SHARED}")
+    file = unfinished / f"executor-{uuid.uuid4().hex}"
+    try:
+        file.write_bytes(b"")
+        if not leave_file:
+            file.unlink()
+    except OSError as error:
+        raise _error(f"cannot write to {payload.job.folder} ({error.strerror}): {_SHARED}") from None
+    return file.name
+
+
+def _write(payload: Payload, number: int, check_only: bool) -> Part:
+    job, n_workers = payload.job, payload.n_workers
+    slice = job.slices[number]
+    assert slice.number == number
+    if not job.is_own_code or n_workers > 1:
+        return write_part(job, slice, n_workers=n_workers, check_only=check_only)
+    # The user's code may end its process. In a child process, the reason is known.
+    parts = map_in_order(
+        lambda slice: write_part(job, slice, check_only=check_only), [slice], 1, lambda: 1, isolated=True
+    )
+    (part,) = parts
+    return part
+
+
+@lru_cache(maxsize=1)
+def _checked(content: bytes) -> None:
+    """Check this executor before the first task of this process, because it may have been started after the driver's
+    check."""
+    check_executor(_loaded(content))
+    import streaming  # noqa: F401 - the objects of large libraries are imported before gc.freeze()
+
+    gc.freeze()  # Spark collects garbage after each task, which would take 0.2 s with these objects
+
+
+@lru_cache(maxsize=1)
+def _loaded(content: bytes) -> Payload:
+    """The payload, which is unpickled once per process."""
+    return pickle.loads(content)
+
+
+@contextmanager
+def _as_on_driver(payload: Payload) -> Iterator[None]:
+    """Within the block, messages and relative paths are as on the driver."""
+    there = chdir(payload.folder) if Path(payload.folder).is_dir() else nullcontext()
+    with settings_written(payload.setting), there:
+        yield
+
+
+@cache
+def _hash_of_code() -> str:
+    digest = xxhash.xxh3_64()
+    for file in sorted((ROOT / "data").rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _error(text: str) -> EngineError:
+    return EngineError(f"Spark's executor on {socket.gethostname()} {text}")
+
+
+def _picklable(error: Exception) -> Exception:
+    with suppress(Exception):
+        pickle.loads(pickle.dumps(error))
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
