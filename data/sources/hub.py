@@ -116,7 +116,7 @@ class HubSource:
     def _paths(self) -> list[InputPath]:
         commit, files = self._commit, self._chosen.files
         if self._config.hf_kwargs.streaming and commit.offline is None:
-            return [HubFile(commit.dataset, commit.sha, file, commit.files[file]) for file in files]
+            return [HubFile.of(commit.dataset, commit.sha, file, commit.files[file]) for file in files]
         return list[InputPath](_download(self._config, commit, files))
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[Place, Any]]:

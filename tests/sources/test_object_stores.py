@@ -133,7 +133,7 @@ def test_the_files_of_a_split_are_those_of_a_local_folder(server: Server, tmp_pa
 
 
 def test_the_fingerprint_depends_on_the_content_and_the_order(server: Server, tmp_path: Path) -> None:
-    for name, content in (("a/1.jsonl", b'{"text": "1"}'), ("a/2.jsonl", b'{"text": "2"}')):
+    for name, content in (("a/0.jsonl", b""), ("a/1.jsonl", b'{"text": "1"}'), ("a/2.jsonl", b'{"text": "2"}')):
         server.put(name, content)
         server.put(f"copied/{name}", content)
 
