@@ -12,6 +12,8 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 """NAME_MAX of common file systems, and Linux's PATH_MAX without the terminating NUL."""
 MAX_LABEL = 128
 """Maximum number of characters in the name of a W&B run, project or group."""
+STORES = ("s3", "gs")
+"""Schemes of the object stores from which data files are read and to which checkpoints are written."""
 _SHOWN = 80
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|[{}]")
 

@@ -45,11 +45,13 @@ class Place(NamedTuple):
     start: int = 0
     """Offset in bytes of the first line that the task reads."""
     path: str = ""
-    """The file in which the lines before `start` are counted."""
+    """The local file in which the lines before `start` are counted; empty for a remote file."""
 
     def __str__(self) -> str:
         if self.line is None:
             return self.text
+        if self.start and not self.path:
+            return f"{self.text} (line at byte {self.position})"
         return f"{self.text}:{self.line + (_lines_before(self.path, self.start) if self.start else 0)}"
 
 

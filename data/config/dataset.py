@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal
 
 from data.base.errors import ConfigError
-from data.base.paths import label_defect, path_defect
+from data.base.paths import STORES, label_defect, path_defect
 from data.base.redaction import is_address
 from data.config.sections import Defect, Section, each
 from data.config.splits import parse_split
@@ -29,15 +29,15 @@ def _local_files(kwargs: "HFKwargs") -> Iterator[Defect]:
 
 
 def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
-    """Yields a defect for each data file that is specified by a URL. Only the files of a hub dataset (hf_name) are read
-    over the network."""
+    """Yields a defect for each data file that is specified by a URL of an unsupported scheme."""
     for path in [value] if isinstance(value, str) else value or []:
-        if is_address(path):
+        if is_address(path) and path.partition("://")[0] not in STORES:
+            schemes = " and ".join(f"{scheme}://" for scheme in STORES)
             yield Defect(
                 key,
-                f"has {path!r}, but data files are only read from local or mounted folders: download the file or mount "
-                "its folder, and specify the local path (to read a dataset of the hub, set hf_name to its name; to "
-                "read MDS shards from an address, set remote)",
+                f"has {path!r}, but data files are only read from folders and from object stores ({schemes}): download "
+                "the file or mount its folder, and specify the local path (to read a dataset of the hub, set hf_name to "
+                "its name; to read MDS shards from an address, set remote)",
             )
 
 
@@ -48,14 +48,17 @@ class HFKwargs(Section):
     RULES = (_local_folder, _local_files)
 
     data_dir: PathText | None = None
-    """A folder in a hub dataset, or a folder of local files."""
+    """A folder in a hub dataset, or a folder of files, local or in an object store."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """File names or patterns. A mapping from names of splits to files is also possible; otherwise, all files belong to
-    the split `train`."""
+    """File names or patterns, also in an object store (`s3://BUCKET/PATTERN`, `gs://BUCKET/PATTERN`). A mapping from
+    names of splits to files is also possible; otherwise, all files belong to the split `train`."""
     name: PathText | None = None
     """The subset (configuration) of a hub dataset."""
     revision: PathText | None = None
     """Branch, tag or commit of a hub dataset."""
+    streaming: bool = False
+    """Read the files of a hub dataset over the network while rows are prepared, instead of first downloading them to
+    the hub's cache. The rows are the same. Local files and files in an object store are always read without a copy."""
 
 
 COLUMN_MAPPINGS = (("prompt", "response"), ("messages",), ("text",))
@@ -146,14 +149,15 @@ def _split(stream: "StreamConfig") -> Iterator[Defect]:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig(Section):
-    """A single source of rows: a hub dataset or local data files (`hf_name`), MDS shards (`local`, `remote`), or plain
+    """A single source of rows: a hub dataset or data files (`hf_name`), MDS shards (`local`, `remote`), or plain
     text files (`text`)."""
 
     RULES = (_amount, _preprocessing, _local_name, _local_text, _one_source, _of_hf_name, _split)
 
     hf_name: PathText | None = None
-    """The name of a hub dataset; `json`, `csv` or `parquet` for the local files in `hf_kwargs`; or the path of such a
-    file, or of a folder that contains such files."""
+    """The name of a hub dataset; `json`, `csv` or `parquet` for the files in `hf_kwargs`; or the path of such a file,
+    or of a folder that contains such files. A path can be in an object store, and can then be a pattern:
+    `s3://BUCKET/FOLDER/*.jsonl.gz`, `gs://BUCKET/FOLDER`."""
     hf_kwargs: HFKwargs = field(default_factory=HFKwargs)
     safe_load: bool = False
     """Download only the csv, json, jsonl and parquet files of a hub dataset. Regardless of this setting, code of a hub
@@ -164,8 +168,8 @@ class StreamConfig(Section):
     """The location of MDS shards that are downloaded: a folder, or an address that starts with `s3://`, `gs://` or
     `hf://`."""
     text: Paths | None = None
-    """Plain text files for pretraining: file names, patterns, or folders. All `.txt` files in a folder are read. Each
-    file is one document."""
+    """Plain text files for pretraining: file names, patterns, or folders, also in an object store. All `.txt` files in
+    a folder are read. Each file is one document."""
     split: PathText | None = None
     """The split. `null` selects the split `train` of hub datasets and data files, and the folder itself for MDS. Hub
     datasets and data files also support slices and sums as in the `datasets` library: `train[:90%]`,

@@ -23,7 +23,7 @@ from data.base.paths import path_defect
 from data.base.problems import listed
 from data.base.redaction import redacted
 from data.mds.remote.fetch import WAITS, check_network, fetch
-from data.mds.writer import INDEX, MANIFEST
+from data.mds.writer import INDEX, MANIFEST, PLAN, done_slices, read_json
 from data.stores.failures import FetchError
 
 _SHARD_KEYS = {
@@ -44,11 +44,14 @@ _MAX_BYTES = 2**32 - 1
 
 
 def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
-    """Raises ConfigError if the folder has no index. The message lists the subfolders (splits) that have an index."""
+    """Raises ConfigError if the folder has no index. The message lists the subfolders (splits) that have an index, or
+    reports how many slices of an unfinished preparation are done."""
     if (folder / INDEX).exists():
         return
+    if (folder / PLAN).exists():
+        raise ConfigError(f"is {value!r}, but {_unfinished(folder)}", key=key)
     base = folder.parent if split else folder
-    splits = [path.parent.name for path in sorted(base.glob(f"*/{INDEX}"))]
+    splits = sorted({each.relative_to(base).parts[0] for name in (INDEX, PLAN) for each in base.glob(f"*/{name}")})
     where = f"split {split!r} has" if split else "the folder has"
     if not base.is_dir() and not folder.is_dir():
         raise ConfigError(f"is {value!r}, but no such folder exists{from_here(value)}", key=key)
@@ -58,6 +61,22 @@ def need_index(folder: Path, key: str, value: str, split: str | None) -> None:
         else f"check that {str(folder)!r} is the right folder"
     )
     raise ConfigError(f"is {value!r}, but {where} no {INDEX}: {hint}", key=key)
+
+
+def _unfinished(folder: Path) -> str:
+    """Why a folder with a plan, but without an index, cannot be used. The order of rows depends on the sizes of all
+    shards, so a run cannot start earlier."""
+    try:
+        n_slices = len(read_json(folder / PLAN)["sizes"])
+        n_done = sum(number < n_slices for number in done_slices(folder))
+        done = f"{n_done:,} of {n_slices:,} slices are done"
+    except (DataError, OSError, KeyError, TypeError):  # the preparation is being merged or has just started
+        done = "the number of finished slices is unknown"
+    return (
+        f"{str(folder)!r} is not completely prepared ({done}): wait until its preparation ends; if it was interrupted, "
+        "repeat the command that prepares the folder, with the same arguments (after all jobs with --part I/N: with "
+        "--merge instead)"
+    )
 
 
 def fetch_index(folder: Path, remote: str, value: str, split: str | None) -> None:

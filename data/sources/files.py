@@ -1,5 +1,5 @@
-"""The source for local files. Each file is hashed once. Large files of lines and large Parquet files are cut into
-slices; other files are read from start to end."""
+"""The source for files, local or remote. Each local file is hashed once. Large files of lines and large Parquet files
+are cut into slices; other files are read from start to end."""
 
 import functools
 import itertools
@@ -21,6 +21,8 @@ from data.sources.formats import arrays, delimited, ipc, lines, parquet, text
 from data.sources.formats.compressed import is_compressed
 from data.sources.formats.content import Content, FileChunk, InputFile, check_head, check_unchanged
 from data.sources.input_files import InputFiles, Opened
+from data.sources.remote.kept import BATCH, kept
+from data.sources.remote.remote_file import InputPath, RemoteFile, size_of
 from data.sources.slices import Piece, Slice, grouped, size_of_slices
 
 READERS: dict[str, Any] = {
@@ -61,8 +63,8 @@ class FileSource:
         parts: Sequence[Part],
         format: str,
         record: InputFiles,
-        names: Mapping[Path, str] | None = None,
-        order: Sequence[Path] = (),
+        names: Mapping[InputPath, str] | None = None,
+        order: Sequence[InputPath] = (),
     ) -> None:
         """Raises DataError if a file cannot be read, is not UTF-8 or has an invalid header, or if all files are empty.
 
@@ -72,7 +74,7 @@ class FileSource:
         used = dict.fromkeys(path for part in parts for path in part.files)
         self._files = list(dict.fromkeys(order)) or list(used)
         self._names = {path: str(path) for path in self._files} | dict(names or {})
-        self._opened = {path: self._open(path) for path in self._files}
+        self._opened = dict(self._open_all())
         self._readers = {path: opened.reader for path, opened in self._opened.items()}
         left_out: dict[str, list[str]] = {}
         for path, opened in self._opened.items():
@@ -83,8 +85,15 @@ class FileSource:
         if not any(self._readers.values()):
             raise DataError(self._no_rows("the file is empty"))
 
-    def _open(self, path: Path) -> Opened:
-        recorded = self._record.opened(path, self._format)
+    def _open_all(self) -> Iterator[tuple[InputPath, Opened]]:
+        for first in range(0, len(self._files), BATCH):
+            batch = self._files[first : first + BATCH]
+            remote = [path for path in batch if isinstance(path, RemoteFile)]
+            with kept(remote, end=self._format in _WITH_ROW_COUNT):
+                yield from ((path, self._open(path)) for path in batch)
+
+    def _open(self, path: InputPath) -> Opened:
+        recorded = self._record.opened(path, self._format) if isinstance(path, Path) else None
         if recorded is not None and recorded.reader in (None, *READERS):
             return recorded
         name = self._names[path]
@@ -102,28 +111,38 @@ class FileSource:
         return sum(shares)
 
     @cached_property
-    def _bytes(self) -> dict[Path, int]:
-        return {path: path.stat().st_size for path in self._files}
+    def _bytes(self) -> dict[InputPath, int]:
+        return {path: size_of(path) for path in self._files}
 
     @cached_property
-    def _hashed(self) -> dict[Path, InputFile]:
+    def _hashed(self) -> dict[InputPath, InputFile]:
         """The files as they were when the fingerprint was computed. chunks() raises an error if the files have changed
         since then."""
-        return self._record.hashed(self._opened, self._format)
+        local = {path: opened for path, opened in self._opened.items() if isinstance(path, Path)}
+        remote = [path for path in self._opened if isinstance(path, RemoteFile)]
+        hashed: dict[InputPath, InputFile] = {**self._record.hashed(local, self._format)}
+        return hashed | {path: InputFile(path, path.n_bytes, path.digest) for path in remote}
 
     @property
     def fingerprint(self) -> str:
         """Hash of the content of the files and of the slices in the config, which together determine the rows."""
         parts: list[Any] = []
         for part in self._parts:
-            files = [[reader, self._hashed[path].xxh3] for path in part.files if (reader := self._readers[path])]
+            files = [_identity(reader, self._hashed[path]) for path in part.files if (reader := self._readers[path])]
             parts += files if part.slice is None else [[files, part.slice.start, part.slice.end, part.slice.percent]]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
         files = [self._hashed[path] for path in self._files]
-        return [{"path": self._names[file.path], "bytes": file.bytes, "xxh3_128": file.xxh3} for file in files]
+        return [
+            {
+                "path": self._names[file.path],
+                "bytes": file.bytes,
+                "xxh3_128" if isinstance(file.path, Path) else "digest": file.digest,
+            }
+            for file in files
+        ]
 
     def slices(self, n_bytes: int) -> list[Slice]:
         n_bytes = size_of_slices(n_bytes, self.total)
@@ -162,7 +181,7 @@ class FileSource:
     def rows(self, chunk: FileChunk) -> Iterator[tuple[Place, Any]]:
         return read_rows(chunk)
 
-    def _ranges(self) -> Iterator[tuple[Path, tuple[int, int] | None]]:
+    def _ranges(self) -> Iterator[tuple[InputPath, tuple[int, int] | None]]:
         """Each file, with the range of rows to read from it, counted from 0; None: all rows."""
         for part in self._parts:
             if part.slice is None:
@@ -174,7 +193,7 @@ class FileSource:
                 yield path, (min(max(start, 0), count), min(max(end, 0), count))
                 start, end = start - count, end - count
 
-    def _count(self, path: Path) -> int:
+    def _count(self, path: InputPath) -> int:
         """Number of rows in the file, including invalid rows."""
         reader = self._readers[path]
         return _count_rows(reader, self._hashed[path], self._names[path]) if reader is not None else 0
@@ -199,7 +218,12 @@ class FileSource:
         return f"none of the {len(names):,} files has any rows ({listed(names)}): choose other files"
 
 
-def _cut_file(number: int, path: Path, name: str, reader: str, size: int, n_bytes: int) -> Iterator[Piece]:
+def _identity(reader: str, file: InputFile) -> list[Any]:
+    """The parts of the fingerprint for a file. The size of a local file follows from its hash."""
+    return [reader, file.digest, *([file.bytes] if isinstance(file.path, RemoteFile) else [])]
+
+
+def _cut_file(number: int, path: InputPath, name: str, reader: str, size: int, n_bytes: int) -> Iterator[Piece]:
     """The pieces of a file, each with about `n_bytes` bytes. A compressed file is one piece."""
     n_pieces = max(size // n_bytes, 1)
     if n_pieces == 1 or reader not in (*_OF_LINES, "parquet") or is_compressed(path):
@@ -274,11 +298,11 @@ def _count_rows(reader: str, file: InputFile, name: str) -> int:
         return sum(map(_rows_in, READERS[reader].split(content)))
 
 
-def _reader_of(path: Path, name: str, format: str) -> str | None:
+def _reader_of(path: InputPath, name: str, format: str) -> str | None:
     """The file's key in READERS; None if the file is empty. Raises DataError if the file cannot be read."""
     if format in _WITH_ROW_COUNT:
         with os_errors_named(name, as_error=DataError):
-            return format if path.stat().st_size else None
+            return format if size_of(path) else None
     head = check_head(path, name)
     if not head:
         return None

@@ -1,22 +1,23 @@
-"""Find the local files that a config refers to: the files of a split in a folder, or files that the config lists."""
+"""Find the files that a config refers to, local or in an object store: the files of a split in a folder, or files that
+the config lists."""
 
 import glob
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.base.errors import ConfigError, from_here, reason, setting
 from data.base.problems import listed
+from data.base.redaction import is_address
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
 from data.sources.folders import (
-    SPLIT_WORDS,
     files_below,
-    files_of_split,
     is_file_or_broken_link,
     is_saved,
+    names_of_split,
     notice_unread_in,
     refuse_saved_below,
     saved_files,
@@ -26,26 +27,28 @@ from data.sources.formats.names import (
     DATA_SUFFIXES,
     FORMATS,
     TEXT_SUFFIXES,
-    either,
     format_of,
-    looks_like_data,
+    is_metadata,
     named_format,
     suffix_of,
 )
+from data.sources.remote.listing import is_pattern, matching, object_at, objects_below
+from data.sources.remote.objects import ObjectFile
+from data.sources.remote.remote_file import InputPath
 
 
 @dataclass(frozen=True)
 class Part:
     """Files to read, in this order."""
 
-    files: tuple[Path, ...]
+    files: tuple[InputPath, ...]
     slice: SplitPart | None = None
     """The rows to read; None: all."""
 
 
 def is_path(name: str) -> bool:
-    """Whether hf_name refers to local files, as opposed to a hub dataset."""
-    if name.startswith((".", "/", "~")) or named_format(name) is not None:
+    """Whether hf_name refers to files, local or in an object store, as opposed to a hub dataset."""
+    if is_address(name) or name.startswith((".", "/", "~")) or named_format(name) is not None:
         return True
     with _access_errors("hf_name"):  # a local folder takes precedence over a hub dataset, as in `datasets`
         return Path(name).exists()
@@ -58,7 +61,7 @@ def find(config: DatasetConfig) -> tuple[str, list[Part]]:
     _refuse_hub_keys(config, name)
     wanted = parse_split(config.split or "train")
     parts = [Part(tuple(_split(config, name, part.name)), part if part.is_slice else None) for part in wanted]
-    kinds: dict[str, Path] = {}
+    kinds: dict[str, InputPath] = {}
     for path in (path for part in parts for path in part.files):
         kinds.setdefault(name if name in FORMATS else _kind(path, name), path)
     if len(kinds) > 1:
@@ -84,12 +87,14 @@ def find_text(config: DatasetConfig) -> list[Part]:
         return [Part(tuple(_named_files("text", [patterns] if isinstance(patterns, str) else patterns, Path())))]
 
 
-def _kind(path: Path, name: str) -> str:
-    return "arrow" if is_saved(_expanded("hf_name", name)) else format_of(path)
+def _kind(path: InputPath, name: str) -> str:
+    return "arrow" if isinstance(path, Path) and is_saved(_expanded("hf_name", name)) else format_of(path)
 
 
-def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
+def _split(config: DatasetConfig, name: str, split: str) -> list[InputPath]:
     """The files of one split."""
+    if is_address(name):
+        return _remote_split(config, name, split)
     if name in FORMATS:
         with _access_errors("hf_kwargs"):
             files = _of_kwargs(config, Path(), FORMATS[name], split)
@@ -99,7 +104,7 @@ def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
     with _access_errors("hf_name"):
         if path.is_dir() and is_saved(path):
             _refuse_files(config, "is a folder written by save_to_disk, which lists its own files")
-            return saved_files("hf_name", path, split)
+            return list[InputPath](saved_files("hf_name", path, split))
         if path.is_dir():
             return _of_kwargs(config, path, DATA_SUFFIXES, split)
         if not path.is_file():
@@ -108,6 +113,14 @@ def _split(config: DatasetConfig, name: str, split: str) -> list[Path]:
     format_of(path)
     _check_split("hf_name", split)
     return [path]
+
+
+def _remote_split(config: DatasetConfig, name: str, split: str) -> list[InputPath]:
+    if named_format(name) is None and not is_pattern(name):
+        return _of_kwargs(config, name, DATA_SUFFIXES, split)
+    _refuse_files(config, "already specifies files")
+    _check_split("hf_name", split)
+    return list[InputPath](_remote_files("hf_name", name))
 
 
 def _refuse_hub_keys(config: DatasetConfig, name: str) -> None:
@@ -149,12 +162,22 @@ def _expanded(key: str, path: str) -> Path:
         raise ConfigError(f"has {path!r}, but {error}: write the path in full", key=key) from None
 
 
-def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
+def _joined(key: str, base: Path | str, path: str) -> Path | str:
+    """The path relative to `base`. A text is an address in an object store."""
+    if is_address(path):
+        return path
+    return f"{base.rstrip('/')}/{path}" if isinstance(base, str) else base / _expanded(key, path)
+
+
+def _named_files(key: str, patterns: list[str], base: Path | str) -> list[InputPath]:
     """The files that match the patterns, without duplicates, in the order of the patterns, and sorted within each
     pattern."""
-    files: list[Path] = []
+    files: list[InputPath] = []
     for pattern in patterns:
-        whole = base / _expanded(key, pattern)
+        whole = _joined(key, base, pattern)
+        if isinstance(whole, str):
+            files += _remote_files(key, whole)
+            continue
         if key == "text" and whole.is_dir():
             found = _texts_below(whole)
         else:
@@ -168,6 +191,30 @@ def _named_files(key: str, patterns: list[str], base: Path) -> list[Path]:
     return without_duplicates(files)
 
 
+def _remote_files(key: str, address: str) -> list[ObjectFile]:
+    """The object with this address, or the objects that match the pattern, sorted. For the key `text`, an address can
+    also be a folder, whose `.txt` files are read."""
+    if is_pattern(address):
+        return matching(key, address)
+    if (found := object_at(key, address)) is not None:
+        return [found]
+    below = _remote_folder(key, address)
+    there = listed([str(name) for name in below], 3)
+    if key != "text":
+        in_folder = f"it is a folder (it contains {there}): specify it in {setting('hf_kwargs.data_dir')}"
+        raise ConfigError(f"has {address!r}, but {in_folder}", key=key)
+    texts = [name for name in below if suffix_of(name) in TEXT_SUFFIXES]
+    if not texts:
+        nothing = f"this folder contains no .txt file (it contains {there}): specify other files with a pattern"
+        raise ConfigError(f"has {address!r}, but {nothing}", key=key)
+    notice_unread_in(key, address, list(below), None, texts)
+    return [below[name] for name in texts]
+
+
+def _remote_folder(key: str, address: str) -> dict[PurePosixPath, ObjectFile]:
+    return {name: file for name, file in objects_below(key, address).items() if not is_metadata(name)}
+
+
 def _matches(pattern: Path) -> list[Path]:
     """The files and folders that match the pattern. The longest prefix of the pattern that is an existing folder is not
     interpreted as a pattern."""
@@ -179,7 +226,8 @@ def _matches(pattern: Path) -> list[Path]:
 def _texts_below(folder: Path) -> list[Path]:
     files = files_below(folder)
     found = [path for path in files if suffix_of(path) in TEXT_SUFFIXES]
-    notice_unread_in("text", folder, files, None, found)
+    names = [path.relative_to(folder) for path in files]
+    notice_unread_in("text", str(folder), names, None, [path.relative_to(folder) for path in found])
     return found
 
 
@@ -214,11 +262,11 @@ def _others_below(folder: Path) -> str:
     return f" (it contains {there}): specify other files with a pattern, such as {setting('text', str(pattern))}"
 
 
-def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], split: str) -> list[Path]:
+def _of_kwargs(config: DatasetConfig, base: Path | str, suffixes: tuple[str, ...], split: str) -> list[InputPath]:
     kwargs = config.hf_kwargs
     key = "hf_kwargs.data_dir" if kwargs.data_dir is not None else "hf_name"
-    folder = base / _expanded(key, kwargs.data_dir) if kwargs.data_dir is not None else base
-    if kwargs.data_dir is not None and not folder.is_dir():
+    folder = _joined(key, base, kwargs.data_dir) if kwargs.data_dir is not None else base
+    if kwargs.data_dir is not None and isinstance(folder, Path) and not folder.is_dir():
         in_files = f"is a file: specify it in {setting('hf_kwargs.data_files')}"
         defect = in_files if folder.exists() else f"does not exist{from_here(folder)}"
         raise ConfigError(f"is {str(folder)!r}, which {defect}", key="hf_kwargs.data_dir")
@@ -233,7 +281,7 @@ def _of_kwargs(config: DatasetConfig, base: Path, suffixes: tuple[str, ...], spl
     return _split_files(key, folder, split, suffixes)
 
 
-def _data_files(config: DatasetConfig, folder: Path, split: str) -> list[Path]:
+def _data_files(config: DatasetConfig, folder: Path | str, split: str) -> list[InputPath]:
     key, named = "hf_kwargs.data_files", config.hf_kwargs.data_files
     if isinstance(named, dict):
         if split not in named:
@@ -259,42 +307,19 @@ def _check_split(key: str, split: str) -> None:
         )
 
 
-def _split_files(key: str, folder: Path, split: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that have the split's name in their file or folder name; all files if no file has the name of any
-    split."""
+def _split_files(key: str, folder: Path | str, split: str, suffixes: tuple[str, ...]) -> list[InputPath]:
+    if isinstance(folder, str):
+        below = _remote_folder(key, folder)
+        return [below[name] for name in names_of_split(key, folder, list(below), split, suffixes)]
     files = files_below(folder)
     refuse_saved_below(key, folder, files)
-    every = [path for path in files if suffix_of(path) in suffixes and named_format(path) is not None]
-    if not every:
-        others = [str(path.relative_to(folder)) for path in files if looks_like_data(path)]
-        there = f" (it contains {listed(others)})" if others else ""
-        if any(suffix_of(other) in TEXT_SUFFIXES for other in others):
-            there += f": specify text files in {setting('text', str(folder))}"
-        raise ConfigError(f"is {str(folder)!r}, but it contains no {either(suffixes)} file{there}", key=key)
-    taken = _of_this_split(folder, split, every)
-    notice_unread_in(key, folder, files, split, taken)
-    return without_duplicates(taken)
+    names = names_of_split(key, str(folder), [path.relative_to(folder) for path in files], split, suffixes)
+    return without_duplicates([folder / name for name in names])
 
 
-def _of_this_split(folder: Path, split: str, every: list[Path]) -> list[Path]:
-    splits = {name: files_of_split(every, folder, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
-    if splits[split]:
-        return splits[split]
-    there = [name for name, files in splits.items() if files]
-    if split == "train" and not there:
-        return every
-    hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"add the word {split} to a file name"
-    names = listed([path.name for path in every], 5)
-    raise ConfigError(
-        f"is {split!r}, but no file in {str(folder)!r} has this name (found {names}): {hint}, or specify the files "
-        f"in {setting('hf_kwargs.data_files')}",
-        key="split",
-    )
-
-
-def _check_format(name: str, files: list[Path]) -> None:
+def _check_format(name: str, files: list[InputPath]) -> None:
     for path in files:
-        if suffix_of(path) in DATA_SUFFIXES and suffix_of(path) not in FORMATS[name]:
+        if suffix_of(path.name) in DATA_SUFFIXES and suffix_of(path.name) not in FORMATS[name]:
             raise ConfigError(
                 f"has {str(path)!r}, but {setting('hf_name')} is {name!r}: set `{setting('hf_name', format_of(path))}`",
                 key="hf_kwargs.data_files",

@@ -8,12 +8,22 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, setting
 from data.base.problems import listed
-from data.sources.formats.names import is_metadata, looks_like_data
+from data.sources.formats.names import (
+    TEXT_SUFFIXES,
+    either,
+    is_metadata,
+    looks_like_data,
+    named_format,
+    suffix_of,
+)
+from data.sources.remote.remote_file import InputPath, RemoteFile
+
+Name = TypeVar("Name", bound=PurePath)
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 SPLIT_WORDS = {
@@ -55,22 +65,56 @@ def is_file_or_broken_link(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def files_of_split(files: list[Path], folder: Path, split: str) -> list[Path]:
-    """The files that have a word for the split in their name, or in the name of one of their folders below `folder`."""
+def names_of_split(key: str, folder: str, names: list[Name], split: str, suffixes: tuple[str, ...]) -> list[Name]:
+    """The files that have the split's name in their file or folder name; all files if no file has the name of any
+    split. `names` are the files in the folder, relative to it."""
+    every = [name for name in names if suffix_of(name) in suffixes and named_format(name) is not None]
+    if not every:
+        others = [str(name) for name in names if looks_like_data(name)]
+        there = f" (it contains {listed(others)})" if others else ""
+        if any(suffix_of(other) in TEXT_SUFFIXES for other in others):
+            there += f": specify text files in {setting('text', folder)}"
+        raise ConfigError(f"is {folder!r}, but it contains no {either(suffixes)} file{there}", key=key)
+    taken = _of_this_split(folder, split, every)
+    notice_unread_in(key, folder, names, split, taken)
+    return taken
+
+
+def _of_this_split(folder: str, split: str, every: list[Name]) -> list[Name]:
+    splits = {name: _with_word(every, name) for name in dict.fromkeys((split, *SPLIT_WORDS))}
+    if splits[split]:
+        return splits[split]
+    there = [name for name, files in splits.items() if files]
+    if split == "train" and not there:
+        return every
+    hint = f"set {setting('split')} to {' or '.join(there)}" if there else f"add the word {split} to a file name"
+    names = listed([name.name for name in every], 5)
+    raise ConfigError(
+        f"is {split!r}, but no file in {folder!r} has this name (found {names}): {hint}, or specify the files "
+        f"in {setting('hf_kwargs.data_files')}",
+        key="split",
+    )
+
+
+def _with_word(names: list[Name], split: str) -> list[Name]:
+    """The files that have a word for the split in their name, or in the name of one of their folders."""
     words = "|".join(re.escape(word) for word in SPLIT_WORDS.get(split, (split,)))
     word = re.compile(rf"(?:^|[-._ /0-9])(?:{words})(?:[-._ /0-9]|$)")
-    return [path for path in files if word.search(path.relative_to(folder).as_posix())]
+    return [name for name in names if word.search(name.as_posix())]
 
 
-def without_duplicates(files: list[Path]) -> list[Path]:
+def without_duplicates(files: list[InputPath]) -> list[InputPath]:
     """The paths, except those that lead to the same file as an earlier path in the list. One message lists the removed
     paths.
 
     Raises ConfigError for a link to a missing file.
     """
-    by_place: dict[Path, Path] = {}
+    by_place: dict[InputPath, InputPath] = {}
     again: list[str] = []
     for path in dict.fromkeys(files):
+        if isinstance(path, RemoteFile):
+            by_place[path] = path
+            continue
         if not path.exists():
             raise ConfigError(
                 f"{str(path)!r} is a link to {str(path.readlink())!r}, which does not exist: restore the file, or "
@@ -85,16 +129,16 @@ def without_duplicates(files: list[Path]) -> list[Path]:
     return list(by_place.values())
 
 
-def notice_unread_in(key: str, folder: Path, files: list[Path], split: str | None, taken: list[Path]) -> None:
+def notice_unread_in(key: str, folder: str, names: list[Name], split: str | None, taken: list[Name]) -> None:
     """Log one message that lists the files that look like data, do not belong to another split, and are not among
-    `taken`."""
-    left = set(files) - set(taken)
+    `taken`. `names` are the files in the folder, relative to it."""
+    left = set(names) - set(taken)
     if split is not None:
-        own = set(files_of_split(files, folder, split))
-        left -= {path for word in SPLIT_WORDS if word != split for path in files_of_split(files, folder, word)} - own
-    unread = [str(path.relative_to(folder)) for path in files if path in left and looks_like_data(path)]
+        own = set(_with_word(names, split))
+        left -= {name for word in SPLIT_WORDS if word != split for name in _with_word(names, word)} - own
+    unread = [str(name) for name in names if name in left and looks_like_data(name)]
     in_split = f" and {setting('split')} {split!r}" if split is not None else ""
-    notice_unread(f"{setting(key)} is {str(folder)!r}{in_split}", unread)
+    notice_unread(f"{setting(key)} is {folder!r}{in_split}", unread)
 
 
 def notice_unread(where: str, unread: list[str]) -> None:

@@ -1,5 +1,5 @@
 """A dataset on the Hugging Face hub. One commit is downloaded into the hub's cache, so that the dataset can also be
-used offline."""
+used offline, or is read over the network."""
 
 import glob
 import json
@@ -23,6 +23,8 @@ from data.sources.formats.parquet import arrow_chunk
 from data.sources.hub_choice import Chosen, choose
 from data.sources.hub_commit import Commit, find_commit, record_of
 from data.sources.input_files import InputFiles
+from data.sources.remote.hub_files import HubFile
+from data.sources.remote.remote_file import InputPath
 from data.sources.slices import Piece, Slice
 
 if TYPE_CHECKING:
@@ -47,11 +49,17 @@ def open_hub(config: DatasetConfig, name: str, record: InputFiles) -> "HubSource
             f"specify the files to read in {setting('hf_kwargs.data_files')}, or set {setting('safe_load', False)}",
             key="safe_load",
         )
+    if config.hf_kwargs.streaming and chosen.format is None:
+        raise ConfigError(
+            f"is true, but only the `datasets` library can read the files of {name!r} ({listed(chosen.files, 5)}): "
+            "remove streaming",
+            key="hf_kwargs.streaming",
+        )
     return HubSource(config, commit, chosen, record)
 
 
 class HubSource:
-    """The source for splits of a commit. Files are downloaded when slices() is called."""
+    """The source for splits of a commit. Files are downloaded when slices() is called, unless they are streamed."""
 
     unit = "B"
 
@@ -102,17 +110,23 @@ class HubSource:
 
     @cached_property
     def _files(self) -> FileSource | None:
-        """The downloaded files; None if only the `datasets` library can read them."""
+        """The files, downloaded or remote; None if only the `datasets` library can read them."""
         if self._chosen.format is None:
             return None
-        paths = _download(self._config, self._commit, self._chosen.files)
+        paths = self._paths()
         by_name = dict(zip(self._chosen.files, paths, strict=True))
-        names = {path: f"{self._commit.dataset}/{file}" for file, path in by_name.items()}
+        names: dict[InputPath, str] = {path: f"{self._commit.dataset}/{file}" for file, path in by_name.items()}
         parts = [
             Part(tuple(by_name[file] for file in self._chosen.splits[part.name]), part if part.is_slice else None)
             for part in self._chosen.parts
         ]
         return FileSource(parts, self._chosen.format, self._record, names, order=paths)
+
+    def _paths(self) -> list[InputPath]:
+        commit, files = self._commit, self._chosen.files
+        if self._config.hf_kwargs.streaming and commit.offline is None:
+            return [HubFile.of(commit.dataset, commit.sha, file, commit.files[file]) for file in files]
+        return list[InputPath](_download(self._config, commit, files))
 
     def rows(self, chunk: FileChunk) -> Iterator[tuple[Place, Any]]:
         return read_rows(chunk)

@@ -55,7 +55,9 @@ def choose(config: DatasetConfig, commit: Commit) -> Chosen:
             f"{_only_cached(commit)}",
             key="split",
         )
-    if kwargs == HFKwargs(revision=kwargs.revision) and set(builder.builder_configs) <= {"default"}:
+    if kwargs == HFKwargs(revision=kwargs.revision, streaming=kwargs.streaming) and set(builder.builder_configs) <= {
+        "default"
+    }:
         _notice_unread(commit, {file for files in splits.values() for file in files})
     chosen = {part.name: splits[part.name] for part in parts}
     return Chosen(chosen, parts, _format([file for files in chosen.values() for file in files], builder.config))

@@ -83,7 +83,7 @@ class MdsSource:
         for number in unhashed:
             self.mds.ensure(number)
         for file in self._record.hashed({self.mds.file(number): Opened() for number in unhashed}, "mds").values():
-            digest.update(bytes.fromhex(file.xxh3))
+            digest.update(bytes.fromhex(file.digest))
         return digest.hexdigest()
 
     @property

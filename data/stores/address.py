@@ -5,10 +5,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from data.base.paths import shown
+from data.base.paths import STORES, shown
 
-SCHEMES = ("s3", "gs")
-"""The schemes of the stores to which checkpoints and exports can be written."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _KEPT = 700
 """Maximum size of a prefix in bytes. It is less than the maximum size of a key, so that names can be appended to the
@@ -19,8 +17,8 @@ def url_defect(text: str) -> str | None:
     """Return an error message if `text` is not the URL of a folder in an object store; otherwise return None. The
     message can be appended to the name of the key."""
     url = urlsplit(text)
-    known = " and ".join(f"{scheme}://" for scheme in SCHEMES)
-    if url.scheme not in SCHEMES:
+    known = " and ".join(f"{scheme}://" for scheme in STORES)
+    if url.scheme not in STORES:
         return f"is {shown(text)}, but the supported object stores are {known}: use one of these, or a path"
     if "@" in url.netloc:
         return (

@@ -1,9 +1,15 @@
 """Determine why access to a remote file failed, whichever library raised the error, and whether to retry."""
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from data.base.errors import is_full
+
+WAITS = (1, 4)
+"""Seconds between retries. The clients of the stores have their own retries in addition."""
+
+T = TypeVar("T")
 
 
 class FetchError(Exception):
@@ -29,6 +35,22 @@ def fetch_error(error: Exception) -> FetchError:
 def is_worth_a_retry(error: Exception) -> bool:
     status = status_of(error)
     return status is None or status >= 500 or status in (408, 429)
+
+
+def retried(call: Callable[[], T]) -> T:
+    """The result of call(). A failed call is retried, unless the remote's answer is final. Raises FetchError if the
+    call fails, and OSError if the error is about a local file."""
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            raise_if_full(error)
+            if isinstance(error, OSError) and error.filename is not None:
+                raise  # the error is about a local file
+            if wait is None or not is_worth_a_retry(error):
+                raise fetch_error(error) from None
+        time.sleep(wait)
+    raise AssertionError
 
 
 def raise_if_full(error: BaseException) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.stores.failures import status_of
+from data.stores.stored import StoredObject
 
 _MISSING = (
     "no credentials for Google Cloud Storage found: run `gcloud auth application-default login`, set "
@@ -43,7 +44,26 @@ class GCSBucket:
         self._options: dict[str, Any] = {"timeout": _TIMEOUT, "retry": DEFAULT_RETRY}
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        return ((blob.name, blob.size) for blob in self._client.list_blobs(self.name, prefix=prefix, **self._options))
+        return ((each.name, each.bytes) for each in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        return map(_stored, self._client.list_blobs(self.name, prefix=prefix, **self._options))
+
+    def about(self, key: str) -> StoredObject:
+        blob = self._bucket.blob(key)
+        blob.reload(**self._options)
+        return _stored(blob)
+
+    def read_range(self, key: str, start: int, stop: int, version: str) -> bytes | None:
+        # The store's checksum is about the whole object. A raw download returns objects with the content encoding gzip
+        # as they are stored.
+        how = {"checksum": None, "raw_download": True, "if_generation_match": int(version)}
+        try:
+            return self._bucket.blob(key).download_as_bytes(start=start, end=stop - 1, **how, **self._options)
+        except Exception as error:
+            if status_of(error) == 412:
+                return None
+            raise
 
     def send(self, path: Path, key: str) -> None:
         blob = self._bucket.blob(key, chunk_size=_CHUNK_BYTES)
@@ -78,3 +98,9 @@ class GCSBucket:
 
     def abandon_uploads(self, prefix: str) -> None:
         """Nothing to do: Google deletes incomplete uploads itself."""
+
+
+def _stored(blob: Any) -> StoredObject:
+    # Only objects that were composed of others have no MD5 hash.
+    digest = blob.md5_hash or f"crc32c:{blob.crc32c}"
+    return StoredObject(name=blob.name, bytes=blob.size, version=str(blob.generation), digest=digest)

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.base.errors import ConfigError
 from data.stores.failures import status_of
+from data.stores.stored import StoredObject
 
 _MISSING = (
     "no credentials for S3 found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a machine "
@@ -58,8 +59,27 @@ class S3Bucket:
         )
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        return ((each.name, each.bytes) for each in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix)
-        return ((item["Key"], item["Size"]) for page in pages for item in page.get("Contents", []))
+        items = (item for page in pages for item in page.get("Contents", []))
+        return (_stored(item["Key"], item["Size"], item["ETag"]) for item in items)
+
+    def about(self, key: str) -> StoredObject:
+        answer = self._client.head_object(Bucket=self.name, Key=key)
+        return _stored(key, answer["ContentLength"], answer["ETag"])
+
+    def read_range(self, key: str, start: int, stop: int, version: str) -> bytes | None:
+        wanted = {"Range": f"bytes={start}-{stop - 1}", "IfMatch": version}
+        try:
+            answer = self._client.get_object(Bucket=self.name, Key=key, **wanted)
+        except Exception as error:
+            # 416: the object has become shorter, in a store that does not support conditions.
+            if status_of(error) in (412, 416):
+                return None
+            raise
+        return answer["Body"].read() if answer["ETag"] == version else None
 
     def send(self, path: Path, key: str) -> None:
         from boto3.exceptions import S3UploadFailedError
@@ -100,3 +120,7 @@ class S3Bucket:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
         for upload in [upload for page in pages for upload in page.get("Uploads", [])]:
             self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def _stored(key: str, n_bytes: int, etag: str) -> StoredObject:
+    return StoredObject(name=key, bytes=n_bytes, version=etag, digest=etag.strip('"'))

@@ -1,20 +1,19 @@
 """A folder in an object store. Failed calls are retried, and the final error contains the name of the object."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from data.base.errors import ConfigError
 from data.stores.address import split_url
-from data.stores.failures import fetch_error, is_worth_a_retry, raise_if_full
+from data.stores.failures import FetchError, retried
 from data.stores.gcs import GCSBucket
 from data.stores.s3 import S3Bucket
+from data.stores.stored import StoredObject
 
-WAITS = (1, 4)
-"""Seconds between retries. The clients have their own retries in addition."""
 PARALLEL = 8
 """Number of files that are sent or fetched in parallel."""
 
@@ -28,6 +27,17 @@ class Bucket(Protocol):
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         """The key and the size in bytes of each object whose key begins with the prefix."""
+        ...
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects whose key begins with the prefix."""
+        ...
+
+    def about(self, key: str) -> StoredObject: ...
+
+    def read_range(self, key: str, start: int, stop: int, version: str) -> bytes | None:
+        """The bytes from `start` to `stop - 1`, without decompression; None if `version` is not the object's current
+        version."""
         ...
 
     def send(self, path: Path, key: str) -> None:
@@ -57,10 +67,10 @@ class Bucket(Protocol):
 class StoreError(Exception):
     """A call to a store failed. The text contains the name of the object and the reason."""
 
-    def __init__(self, text: str, *, absent: bool = False) -> None:
+    def __init__(self, text: str, *, absent: bool = False, denied: bool = False) -> None:
         super().__init__(text)
-        self.absent = absent
-        """Whether the object or the bucket does not exist."""
+        self.absent, self.denied = absent, denied
+        """Whether the object or the bucket does not exist, or access to it is denied."""
 
 
 class Store:
@@ -76,6 +86,20 @@ class Store:
         """A mapping from name to size in bytes, for all objects whose names begin with `below`."""
         keys = self._tried(below, "listed", lambda: list(self._bucket.sizes(self._prefix + below)))
         return {key.removeprefix(self._prefix): n_bytes for key, n_bytes in keys}
+
+    def objects(self, below: str = "") -> list[StoredObject]:
+        """All objects whose names begin with `below`, sorted by name."""
+        found = self._tried(below, "listed", lambda: list(self._bucket.objects(self._prefix + below)))
+        named = (replace(each, name=each.name.removeprefix(self._prefix)) for each in found)
+        return sorted(named, key=lambda each: each.name)
+
+    def about(self, name: str) -> StoredObject:
+        """The object with this name. Raises StoreError if it does not exist."""
+        return replace(self._tried(name, "read", lambda: self._bucket.about(self._prefix + name)), name=name)
+
+    def read_range(self, name: str, start: int, stop: int, version: str) -> bytes | None:
+        """See Bucket.read_range."""
+        return self._tried(name, "read", lambda: self._range(self._prefix + name, start, stop, version))
 
     def send(self, files: Iterable[tuple[Path, str]]) -> None:
         """Upload files, given as pairs of a local path and the name of the object."""
@@ -132,20 +156,19 @@ class Store:
                 raise
 
     def _tried(self, name: str, done: str, call: Callable[[], T]) -> T:
-        for wait in (*WAITS, None):
-            try:
-                return call()
-            except Exception as error:
-                raise_if_full(error)
-                if isinstance(error, OSError) and error.filename is not None:
-                    raise  # the error is about a local file
-                if wait is None or not is_worth_a_retry(error):
-                    failure = fetch_error(error)
-                    what = f"{self.url}/{name}" if name else self.url
-                    reason = "no such bucket exists" if failure.absent and done == "listed" else failure
-                    raise StoreError(f"{what} cannot be {done}: {reason}", absent=failure.absent) from None
-            time.sleep(wait)
-        raise AssertionError
+        try:
+            return retried(call)
+        except FetchError as error:
+            what = f"{self.url}/{name}" if name else self.url
+            reason = "no such bucket exists" if error.absent and done == "listed" else error
+            text = f"{what} cannot be {done}: {reason}"
+            raise StoreError(text, absent=error.absent, denied=error.denied) from None
+
+    def _range(self, key: str, start: int, stop: int, version: str) -> bytes | None:
+        content = self._bucket.read_range(key, start, stop, version)
+        if content is not None and len(content) != stop - start:
+            raise ConnectionError(f"received {len(content):,} of {stop - start:,} bytes")
+        return content
 
 
 _BUCKETS: dict[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GCSBucket}

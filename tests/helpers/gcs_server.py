@@ -33,6 +33,8 @@ class Storage:
     faults: list[Fault] = field(default_factory=list)
     generations: dict[tuple[str, str], int] = field(default_factory=dict)
     """Number of writes by (bucket, object)."""
+    n_sent: int = 0
+    """Number of bytes of objects that were sent."""
     sessions: dict[str, tuple[str, str, bytes]] = field(default_factory=dict)
     """Resumable uploads: bucket, object, received data."""
 
@@ -78,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             if "/download/" in url.path or query.get("alt") == "media":
                 if query.get("ifGenerationMatch") not in (None, str(self._generation(bucket, name))):
                     return self._send(412)
-                return self._send(200, content, checksum=_crc32c(content))
+                return self._send_content(content)
             return self._send_json(self._about(bucket, name))
         if not url.path.endswith("/o"):
             return self._send_json({"kind": "storage#bucket", "name": bucket})
@@ -170,6 +172,17 @@ class _Handler(BaseHTTPRequestHandler):
         generation = str(self._generation(bucket, name))
         return {"name": name, "size": str(len(content)), "generation": generation, "crc32c": _crc32c(content)}
 
+    def _send_content(self, content: bytes) -> None:
+        """Send the content, or the requested range of it."""
+        wanted, total = self.headers.get("Range"), len(content)
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
+        part = content[int(found[1]) : int(found[2] or total) + 1] if found is not None else content
+        self.storage.n_sent += len(part)
+        if found is None:
+            return self._send(200, content, checksum=_crc32c(content))
+        place = f"bytes {found[1]}-{int(found[1]) + len(part) - 1}/{total}"
+        return self._send(206, part, checksum=_crc32c(content), content_range=place) if part else self._send(416)
+
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), kind="application/json")
 
@@ -182,11 +195,13 @@ class _Handler(BaseHTTPRequestHandler):
         checksum: str | None = None,
         location: str | None = None,
         received: str | None = None,
+        content_range: str | None = None,
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Type", kind)
-        headers = {"X-Goog-Hash": checksum and f"crc32c={checksum}", "Location": location, "Range": received}
+        hash = checksum and f"crc32c={checksum}"
+        headers = {"X-Goog-Hash": hash, "Location": location, "Range": received, "Content-Range": content_range}
         for name, value in headers.items():
             if value is not None:
                 self.send_header(name, value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -142,8 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repository.commit})
         content = repository.files[file]
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.commit}
-        withheld = file in self.hub.withheld and self.command == "GET"
-        return self._send(403) if withheld else self._send(200, headers, content)
+        if file in self.hub.withheld and self.command == "GET":
+            return self._send(403)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted is None:
+            return self._send(200, headers, content)
+        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(content))
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        return self._send(206, headers, content[start:stop])
 
     def _is_closed(self, repository: Repository) -> bool:
         return repository.gated and "Authorization" not in self.headers

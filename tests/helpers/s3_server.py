@@ -24,6 +24,8 @@ class S3:
     """Environment variables that make boto3 use the server."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of the answered requests."""
+    n_sent: int = 0
+    """Number of bytes in the answers to GET requests."""
 
     def keys(self, bucket: str) -> list[str]:
         return [item["Key"] for item in self.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
@@ -85,4 +87,5 @@ class _Faulty:
             time.sleep(fault.seconds)
         answer = list(self.app(environ, start_response))
         self.storage.requests.append((method, path))
+        self.storage.n_sent += sum(map(len, answer)) if method == "GET" else 0
         return [b"".join(answer)[: sum(map(len, answer)) // 2]] if kind == "cut" else answer

@@ -34,6 +34,10 @@ class Server:
     def deleted(self) -> list[str]:
         raise NotImplementedError
 
+    def bytes_sent(self) -> int:
+        """Return the number of bytes of objects that were sent to clients."""
+        raise NotImplementedError
+
     @property
     def url(self) -> str:
         return f"{self.scheme}://bucket"
@@ -58,6 +62,9 @@ class _S3(Server):
     def delete(self, key: str) -> None:
         self.storage.client.delete_object(Bucket="bucket", Key=key)
 
+    def bytes_sent(self) -> int:
+        return self.storage.n_sent
+
     def written(self) -> list[str]:
         return self._keys("PUT")
 
@@ -80,9 +87,13 @@ class _GCS(Server):
 
     def put(self, key: str, data: bytes) -> None:
         self.storage.buckets["bucket"][key] = data
+        self.storage.generations["bucket", key] = self.storage.generations.get(("bucket", key), 0) + 1
 
     def delete(self, key: str) -> None:
         del self.storage.buckets["bucket"][key]
+
+    def bytes_sent(self) -> int:
+        return self.storage.n_sent
 
     def written(self) -> list[str]:
         return list(self.storage.uploaded)
@@ -107,5 +118,5 @@ def serve(scheme: str) -> Iterator[Server]:
 
 def shorten_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the waits between attempts in this process, and turn off the retries of Google's library."""
-    monkeypatch.setattr("data.stores.store.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("data.stores.failures.WAITS", (0.01, 0.01))
     monkeypatch.setattr("google.cloud.storage.retry.DEFAULT_RETRY", None)

@@ -17,6 +17,7 @@ from data.preparation.conversion.convert import convert_finetuning, convert_text
 from data.preparation.conversion.flags import FLAGS, as_flag
 from tests.helpers.opened_files import opened_files
 from tests.helpers.prepared import contents, documents_of, manifest_of, samples_of
+from tests.helpers.stores import serve
 from tests.helpers.toy_tokenizer import ToyTokenizer, questions, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +203,22 @@ def test_s3_gets_all_of_it_and_nothing_stays(tmp_path, monkeypatch, toy, files):
         server.stop()
 
 
+def test_files_in_a_store_become_the_same_rows_as_local_files(tmp_path, monkeypatch, toy):
+    write_jsonl(tmp_path / "a.jsonl", questions(3000))
+    monkeypatch.setattr("data.preparation.parts.plan.SLICE_BYTES", 1 << 14)
+    flags = ["--splits", "train", "--skip-preprocessing", "--tokenizer", "toy", "--max_seq_len", "8", "--num_workers"]
+    with serve("s3") as server:
+        server.put("in/a.jsonl", (tmp_path / "a.jsonl").read_bytes())
+        for number, place in enumerate((str(tmp_path), f"{server.url}/in")):
+            files = ["--dataset", "json", "--data_files", f"{place}/*.jsonl", "--out_root", str(tmp_path / f"{number}")]
+            assert finetuning([*files, *flags, "2"]) == 0
+    local, remote = ({**contents(tmp_path / f"{number}" / "train")} for number in range(2))
+    assert len(local) > 8
+    for rows in (local, remote):
+        del rows["manifest.json"]
+    assert remote == local
+
+
 def test_texts_of_a_folder_become_full_rows(tmp_path, toy):
     for number in range(5):
         file = tmp_path / "in" / f"folder{number % 2}" / f"{number}.txt"
@@ -237,8 +254,8 @@ def test_a_dataset_of_texts_becomes_rows(tmp_path, toy):
             "--splits has '../a', but each split must be a valid folder name",
         ),
         (
-            ["--skip-preprocessing", "--data_files", "s3://a/b.jsonl"],
-            "--data_files has 's3://a/b.jsonl', but data files",
+            ["--skip-preprocessing", "--data_files", "hf://a/b.jsonl"],
+            "--data_files has 'hf://a/b.jsonl', but data files",
         ),
         (["--skip-preprocessing", "--max_seq_len", "1"], "--max_seq_len is 1, but it must be at least 2"),
         (["--skip-preprocessing", "--target_prompts", "some"], "--target_prompts is 'some', but it must be none, all"),

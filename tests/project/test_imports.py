@@ -61,6 +61,7 @@ ORDER = [
     "data.tokenization",
     "data.sources",
     "data.sources.formats",
+    "data.sources.remote",
     "data.mds",
     "data.mds.remote",
     "data.stores",

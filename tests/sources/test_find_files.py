@@ -180,13 +180,13 @@ ADDRESS = "https://me:secret@host/a/train.jsonl?token=abc"
         lambda address: DatasetConfig(text=address, max_seq_len=8),
     ],
 )
-def test_an_address_is_no_data_file(make):
-    for address, shown in ((ADDRESS, "https://***@host/a/train.jsonl?token=***"), ("s3://b/x", "s3://b/x")):
+def test_an_address_of_another_scheme_is_no_data_file(make):
+    for address, shown in ((ADDRESS, "https://***@host/a/train.jsonl?token=***"), ("hf://b/x", "hf://b/x")):
         with pytest.raises(ValueError, match="only read from") as error:
             make(address)
-        assert f"has {shown!r}, but data files are only read from local or mounted folders: download" in str(
-            error.value
-        )
+        text = f"has {shown!r}, but data files are only read from folders and from object stores (s3:// and gs://)"
+        assert f"{text}: download" in str(error.value)
+    make("s3://b/x")
 
 
 def test_a_folder_here_comes_before_a_dataset_of_the_hub(tmp_path, monkeypatch):

@@ -112,6 +112,26 @@ def test_a_split_is_downloaded_and_no_more(hub: Hub, tmp_path):
     assert source.inputs == [{"dataset": "acme/tiny", "revision": commit, "path": "train.jsonl", "bytes": len(JSONL)}]
 
 
+@pytest.mark.parametrize("dataset", ["acme/tiny", "acme/shards", "acme/zipped"])
+def test_streaming_reads_the_same_rows_without_the_cache(hub: Hub, tmp_path, dataset):
+    hub.repositories["acme/zipped"] = Repository({"train-1.jsonl.gz": gzip.compress(JSONL * 100), "train-0.jsonl": b""})
+    streamed = open_source(config(tmp_path, dataset, streaming=True))
+    rows = read(streamed)
+    assert len(rows) in (5, 9, 500)
+    assert {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")} <= {"README.md"}
+    downloaded = open_source(config(tmp_path, dataset))
+    assert (rows, streamed.fingerprint) == (read(downloaded), downloaded.fingerprint)
+    assert (streamed.inputs, streamed.total) == (downloaded.inputs, downloaded.total)
+
+
+def test_files_that_cannot_be_streamed_are_reported(hub: Hub, tmp_path):
+    hub.withheld.add("train.jsonl")
+    with pytest.raises(DataError, match=r"acme/tiny/train.jsonl cannot be read: permission denied: start again"):
+        read(open_source(config(tmp_path, streaming=True)))
+    text = refusal(config(tmp_path, "acme/lines", safe_load=False, streaming=True))
+    assert text.startswith("hf_kwargs.streaming is true, but only the `datasets` library can read the files of")
+
+
 def test_csv_of_the_hub_is_read_as_text(hub: Hub, tmp_path):
     pairs = read(open_source(config(tmp_path, "acme/cells", data_files="data.csv")))
     assert pairs[0] == ("acme/cells/data.csv row 1 (line 2)", ROWS[0])

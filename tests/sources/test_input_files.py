@@ -103,7 +103,7 @@ def test_what_another_rank_read_meanwhile_is_not_read_again(path: Path, rehash: 
     other.hashed({path: Opened(reader="lines")}, "json")
     with opened_files() as opened:
         (found,) = mine.hashed({path: Opened(reader="lines")}, "json").values()
-    assert found.xxh3 == xxhash.xxh3_128_hexdigest(FIRST)
+    assert found.digest == xxhash.xxh3_128_hexdigest(FIRST)
     assert opened.count(str(path)) == 0
 
 

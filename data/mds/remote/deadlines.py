@@ -4,7 +4,7 @@ shard wait forever."""
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,13 +47,18 @@ def in_time(work: Callable[[], T], give_up: Callable[[], bool]) -> T:
         thread.join(_POLL)
         if thread.is_alive() and give_up():
             raise TimeoutError(f"no data received for {QUIET} s")
-    # join() does not wait for the thread's cleanup, during which a thread that used TLS holds a lock of OpenSSL. A
-    # process forked at that moment would hang at its first connection.
-    while Path(f"/proc/self/task/{thread.native_id}").exists():
-        time.sleep(0.001)
+    wait_for_cleanup([thread])
     if errors:
         raise errors[0]
     return results[0]
+
+
+def wait_for_cleanup(threads: Iterable[threading.Thread]) -> None:
+    """Wait until the threads, which have ended, no longer exist. join() does not wait for the cleanup of a thread,
+    during which a thread that used TLS holds a lock of OpenSSL. A process forked at that moment would hang at its
+    first connection."""
+    while any(Path(f"/proc/self/task/{thread.native_id}").exists() for thread in threads):
+        time.sleep(0.001)
 
 
 def _bytes(file: Path) -> int:

@@ -36,7 +36,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             "file for each split"
         )
     if args.dataset in FORMATS and not args.data_files:
-        raise ConfigError(f"--dataset is {args.dataset!r}, which reads local files: specify the files in --data_files")
+        raise ConfigError(f"--dataset is {args.dataset!r}, which reads files: specify the files in --data_files")
     if len(set(args.splits)) != len(args.splits):
         raise ConfigError(f"--splits is {' '.join(args.splits)}, but it must not contain duplicates")
     for split in args.splits:
@@ -45,7 +45,7 @@ def splits_of(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, split in enumerate(args.splits):
         files = [args.data_files[number]] if args.data_files else None
         with unchecked():  # the rules of HFKwargs are checked later, as part of the dataset
-            kwargs = HFKwargs(name=args.data_subset, data_files=files)
+            kwargs = HFKwargs(name=args.data_subset, data_files=files, streaming=args.streaming)
         yield split, {"hf_name": args.dataset, "hf_kwargs": kwargs, "split": None if args.data_files else split}
 
 

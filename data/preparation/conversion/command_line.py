@@ -70,7 +70,9 @@ def finetuning_parser(description: str | None) -> argparse.ArgumentParser:
 
 def text_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--path", nargs="+", help="names or patterns of text files, one document per file")
+    parser.add_argument(
+        "--path", nargs="+", help="names or patterns of text files, also in an object store, one document per file"
+    )
     parser.add_argument("--input_folder", help="a folder; the .txt files in it and in its subfolders are read")
     _add_dataset(parser, required=False)
     _add_preprocessor(parser)
@@ -81,16 +83,21 @@ def text_parser(description: str | None) -> argparse.ArgumentParser:
 
 def _add_dataset(parser: argparse.ArgumentParser, *, required: bool) -> None:
     what = (
-        "name of a hub dataset; json, csv or parquet for local --data_files; or the path of one csv, json or "
-        "parquet file, or of a folder with such files"
+        "name of a hub dataset; json, csv or parquet for --data_files; or the path of one csv, json or parquet file, "
+        "or of a folder with such files, which can also be in an object store (s3:// or gs://)"
     )
     parser.add_argument("--dataset", required=required, help=what)
     parser.add_argument("--data_subset", help="the subset (configuration) of a hub dataset")
     splits = "names of the splits; each split is written to its own folder (default: train validation)"
     parser.add_argument("--splits", nargs="+", default=["train", "validation"], help=splits)
     parser.add_argument(
-        "--data_files", nargs="+", default=[], help="local files: one file per split, in the order of --splits"
+        "--data_files",
+        nargs="+",
+        default=[],
+        help="files, also in an object store: one file or pattern per split, in the order of --splits",
     )
+    what = "read the files of a hub dataset over the network, instead of downloading them first"
+    parser.add_argument("--streaming", action="store_true", help=what)
     bad = "error: report all invalid rows and write nothing; drop: skip and count invalid rows (default: %(default)s)"
     parser.add_argument(
         "--on_bad_example", choices=_choices("on_bad_example"), default=DatasetConfig.on_bad_example, help=bad

@@ -20,6 +20,7 @@ FLAGS = {
     "hf_kwargs.name": "--data_subset",
     "hf_kwargs.data_dir": "--dataset",
     "hf_kwargs.data_files": "--data_files",
+    "hf_kwargs.streaming": "--streaming",
     "split": "--splits",
     "text": "--path",
     "preprocessing_fn": "--preprocessor",

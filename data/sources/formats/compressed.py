@@ -2,10 +2,10 @@
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from data.sources.formats.names import COMPRESSED
+from data.sources.remote.remote_file import InputPath, open_file
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """Magic bytes of compressed files. They are not valid UTF-8, so no text file begins with them."""
@@ -15,15 +15,16 @@ such a frame."""
 
 
 class RawFile:
-    """A file on disk. Each block that is read is also passed to a callback. Opening and reading raise OSError."""
+    """A local or remote file. Each block that is read is also passed to a callback. Opening and reading raise OSError,
+    or DataError for a remote file."""
 
     closed = False
 
     def __init__(
-        self, path: Path, seen: Callable[[bytes], None] | None = None, start: int = 0, stop: int | None = None
+        self, path: InputPath, seen: Callable[[bytes], None] | None = None, start: int = 0, stop: int | None = None
     ) -> None:
         """Only the bytes from `start` to `stop - 1` are read."""
-        self._file, self._seen = path.open("rb"), seen
+        self._file, self._seen = open_file(path, stop), seen
         self.n_read = 0
         self._left = None if stop is None else max(stop - start, 0)
         self.compression = _compression(self._file.peek(4)[:4], path) if start == 0 else None
@@ -67,12 +68,12 @@ class PlainFile:
         self._raw.close()
 
 
-def is_compressed(path: Path) -> bool:
-    with path.open("rb") as file:
+def is_compressed(path: InputPath) -> bool:
+    with open_file(path) as file:
         return _compression(file.read(4), path) is not None
 
 
-def _compression(head: bytes, path: Path) -> str | None:
+def _compression(head: bytes, path: InputPath) -> str | None:
     for beginning, name in _MAGIC.items():
         if head.startswith(beginning):
             return name

@@ -14,6 +14,7 @@ from data.base.errors import DataError, cannot_be, os_errors_named, setting
 from data.base.problems import Place, Problem, describe
 from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
+from data.sources.remote.remote_file import InputPath, RemoteFile, open_file
 
 BLOCK_BYTES = 1 << 20
 """Number of bytes per read, which is also the approximate size of a chunk."""
@@ -47,12 +48,13 @@ _NUL_BYTES = (
 
 @dataclass(frozen=True)
 class InputFile:
-    path: Path
+    path: InputPath
     bytes: int
-    xxh3: str
-    """Hash of the content (xxh3_128)."""
-    state: tuple[int, ...]
-    """The fields of `stat` that change when the file changes, taken when the file was hashed."""
+    digest: str
+    """Hash of the content (xxh3_128); for a remote file, the identification of the content by the remote."""
+    state: tuple[int, ...] = ()
+    """The fields of `stat` that change when the file changes, taken when the file was hashed. Empty for a remote file,
+    because each request verifies its version."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Blocks:
 
     def __init__(
         self,
-        path: Path,
+        path: InputPath,
         name: str,
         seen: Callable[[bytes], None] | None = None,
         start: int = 0,
@@ -156,11 +158,12 @@ class Content(Blocks):
         self.file, self.number = file, number
         self._digest = xxhash.xxh3_128()
         self._is_range = start > 0 or stop is not None
+        self._is_hashed = isinstance(file.path, Path) and not self._is_range
         if self._is_range:
             check_unchanged(file, name)
             start = next_line(file.path, name, start)
             stop = next_line(file.path, name, file.bytes if stop is None else stop)
-        super().__init__(file.path, name, self._digest.update, start, stop)
+        super().__init__(file.path, name, self._digest.update if self._is_hashed else None, start, stop)
 
     def read(self, size: int | None = None) -> bytes:
         block = super().read(size)
@@ -172,7 +175,8 @@ class Content(Blocks):
             # Also read any bytes after the compressed content, because they are part of the hash.
             while self.raw.read(BLOCK_BYTES):
                 pass
-        if self.raw.n_read > self.file.bytes or (not block and self._digest.hexdigest() != self.file.xxh3):
+        is_other = not block and self._is_hashed and self._digest.hexdigest() != self.file.digest
+        if self.raw.n_read > self.file.bytes or is_other:
             raise DataError(changed(self.name))
         return block
 
@@ -190,7 +194,9 @@ class Content(Blocks):
 
 
 def check_unchanged(file: InputFile, name: str) -> None:
-    """Raises DataError if the state of the file is not the same as when it was hashed."""
+    """Raises DataError if the state of a local file is not the same as when it was hashed."""
+    if isinstance(file.path, RemoteFile):
+        return
     with os_errors_named(name, as_error=DataError):
         same = _is_same(state_of(file.path), file.state)
     if not same:
@@ -203,11 +209,11 @@ def _is_same(now: tuple[int, ...], before: tuple[int, ...]) -> bool:
     return now == before if now[0] == before[0] else now[2:4] == before[2:4]
 
 
-def next_line(path: Path, name: str, offset: int) -> int:
+def next_line(path: InputPath, name: str, offset: int) -> int:
     """Offset of the first line that begins at `offset` or later; the size of the file if there is none."""
     if offset == 0:
         return 0
-    with os_errors_named(name, as_error=DataError), path.open("rb") as file:
+    with os_errors_named(name, as_error=DataError), open_file(path, exact=True) as file:
         file.seek(offset - 1)
         while block := file.read(SCAN_BYTES):
             if (end := block.find(b"\n")) >= 0:
@@ -226,7 +232,7 @@ def state_of(path: Path) -> tuple[int, ...]:
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def check_head(path: Path, name: str) -> bytes:
+def check_head(path: InputPath, name: str) -> bytes:
     """The beginning of a text file; b"" if the file is empty. Raises DataError if the file is not UTF-8 text."""
     with Blocks(path, name) as blocks:
         head = blocks.read(_HEAD_BYTES)

@@ -11,13 +11,13 @@ import marshal
 import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from data.base.errors import DataError
 from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 from data.sources.formats.names import suffix_of
+from data.sources.remote.remote_file import InputPath
 
 _UNNAMED = "the first column, which has no name (such as the index that pandas writes)"
 _HEAD_BYTES = 1 << 16
@@ -25,7 +25,7 @@ _HEAD_BYTES = 1 << 16
 _FIRST_LINE = re.compile(rb'(?:"[^"]*"|[^"\r\n])*(\r\n|\r(?!\n|\Z)|\n)')
 
 
-def check(path: Path, name: str) -> str | None:
+def check(path: InputPath, name: str) -> str | None:
     """A description of the part of every row that is skipped, or None. Raises DataError if the first row is not a valid
     header."""
     with c.Blocks(path, name) as blocks:
@@ -106,7 +106,7 @@ class _Lines:
         self.ended = True
 
 
-def _line_end(path: Path, name: str) -> bytes:
+def _line_end(path: InputPath, name: str) -> bytes:
     """CR if the first line ends with CR but not with LF, as in files from old spreadsheets; otherwise LF."""
     with c.Blocks(path, name) as blocks:
         found = _FIRST_LINE.match(blocks.read(_HEAD_BYTES))

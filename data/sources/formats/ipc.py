@@ -32,6 +32,7 @@ def count(path: Path, name: str) -> int:
 
 def split(content: c.Content) -> Iterator[c.FileChunk]:
     """Batches are memory-mapped, so their content is read only when it is accessed."""
+    assert isinstance(content.path, Path)
     content.check_unchanged()
     row = 1
     for batch in _batches(content.path, content.name):

@@ -9,9 +9,10 @@ from typing import Any
 from data.base.problems import Place, Problem, describe
 from data.sources.formats import content as c
 from data.sources.formats.objects import refuse_objects
+from data.sources.remote.remote_file import InputPath
 
 
-def check(path: Path, name: str) -> None:
+def check(path: InputPath, name: str) -> None:
     """Raises DataError if the file contains JSON objects that span several lines, or one object that contains all rows
     in a list."""
     refuse_objects(path, name)
@@ -23,10 +24,11 @@ def split(content: c.Content) -> Iterator[c.FileChunk]:
 
 def line_chunks(content: c.Content, reader: str, what: str, n_rows: int | None = None) -> Iterator[c.FileChunk]:
     """Chunks of complete lines. A line that is too large is a Problem, in which it is called `what`."""
-    about: dict[str, Any] = {"file": content.number, "path": str(content.path), "start": content.start}
+    path = str(content.path) if isinstance(content.path, Path) else ""
+    about: dict[str, Any] = {"file": content.number, "path": path, "start": content.start}
     for line, offset, block in c.whole_lines(content):
         if isinstance(block, int):
-            place = Place(content.number, offset, content.name, line, content.start, str(content.path))
+            place = Place(content.number, offset, content.name, line, content.start, path)
             problem = c.too_large(block, what)
             yield c.FileChunk(reader, content.name, b"", block, place=place, problem=problem, **about)
         elif not block.isspace():

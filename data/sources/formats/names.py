@@ -1,8 +1,9 @@
 """Determine from a file's name its format, its compression, and whether it contains data."""
 
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from data.base.errors import ConfigError, setting
+from data.sources.remote.remote_file import InputPath
 
 FORMATS = {"json": (".jsonl", ".json", ".ndjson"), "csv": (".csv", ".tsv"), "parquet": (".parquet",)}
 """Maps each hf_name for local files to the suffixes of these files, which may be in upper or lower case."""
@@ -43,9 +44,9 @@ def named_format(name: str | PurePath) -> str | None:
     return None if format == "parquet" and path.suffix.lower() in COMPRESSED else format
 
 
-def format_of(path: Path) -> str:
+def format_of(path: InputPath) -> str:
     """The key of FORMATS for the file's name. Raises ConfigError if the format is unknown."""
-    format = named_format(path)
+    format = named_format(path.name)
     if format is None:
         raise ConfigError(
             f"{str(path)!r} does not end in {either(DATA_SUFFIXES)} (text formats also with {either(COMPRESSED)}), "

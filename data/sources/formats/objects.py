@@ -4,12 +4,12 @@ several lines."""
 import json
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from data.base.errors import DataError
 from data.base.problems import listed
 from data.sources.formats import content as c
 from data.sources.formats.names import suffix_of
+from data.sources.remote.remote_file import InputPath
 
 _HEAD = 1 << 16
 _SPACE = re.compile(r"\s*")
@@ -19,7 +19,7 @@ _EXAMPLE_KEYS = ("messages", "conversations", "conversation", "turns", "prompt",
 """Keys whose values in a single row are lists of objects. These lists are not the rows of a file."""
 
 
-def refuse_objects(path: Path, name: str) -> None:
+def refuse_objects(path: InputPath, name: str) -> None:
     """Raises DataError for a file whose lines cannot be rows. The message contains the command that converts the file
     to JSONL."""
     with c.Blocks(path, name) as blocks:

@@ -1,34 +1,36 @@
 """Parquet files. Slices of row groups are sent to workers as Arrow streams. The location of a row in messages is `path
 row N`."""
 
+import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.errors import DataError
 from data.base.problems import Place
 from data.sources.formats import content as c
+from data.sources.remote.remote_file import ExactReader, InputPath, RemoteFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_REQUEST_BYTES = 4 << 20
+"""Size of the requests for a column of a remote file, which is larger than for local files because each request takes
+tens of milliseconds."""
 
-def check(path: Path, name: str) -> None:
+
+def check(path: InputPath, name: str) -> None:
     """Raises DataError if the file has no valid footer, for example because the file is truncated."""
-    with _open(path, name):
-        pass
+    _facts(path, name)
 
 
-def count(path: Path, name: str) -> int:
+def count(path: InputPath, name: str) -> int:
     """Number of rows according to the footer."""
-    with _open(path, name) as file:
-        return file.metadata.num_rows
+    return _facts(path, name)[0]
 
 
-def row_groups(path: Path, name: str) -> list[int]:
+def row_groups(path: InputPath, name: str) -> list[int]:
     """The size in bytes of each row group, before compression."""
-    with _open(path, name) as file:
-        return [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    return _facts(path, name)[1]
 
 
 def split(content: c.Content, groups: tuple[int, int] | None = None) -> Iterator[c.FileChunk]:
@@ -78,11 +80,28 @@ def rows(chunk: c.FileChunk) -> Iterator[tuple[Place, Any]]:
         yield place, c.too_large(n_bytes) if n_bytes > c.MAX_ROW_BYTES else one.to_pylist()[0]
 
 
-def _open(path: Path, name: str) -> Any:
+def _facts(path: InputPath, name: str) -> tuple[int, list[int]]:
+    """The number of rows, and the size of each row group before compression. The footer of a remote file is read only
+    once per process."""
+    return _remote_facts(path, name) if isinstance(path, RemoteFile) else _read_facts(path, name)
+
+
+def _read_facts(path: InputPath, name: str) -> tuple[int, list[int]]:
+    with _open(path, name) as file:
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+        return file.metadata.num_rows, sizes
+
+
+_remote_facts = functools.cache(_read_facts)
+
+
+def _open(path: InputPath, name: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
+        if isinstance(path, RemoteFile):
+            return pq.ParquetFile(pa.PythonFile(ExactReader(path)), buffer_size=_REQUEST_BYTES, pre_buffer=False)
         return pq.ParquetFile(path, buffer_size=c.BLOCK_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise DataError(_broken(name, str(error))) from None

@@ -2,15 +2,15 @@
 into several documents."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data.base.problems import Place, Problem
 from data.sources.formats import content as c
 from data.sources.formats.lines import line_chunks, place_of
+from data.sources.remote.remote_file import InputPath
 
 
-def check(path: Path, name: str) -> None:
+def check(path: InputPath, name: str) -> None:
     """Accepts any text."""
 
 

@@ -9,6 +9,7 @@ from data.base.errors import ConfigError, DataError
 from data.preparation.engines.choice import Engine, parse_share
 from data.preparation.parts.part import PartError
 from data.preparation.prepare import prepare_into
+from tests.helpers.mds_folders import open_folder
 from tests.helpers.prepared import TOY, contents
 from tests.helpers.toy_tokenizer import dataset_config, questions, write_jsonl
 
@@ -32,6 +33,24 @@ def test_merged_parts_equal_a_local_preparation(tmp_path, config):
     merged = contents(prepare_into(tmp_path / "parts", config, TOY, engine=MERGE))
     assert merged == contents(prepare_into(tmp_path / "local", config, TOY))
     assert len([name for name in merged if name.endswith(".mds")]) > 3
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_that_is_still_being_prepared_cannot_be_trained_on(tmp_path, config, split, remote):
+    """The order of rows depends on the sizes of all shards."""
+    folder = tmp_path / "out" / (split or "")
+    write_share(folder, config, 0, 2)
+    n_done = len(list((folder / "unfinished" / "parts").iterdir()))
+    place = {"to": tmp_path / "copy"} if remote else {}
+    with pytest.raises(ConfigError, match=rf"'{folder}' is not completely prepared \({n_done} of \d+ slices are done"):
+        open_folder(str(tmp_path / "out"), split=split, **place)
+    (folder / "unfinished" / "plan.json").write_text("{")
+    with pytest.raises(ConfigError, match="number of finished slices is unknown"):
+        open_folder(str(tmp_path / "out"), split=split, **place)
+    if split is not None:
+        with pytest.raises(ConfigError, match=r"the folder has no index\.json: set split to train"):
+            open_folder(str(tmp_path / "out"), **place)
 
 
 def test_a_local_preparation_uses_parts_that_exist(tmp_path, config):
