@@ -36,8 +36,8 @@ def _not_addresses(key: str, value: str | list[str] | None) -> Iterator[Defect]:
             yield Defect(
                 key,
                 f"has {path!r}, but data files are only read from folders and from object stores ({schemes}): download "
-                "the file or mount its folder, and specify the local path (to read a dataset of the hub, set hf_name to "
-                "its name; to read MDS shards from an address, set remote)",
+                "the file or mount its folder, and specify the local path (to read a dataset of the hub, set hf_name "
+                "to its name; to read MDS shards from an address, set remote)",
             )
 
 

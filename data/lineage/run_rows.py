@@ -19,8 +19,8 @@ class RunRows:
     """The rows that a run draws in all of its segments. Batches are numbered from 0."""
 
     def __init__(self, state: DataState, shard_sizes: Mapping[str, np.ndarray]) -> None:
-        """`state` contains the streams, and the segments that determine which rows are drawn. `shard_sizes` contains the
-        number of rows in each shard, for each stream in `state`."""
+        """`state` contains the streams, and the segments that determine which rows are drawn. `shard_sizes` contains
+        the number of rows in each shard, for each stream in `state`."""
         self.names = list(state.streams)
         self._timeline = Timeline(state.segments)
         self._orders = [

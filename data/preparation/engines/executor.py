@@ -20,10 +20,10 @@ import xxhash
 from data.base.errors import ConfigError, DataError, settings_written
 from data.base.versions import STREAMING, installed_versions
 from data.base.workers import map_in_order
-from data.mds.writer import UNFINISHED
+from data.mds.writer import PLAN, UNFINISHED
 from data.preparation.engines.choice import EngineError
 from data.preparation.parts.part import Part
-from data.preparation.parts.plan import PLAN, Job
+from data.preparation.parts.plan import Job
 from data.preparation.parts.write import write_part
 
 PACKAGES = (*STREAMING, "numpy", "tiktoken", "transformers", "tokenizers", "pyarrow", "zstd", "brotli")
@@ -108,9 +108,9 @@ def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
         payload.job.recipe.source.check_visible()
     except DataError as error:
         raise _error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
-    unfinished = payload.job.folder / UNFINISHED
-    if not (unfinished / PLAN).is_file():
-        raise _error(f"does not see {unfinished / PLAN}, which the driver has written: {_SHARED}")
+    unfinished, plan = payload.job.folder / UNFINISHED, payload.job.folder / PLAN
+    if not plan.is_file():
+        raise _error(f"does not see {plan}, which the driver has written: {_SHARED}")
     file = unfinished / f"executor-{uuid.uuid4().hex}"
     try:
         file.write_bytes(b"")
