@@ -97,6 +97,8 @@ class FileSource:
         if recorded is not None and recorded.reader in (None, *READERS):
             return recorded
         name = self._names[path]
+        if isinstance(path, RemoteFile) and self._format not in _WITH_ROW_COUNT:
+            is_compressed(path)  # slices() needs the answer, when the head of the file is no longer in memory
         reader = _reader_of(path, name, self._format)
         return Opened(reader=reader, left_out=READERS[reader].check(path, name) if reader is not None else None)
 

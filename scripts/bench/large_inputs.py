@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = common.description(args)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        in_fresh_process(make_vocabulary, folder / "vocab.tiktoken", args.vocab_size)
+        if args.vocab_file is None:
+            args.vocab_file = folder / "vocab.tiktoken"
+            in_fresh_process(make_vocabulary, args.vocab_file, args.vocab_size)
         report["start"] = in_fresh_process(measure_start, args, folder) if args.start_gb else None
         report["memory"] = [in_fresh_process(measure_memory, args, folder, size) for size in args.memory_gb]
     show(report)
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=4096, max_seq_len=2048, workers=2)
+    what = "a tiktoken vocabulary, such as quickstart/vocab.tiktoken (default: a vocabulary learned from the text)"
+    parser.add_argument("--vocab_file", type=Path, help=what)
     what = "size of the file whose preparation is started, in GB; 0 skips this part; default: %(default)s"
     parser.add_argument("--start_gb", type=float, default=20, help=what)
     what = "sizes of the files that are prepared, in GB; default: 1 4"
@@ -64,7 +68,7 @@ def measure_start(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     file, out = folder / "large.jsonl", folder / "out"
     write_repeated(file, args.start_gb * GB)
-    config, tokenizer = config_of(args, file), tokenizer_of(folder)
+    config, tokenizer = config_of(args, file), tokenizer_of(args)
     began = time.perf_counter()
     source = open_source(config)
     opened = time.perf_counter()
@@ -94,7 +98,7 @@ def measure_memory(args: argparse.Namespace, folder: Path, size: float) -> dict[
 
     file = folder / "text.jsonl"
     write_repeated(file, size * GB)
-    config, tokenizer = config_of(args, file), tokenizer_of(folder)
+    config, tokenizer = config_of(args, file), tokenizer_of(args)
     began = time.perf_counter()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # noqa: PTH123
         prepare_into(folder / f"rows-{size}", config, tokenizer)
@@ -113,11 +117,11 @@ def config_of(args: argparse.Namespace, file: Path) -> "DatasetConfig":
     return DatasetConfig(hf_name=str(file), cache_dir=str(file.with_name("cache")), **sizes)
 
 
-def tokenizer_of(folder: Path) -> "Tokenizer":
+def tokenizer_of(args: argparse.Namespace) -> "Tokenizer":
     from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
     from data.tokenization.build import build_tokenizer
 
-    kwargs = TokenizerKwargs(vocab_file=str(folder / "vocab.tiktoken"))
+    kwargs = TokenizerKwargs(vocab_file=str(args.vocab_file))
     return build_tokenizer(TokenizerConfig(name="tiktoken", kwargs=kwargs))
 
 

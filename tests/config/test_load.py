@@ -527,7 +527,7 @@ def test_values_of_a_misspelt_preset_are_not_checked(tmp_path, model):
             ["optimizer.param_groups[0]", "optimizer.param_groups[1].lr"],
         ),
         (
-            ["train_loader.dataset.hf_kwargs={data_dir: 3, data_files: 's3://a/b'}"],
+            ["train_loader.dataset.hf_kwargs={data_dir: 3, data_files: 'hf://a/b'}"],
             ["train_loader.dataset.hf_kwargs.data_dir", "train_loader.dataset.hf_kwargs.data_files"],
         ),
         (

@@ -105,6 +105,12 @@ class _GCS(Server):
 @contextmanager
 def serve(scheme: str) -> Iterator[Server]:
     """A context in which clients in this process use the server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.sources.remote.objects._stores", {})  # clients of earlier servers
+        yield from _serve(scheme)
+
+
+def _serve(scheme: str) -> Iterator[Server]:
     if scheme == "s3":
         with s3_server.serve() as storage:
             yield _S3(storage)

@@ -93,9 +93,12 @@ def test_rows_equal_those_of_a_local_file(server: Server, tmp_path: Path, monkey
 
 def test_a_slice_requests_only_its_bytes(server: Server, tmp_path: Path) -> None:
     server.put("a.jsonl", b"".join(itertools.repeat(JSONL, 40)))
+    before = server.bytes_sent()
     source = open_source(of(f"{server.url}/a.jsonl", tmp_path))
-    slices, before = source.slices(1 << 18), server.bytes_sent()
+    slices = source.slices(1 << 18)
     assert len(slices) > 8
+    assert server.bytes_sent() - before < 2 * remote_file.KEPT_BYTES
+    before = server.bytes_sent()
     assert sum(len(chunk.content) for chunk in source.chunks(slices[3])) > 0
     assert server.bytes_sent() - before < (1 << 18) + 4 * remote_file.KEPT_BYTES
 

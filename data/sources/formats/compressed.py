@@ -1,11 +1,12 @@
 """The decompressed bytes of a file. gzip and zstd files are decompressed block by block while they are read."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from data.sources.formats.names import COMPRESSED
-from data.sources.remote.remote_file import InputPath, open_file
+from data.sources.remote.remote_file import InputPath, RemoteFile, open_file
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """Magic bytes of compressed files. They are not valid UTF-8, so no text file begins with them."""
@@ -69,8 +70,16 @@ class PlainFile:
 
 
 def is_compressed(path: InputPath) -> bool:
-    with open_file(path) as file:
+    """Whether the file is compressed. The beginning of a remote file is read only once per process."""
+    return _remote_is_compressed(path) if isinstance(path, RemoteFile) else _is_compressed(path)
+
+
+def _is_compressed(path: InputPath) -> bool:
+    with open_file(path, exact=True) as file:
         return _compression(file.read(4), path) is not None
+
+
+_remote_is_compressed = functools.cache(_is_compressed)
 
 
 def _compression(head: bytes, path: InputPath) -> str | None:
