@@ -117,7 +117,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises DataError when the file is damaged."""
+    """Read a JSON file. Raises DataError if the file is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
