@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _place(text: str) -> Path | str:
-    """Convert to a path, except for URLs."""
+    """Convert the text to a path, unless it is a URL."""
     from data.base.redaction import is_address
 
     return text if is_address(text) else Path(text)

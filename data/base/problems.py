@@ -116,7 +116,7 @@ class Reading:
         self.ignored.update(other.ignored)
 
     def _count(self, problem: Problem, places: Sequence[object], count: int) -> None:
-        """`places` are the locations of the first few of the `count` rows."""
+        """Count `count` rows that have the problem. places: the locations of the first of these rows."""
         self.kinds[problem.kind] += count
         self.first.setdefault(problem.kind, problem.text)
         named = self.places.setdefault(problem.kind, [])

@@ -247,7 +247,7 @@ def _is_followed_by_value(text: str, match: re.Match[str]) -> bool:
     """Whether the text after the name is a value and not the rest of a sentence."""
     name, between = match["name"], match["between"]
     if _CALL.match(text, match.end("between")):
-        return " " not in between  # a line of code in a traceback
+        return " " not in between  # if there is a space, this is a line of code in a traceback
     if "=" in between or name.lower() != "token":
         return True
     # `token` usually means a token of text.

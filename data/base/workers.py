@@ -37,7 +37,7 @@ class WorkerEnded(Exception):
     def __init__(self, how: str, status: int) -> None:
         super().__init__(how, status)
         self.how = how
-        """For example `exit code 3` or `signal 11 (SIGSEGV)`."""
+        """How the worker ended, for example `exit code 3` or `signal 11 (SIGSEGV)`."""
         self.status = status
         """The exit code, or the negative number of the signal."""
 
@@ -76,7 +76,8 @@ def map_in_order(
         yield from map(work, tasks)
         return
     pool = ProcessPoolExecutor(n_workers, _FORK, initializer=_begin, initargs=(work, os.getpid()))
-    processes: Mapping[int, BaseProcess] = pool._processes  # shutdown() drops the references to its processes
+    # Keep a reference to the processes, because shutdown() drops the pool's own references.
+    processes: Mapping[int, BaseProcess] = pool._processes
     tasks, in_flight, end = iter(tasks), deque[Future[Any]](), object()
     try:
         while True:
@@ -163,7 +164,7 @@ def _ended(processes: list[BaseProcess]) -> WorkerEnded:
         return WorkerEnded(f"exit code {status}", status)
     try:
         name = f" ({signal.Signals(-status).name})"
-    except ValueError:  # a real-time signal
+    except ValueError:  # a real-time signal has no name
         name = ""
     return WorkerEnded(f"signal {-status}{name}", status)
 

@@ -143,7 +143,7 @@ class Builder:
                 if len(matching) != 1:
                     break
                 if not str(step).startswith(matching[0].__name__):
-                    return  # pydantic tried another type of the union for the same value
+                    return  # the error is about another type of the union, which pydantic also tried
                 hint = matching[0]
                 continue
             option = options[0]

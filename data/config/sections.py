@@ -175,14 +175,14 @@ def has_partial(value: Any) -> bool:
 
 @functools.cache
 def hints_of(cls: type[Any]) -> dict[str, Any]:
-    """Field -> its type, including `Annotated`."""
+    """Maps each field to its type, including `Annotated`."""
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 @functools.cache
 def field_checks(cls: type[Any]) -> dict[str, tuple[Check, ...]]:
-    """Field -> the checks in its type."""
+    """Maps each field that has checks to the checks in its type."""
     return {name: checks for name, hint in hints_of(cls).items() if (checks := tuple(_checks(hint)))}
 
 

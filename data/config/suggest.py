@@ -39,7 +39,7 @@ _MANY = {int: "integers", float: "numbers", str: "strings"}
 
 
 def describe(hint: Any) -> str:
-    """A description of the values of this type."""
+    """A description of the values that this type allows."""
     options = options_of(hint)
     if len(options) > 1:
         return " or ".join(map(describe, options))
@@ -114,7 +114,7 @@ def _common(one: list[str], other: list[str]) -> list[str]:
 
 
 def known_paths(hint: Any, key: str = "") -> Iterator[str]:
-    """The paths of all possible keys."""
+    """The dotted paths of all keys that this type allows."""
     for option in options_of(hint):
         if is_section(option):
             for name, below in hints_of(option).items():

@@ -145,7 +145,7 @@ class _Label:
 
 @dataclass(frozen=True)
 class _Placeholders:
-    """A string in which placeholders `{name}` with these names are replaced."""
+    """A string in which the placeholders `{name}`, for each name in `names`, are replaced."""
 
     names: tuple[str, ...] = ()
 

@@ -242,7 +242,7 @@ def _joined(row: Mapping[str, Any]) -> Any:
     prompt, response = row["prompt"], row[responses[0]]
     asked = as_list(prompt) if _is_messages(prompt) else [{"role": "user", "content": prompt}]
     answer = as_list(response) if _is_messages(response) else [{"role": "assistant", "content": response}]
-    # Earlier answers of the assistant are part of the prompt.
+    # Earlier answers of the assistant are part of the prompt, so they are not trained on.
     asked = [
         {"train": False, **message} if message.get("role") == "assistant" and "weight" not in message else message
         for message in asked or ()

@@ -22,10 +22,10 @@ JSON_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
 TEMPLATES = "additional_chat_templates"
 """The folder of additional chat templates, with a file NAME.jinja for each."""
 CHECKED = (*JSON_FILES, f"{TEMPLATES}/*")
-"""Files of a hub repository that must be downloaded for the check."""
+"""Files of a hub repository that must be downloaded for the checks in this module."""
 
 Place = tuple[str | int, ...]
-"""The keys on the path to a value."""
+"""The keys and list indices on the path to a value."""
 
 
 class Rule(NamedTuple):
@@ -47,7 +47,7 @@ KEYS: dict[str, Rule] = {
     "auto_map": Rule(_CODE),
     "attn_implementation": Rule(_KERNEL, _ATTENTION),
     "_attn_implementation": Rule(_KERNEL, _ATTENTION),
-    "_attn_implementation_internal": Rule(_KERNEL),  # used without a check up to transformers 5.3; it is never saved
+    "_attn_implementation_internal": Rule(_KERNEL),  # transformers up to 5.3 uses it without a check; never saved
     "experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation": Rule(_KERNEL, _EXPERTS),
     "_experts_implementation_internal": Rule(_KERNEL),

@@ -13,7 +13,7 @@ from data.mds.row import Row
 from data.mixing.row_plan import RowPlan
 
 LOOK_AHEAD = 32
-"""Number of batches ahead for which remote shards are prefetched."""
+"""Number of batches after the current batch for which remote shards are prefetched."""
 
 
 class TrainBatches(Dataset[Batch]):

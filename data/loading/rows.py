@@ -1,4 +1,4 @@
-"""The rows of an open source, read and checked one by one."""
+"""The rows of a source that was opened. Rows are read and checked one by one."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -34,7 +34,7 @@ class ShardCache:
         limit = config.dataset.cache_limit
         self._limit = math.inf if limit is None else parse_bytes(limit)
         self._here: dict[tuple[str, int], int] = {}
-        """(stream, shard) -> bytes, least recently needed first."""
+        """Maps (stream, shard) to the size in bytes of each local shard, least recently needed first."""
         self._logged = {name: rows.mds.n_downloaded() for name, rows in self._streams.items()}
         self._first: int | None = None
         if limit is not None:

@@ -96,7 +96,7 @@ class Workers:
                 late = wait.given % len(self._pids) if wait.given is not None else (stopped or [0])[0]
                 self._late = self._lateness(late, wait)
                 for number in stopped:
-                    # A stopped worker only ends if it is continued or killed.
+                    # A worker that SIGSTOP has stopped only ends if it is continued or killed.
                     processes.kill(self._pids[number], signal.SIGCONT if number != late else signal.SIGKILL)
                 processes.kill(self._pids[late])
                 return

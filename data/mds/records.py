@@ -83,7 +83,7 @@ class DownloadLog:
 
     def count(self) -> int:
         size = self._file.stat().st_size if self._file.exists() else 0
-        if size != self._counted[0]:  # count() is called after every batch
+        if size != self._counted[0]:  # skip unchanged files, because count() is called after every batch
             self._counted = size, len(_lines(self._file))
         return self._counted[1]
 

@@ -25,7 +25,7 @@ def take_encoded_samples(writer: Any) -> None:
 def _takes_encoded_samples(writer: Any) -> bool:
     try:
         return writer.encode_sample(b"probe") == b"probe"
-    except Exception:  # if an error of any type is raised, bytes are not accepted
+    except Exception:  # an error of any type means that bytes are not accepted
         return False
 
 

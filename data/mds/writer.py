@@ -124,7 +124,7 @@ def done_slices(folder: Path) -> Iterator[int]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises DataError when the file is damaged."""
+    """Read a JSON file. Raises DataError if the file is damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -91,7 +91,7 @@ def read_state(state: Mapping[str, Any]) -> DataState:
 
 
 def _segment(saved: Mapping[str, Any]) -> Segment:
-    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # version 2 does not store these values
+    alike = {"tokens_per_row": [1.0] * len(saved["counts"])}  # checkpoints of version 2 do not contain these values
     per_stream = ("start", "end", "tokens_per_row")
     every = [alike | piece for piece in saved["pieces"]]
     pieces = [Piece(**piece | {key: tuple(piece[key]) for key in per_stream}) for piece in every]

@@ -50,7 +50,7 @@ class StreamOrder:
         return index[chosen], k[chosen]
 
     def _draws_in(self, epoch: int, row_N: np.ndarray) -> np.ndarray:
-        """The number k of the draw of each row in the epoch."""
+        """For each row, the number k of the draw that returns the row in this epoch."""
         first = epoch * self.n_rows
         if not self.shuffle:
             return first + row_N

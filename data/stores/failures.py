@@ -69,7 +69,7 @@ def status_of(error: Exception) -> int | None:
     if isinstance(error, PermissionError):
         return 403
     response: Any = getattr(error, "response", None)
-    if isinstance(response, Mapping):  # botocore
+    if isinstance(response, Mapping):  # an error of botocore
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    status = getattr(response, "status_code", None) or getattr(error, "code", None)  # huggingface_hub, google
+    status = getattr(response, "status_code", None) or getattr(error, "code", None)  # huggingface_hub, google.cloud
     return int(status) if isinstance(status, int) else None

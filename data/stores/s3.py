@@ -48,7 +48,7 @@ class S3Bucket:
                 **options,
             )
             self._client: Any = session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL"))
-        except BotoCoreError as error:  # such as a missing profile
+        except BotoCoreError as error:  # for example, because the AWS profile is missing
             raise ConfigError(f"S3 cannot be used: {error}") from None
         except ConfigError:
             raise
@@ -87,7 +87,7 @@ class S3Bucket:
         try:
             self._client.upload_file(str(path), self.name, key, Config=self._transfer)
         except S3UploadFailedError as error:
-            raise error.__context__ or error from None  # the store's error response
+            raise error.__context__ or error from None  # the context is the error with the store's response
 
     def fetch(self, key: str, path: Path) -> None:
         self._client.download_file(self.name, key, str(path), Config=self._transfer)

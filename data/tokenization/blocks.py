@@ -118,7 +118,7 @@ def merge_long(
     ids = merge(piece[:size])
     while start + size < len(piece):
         border = _border(merge, bytes_of, piece, start + size, ids)
-        if border is None:  # the merges depend on all bytes that follow
+        if border is None:  # there is no border in this block, so a larger block is needed
             size *= 2
             ids = merge(piece[start : start + size])
             continue

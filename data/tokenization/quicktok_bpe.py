@@ -25,7 +25,7 @@ CL100K_BASE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
     r"\s+(?!\S)|\s"
 )
-"""tiktoken's pattern of cl100k_base."""
+"""The regular expression with which tiktoken splits text for cl100k_base."""
 
 _SCANNERS = {CL100K_PATTERN: "llama3", CL100K_BASE_PATTERN: "cl100k"}
 """quicktok's name for each pattern. quicktok supports more patterns, but only these have been compared with tiktoken
@@ -127,7 +127,7 @@ def fast_encoder(encoding: "tiktoken.Encoding") -> FastEncoder | None:
         if not differs:
             return fast
         defect = f"its ids for {differs[0][:40]!r} are not equal to tiktoken's"
-    except Exception as error:  # any error, because tiktoken can be used in any case
+    except Exception as error:  # any error, because tiktoken can be used instead
         defect = f"it failed ({type(error).__name__}: {error})"
     node_logger.warning(
         f"quicktok is installed, but texts are encoded with tiktoken, which is slower, because {defect}: "
@@ -192,7 +192,7 @@ def cl100k_ranks() -> dict[bytes, int] | None:
 
         tokenizer = quicktok.get_encoding("cl100k_base")
         ranks = {tokenizer.decode_single_token_bytes(rank): rank for rank in range(_CL100K_SIZE)}
-    except Exception:  # any error, because tiktoken can be used in any case
+    except Exception:  # any error, because tiktoken can be used instead
         return None
     file = b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
     return ranks if hashlib.sha256(file).hexdigest() == CL100K_SHA256 else None

@@ -221,5 +221,5 @@ def _compile(template: str) -> "jinja2.Template":
 
 
 def _int32(ids: np.ndarray) -> np.ndarray:
-    """tiktoken's uint32 ids, without a copy."""
+    """Return tiktoken's uint32 ids as int32, without a copy."""
     return ids.view(np.int32)

@@ -144,7 +144,7 @@ def load(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rates = []
     for _ in range(args.rounds):
         batches = iter(loader)
-        next(batches)  # the worker has started
+        next(batches)  # wait until the worker has started
         rates.append(common.tokens_per_second(batches))
     return {"batches": n_batches, "tokens_per_s": rates}
 

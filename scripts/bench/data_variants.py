@@ -80,7 +80,7 @@ def preparation(config: "DatasetConfig", tokenizer: "TiktokenTokenizer", manifes
 
 def encode_alone(texts: list[str], tokenizer: "TiktokenTokenizer") -> Variant:
     def tiktoken(text: str) -> np.ndarray:
-        return tokenizer._encoding.encode_to_numpy(text, disallowed_special=())  # faster than a list of ids
+        return tokenizer._encoding.encode_to_numpy(text, disallowed_special=())  # faster than `encode`
 
     encode = tiktoken if tokenizer.fast is None else tokenizer.fast.encode
 

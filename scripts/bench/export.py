@@ -102,7 +102,7 @@ def measure(folder: Path, precision: str, n_rounds: int) -> dict[str, Any]:
     memory in use at its start. The order of the variants changes from round to round."""
     model, other = folder / precision, folder / "other"
     found: dict[str, Any] = {"export": [], "copy": []}
-    in_fresh_process("export", folder / "run", model, precision)  # not timed; writes the files to copy
+    in_fresh_process("export", folder / "run", model, precision)  # not timed: writes the files that `copy` copies
     sources = {"export": folder / "run", "copy": model}
     for order in common.rounds(sources, n_rounds):
         for variant in order:

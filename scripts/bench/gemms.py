@@ -14,7 +14,7 @@ tensor."""
 
 
 def gemm_kinds(like: Tensor) -> dict[str, GEMM]:
-    """The implementations for this device and dtype, by name."""
+    """The GEMM implementations for the device and dtype of `like`, by name."""
     kinds: dict[str, GEMM] = {"torch.mm": lambda a, b, out: torch.mm(a, b, out=out)}
     if like.device.type == "cpu" and like.dtype is torch.float32 and _has_onednn():
         kinds["oneDNN"] = lambda a, b, out: _ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")

@@ -80,7 +80,7 @@ def run_config(config: ModelConfig, args: argparse.Namespace) -> TrainConfig:
         algorithms=AlgorithmsConfig(gradient_clipping=clipping),
         max_duration="1000ba",
         global_train_batch_size=args.rows,
-        # The cost of these measurements is measured by scripts/bench/expert_health.py.
+        # scripts/bench/expert_health.py measures the cost of measuring the experts.
         experts=ExpertsConfig(interval=None),
     )
 

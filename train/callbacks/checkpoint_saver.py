@@ -50,7 +50,7 @@ class Saving:
     replicas: int
     """Number of replicas of the model under HYBRID_SHARD. Only the first replica is saved."""
     timeout: float
-    """Maximum time in seconds that ranks wait for each other."""
+    """Maximum number of seconds that ranks wait for each other during a save."""
     on_error: str
     """on_save_error: stop or warn. A failure to save the last checkpoint always raises an error."""
     run_id: str
@@ -182,7 +182,7 @@ class CheckpointSaver(Callback):
     def _report(self, refused: OSError, batch: int, needed: int) -> None:
         subject = f"save_folder {self.saving.folder}"
         what = f"the checkpoint of batch {batch}, which requires {format_bytes(needed)}"
-        with suppress(OSError):  # the folder may no longer exist
+        with suppress(OSError):  # disk_usage fails if the folder no longer exists
             what += f" ({format_bytes(shutil.disk_usage(self.saving.folder).free, down=True)} free)"
         again = "start again with autoresume=true to resume from the previous checkpoint"
         try:

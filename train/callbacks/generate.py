@@ -43,7 +43,7 @@ class Generate(Callback):
         self.events: Events | None = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        # The timestamp already includes this batch.
+        # At this point, Composer's timestamp already counts this batch.
         batch = state.timestamp.batch.value
         if batch % self.every and batch != _last_batch(state):
             return

@@ -62,7 +62,7 @@ class GlobalBatch(Callback):
         counts = []
         with torch.no_grad(), precision, torch.random.fork_rng(devices=cuda):
             for start in range(0, batch["input_ids"].shape[0], size):
-                # Without labels, the model does not compute the output head.
+                # The labels are left out, so that the model does not compute the output head.
                 names = ("input_ids", "document_ids")
                 microbatch = {name: batch[name][start : start + size] for name in names}
                 counts.append(state.model(device.batch_to_device(microbatch)).counts_LE)

@@ -52,7 +52,7 @@ class StreamMonitor(Callback):
         self._sums_S3 = None
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """Add loss, trained tokens and tokens of each stream in one microbatch."""
+        """Add the loss, the trained tokens and the tokens of each stream in the current microbatch."""
         batch, outputs = state.batch, state.outputs
         assert isinstance(outputs, DbrxOutput)
         assert outputs.losses_BS is not None
@@ -70,7 +70,7 @@ class StreamMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         assert self._sums_S3 is not None
         dist.all_reduce(self._sums_S3)
-        # The timestamp already includes this batch.
+        # At this point, Composer's timestamp already counts this batch.
         batch = state.timestamp.batch.value - 1
         before, after = self.plan.counts(batch), self.plan.counts(batch + 1)
         metrics: dict[str, float] = {"streams/plan_changes": len(self.plan.segments) - 1}

@@ -66,7 +66,7 @@ class _Record:
     with the same pid."""
     boot_id: str
     pid_namespace: str
-    """pid_namespace and boot_id are empty if the system does not provide them."""
+    """The pid namespace of the process. Both this field and boot_id are empty if the system does not provide them."""
     run_name: str
     since: str
     """The time when the run took ownership, as human-readable text."""
@@ -153,7 +153,7 @@ class Owner:
             return
         self._stopped.set()
         self._thread.join(POLL)  # use a timeout, because the thread may be waiting for a disk
-        # If the folder was deleted, taking the flock would create it again.
+        # If the folder was deleted, acquiring the flock would create the folder again.
         if self._folder.is_dir():
             with suppress(OSError), _one_at_a_time(self._folder):
                 found = _look(self._folder)
@@ -185,7 +185,7 @@ def this_owner(run_name: str) -> bytes:
 
 
 def read_owner(data: bytes) -> FoundOwner:
-    """Return the owner that a record returned by `this_owner` names."""
+    """Return the owner that a record from `this_owner` describes."""
     record = _parse(data)
     found = _Found(record=record, inode=0, mtime_ns=0)
     return FoundOwner(name=str(found), alive=_is_alive(found))
@@ -240,7 +240,7 @@ def _take(folder: Path, record: _Record) -> None:
             if found is None:
                 taken = _write(folder, record, new=True)
             elif found.record == record:
-                taken = True  # a network file system created the link but lost the response
+                taken = True  # an earlier attempt succeeded, but the response of the network file system was lost
             elif alive is False or (alive is None and found == silent):
                 taken = _write(folder, record)
         if taken:

@@ -135,7 +135,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def _write_run(folder: Path, run_id: str) -> None:
-    """Write run.json into a folder that contains the tokenizer."""
+    """Write run.json with the run id and the hashes of the tokenizer's files, which are already in the folder."""
     below = folder / "tokenizer"
     files = sorted(path for path in below.rglob("*") if path.is_file())
     run = {"run_id": run_id, "tokenizer": {str(path.relative_to(below)): digest_file(path).xxh3_128 for path in files}}

@@ -83,7 +83,7 @@ def json_schema() -> dict[str, Any]:
 def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[str, Any]) -> None:
     definition.pop("title", None)
     if cls is not TrainConfig:
-        # An empty section uses its defaults.
+        # In YAML, an empty section is null. Such a section uses its defaults.
         definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
     for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
         key = definition["properties"][field.name]
@@ -108,7 +108,7 @@ def _add_ignored(keys: dict[str, Any], path: str) -> None:
         here = fnmatchcase(path, above) if path else not above
         if rule.accepts and "*" not in name and here:
             ignored = keys.setdefault(name, {"enum": [], "deprecated": True, "description": rule.hint})
-            # Sections of the same class may accept different values.
+            # Several sections may have this class, but accept different values for the key.
             ignored["enum"] += [value for value in rule.accepts if value not in ignored["enum"]]
 
 

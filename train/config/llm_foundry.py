@@ -179,7 +179,7 @@ EPOCHS = (
     *("max_duration", "eval_interval", "save_interval", "console_log_interval"),
     "callbacks.hf_checkpointer.save_interval",
 )
-"""Durations that LLM Foundry accepts as a plain number of epochs."""
+"""Keys of durations for which LLM Foundry also accepts a plain number, which means epochs."""
 
 
 def rule_for(path: str) -> Rule | None:
@@ -307,7 +307,7 @@ REMARKS: dict[str, str] = {
     "tokenizer.kwargs.model_max_length": "must equal `max_seq_len`",
     "save_folder": "`{run_name}` is replaced by the name of the run, as in LLM Foundry",
 }
-"""Notes on supported keys."""
+"""Notes on supported keys in the table of docs/llm-foundry.md."""
 
 
 def verdict(key: str) -> tuple[str, str]:

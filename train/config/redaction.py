@@ -12,7 +12,7 @@ from train.config.reading.interpolation import escaped
 _LEFT_OUT = "# This file contains no secrets. A run with this config reads the secrets from the environment:\n"
 _NOWHERE = "no variable exists, so pass the value on the command line"
 _REQUIRED = object()
-"""The default of a required field."""
+"""Used as the default of a required field, which has none. It differs from every value."""
 
 
 def masked_yaml(config: Section) -> str:

@@ -86,7 +86,7 @@ class LiveBar:
 
 
 class _Above:
-    """Replaces a stream, and prints each complete line above the bar."""
+    """Replaces stdout or stderr, and prints each complete line above the bar."""
 
     def __init__(self, stream: TextIO, bar: LiveBar) -> None:
         self._stream, self._bar, self._begun = stream, bar, ""

@@ -24,7 +24,7 @@ _PARTS = {
     "lbl": "lbl {}",
     "GiB": "{} GiB",
 }
-"""Parts of the bar by column header, most important first."""
+"""The format of each part of the progress bar, by column header, most important first."""
 
 
 class ConsoleLines(StepLogger):

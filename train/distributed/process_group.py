@@ -76,7 +76,7 @@ def initialize_dist(device: "Device", timeout: float, facts: Callable[[], Mappin
 
     store = _wait_for_all(timeout, facts()) if _must_join() else None
     dist.initialize_dist(device, timeout=timeout)
-    del store  # torch now has its own store on the same server
+    del store  # no longer needed, because torch has created its own store on the same server
 
 
 def _must_join() -> bool:
@@ -144,5 +144,5 @@ def _poll(is_so: Callable[[], bool], waiting: Callable[[], str], timeout: float 
             node_logger.info(waiting())
             notice_at = now + _NEXT_NOTICE_SECONDS
         time.sleep(min(seconds, start + timeout - now))
-        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # about a tenth of the time waited so far
+        seconds = min(1.1 * seconds, _SLOWEST_POLL_SECONDS)  # each sleep is about a tenth of the time waited so far
     return True

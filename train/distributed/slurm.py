@@ -47,7 +47,7 @@ def ranks_of_srun(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_task_of_srun(environment: Mapping[str, str]) -> bool:
-    """Whether this rank was started by srun and not by a launcher."""
+    """Whether srun itself started this rank, without a launcher such as torchrun."""
     launched = "TORCHELASTIC_RUN_ID" in environment
     ranks = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS"}
     return not launched and all(

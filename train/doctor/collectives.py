@@ -17,7 +17,7 @@ from train.doctor.check import Check, slow_if
 Kind = Literal["all-reduce", "all-to-all"]
 
 _SIZES = {"cpu": (2**20, 2**24), "cuda": (2**20, 2**26, 2**29)}
-"""Sizes of a rank's tensor in bytes."""
+"""Sizes, in bytes, of the tensor that each rank passes to a collective, by type of device."""
 _REPEATS = {"cpu": 3, "cuda": 10}
 _LEAST_GB_S = {"cpu": 0.1, "cuda": 5.0}
 """Lowest acceptable bandwidth in 10^9 bytes per second. Ethernet at 1 Gbit/s, NCCL over sockets and old generations of
@@ -66,7 +66,7 @@ def bandwidth(kind: Kind, n_bytes: int, device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds per call, after all ranks have synchronized."""
+    """Synchronize all ranks, and then measure the seconds per call of `work`."""
     dist.all_reduce(torch.zeros(1))
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -33,7 +33,7 @@ try:
 except BlockingIOError:
     sys.exit(3)
 """
-"""Exits with code 3 if another process holds the lock."""
+"""A script that exits with code 3 if another process holds the lock."""
 _HELD = 3
 
 

@@ -37,7 +37,7 @@ def check_driver(machine: Machine) -> Iterator[Check]:
 
 
 def check_gpus(machine: Machine) -> Iterator[Check]:
-    """Check the GPUs' models, and whether their memory is free."""
+    """Check whether all GPUs are of the same kind, and whether their memory is free."""
     if not machine.torch_gpus:
         found = f"{machine}, not usable" if machine.nvidia_gpus or machine.amd_gpus else "no GPU that a run would use"
         yield Check(name="GPUs", status="not here", found=found)

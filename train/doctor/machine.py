@@ -61,7 +61,7 @@ def check_shared_memory(*, gpu: bool) -> Iterator[Check]:
 
 
 def check_limits(world_size: int) -> Iterator[Check]:
-    """Check the limit of open files and, with InfiniBand, of locked memory."""
+    """Check the limit on open files and, with InfiniBand, the limit on locked memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _FILES_BASE + _FILES_PER_RANK * world_size
     too_low = soft != resource.RLIM_INFINITY and soft < needed

@@ -75,7 +75,7 @@ class RankExchange:
             self.store = PrefixStore("doctor", connect(max(seconds, _CONNECT_SECONDS)))
 
     def publish(self, subject: str, value: Any) -> None:
-        """Publish this rank's value, which must be a JSON value."""
+        """Publish this rank's value for the subject. The value must be JSON-serializable."""
         self._own[subject] = value
         if self.store is not None:
             self.store.set(f"{subject}/{self.place.rank}", json.dumps(value))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 Place = tuple[int, int]
-"""The numbers of a layer and of an expert in this layer."""
+"""The number of a layer, and the number of an expert in this layer."""
 _MOST_NAMED = 4
 """A message lists up to this number of experts. If there are more, the message contains only their number per layer."""
 _MOST_LAYERS = 6

@@ -74,7 +74,7 @@ def export_peft(checkpoint: Path, output: Path, precision: Precision = "fp32") -
 
 
 def _check_finite(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ConfigError if adapters in the checkpoint are not finite."""
+    """Raise ConfigError if an adapter in the checkpoint contains NaN or infinity."""
     names = []
     for name, shape in shapes.items():
         for start, stop in row_blocks(shape, FORMATS["fp32"].n_bytes):

@@ -101,7 +101,7 @@ class TextStream:
         """Number of characters after _read that were already returned."""
 
     def add(self, token: int) -> str:
-        """Add a token and return the text that can no longer change."""
+        """Add a token, and return the new text that later tokens cannot change."""
         self._ids.append(token)
         text = self._new_text()
         # A character has at most 4 bytes, so at most the last 3 may belong to an incomplete character.

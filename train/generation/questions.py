@@ -34,7 +34,7 @@ def as_question(prompt: str, *, chat: bool = False, system_prompt: str | None = 
 
 
 def question_text(question: Question) -> str:
-    """The text by which a question is displayed."""
+    """The text that is displayed for a question."""
     return question.prompt if isinstance(question, PromptResponse) else question.messages[-2]["content"]
 
 

@@ -71,7 +71,7 @@ def read_kept(folder: Path) -> dict[str, Result]:
 
 
 def section(results: Mapping[str, Result]) -> str:
-    """The generated section of the card, in Markdown."""
+    """The section of the model card that shows the results, in Markdown."""
     rows = [(*row, results[row[0]]["date"]) for row in rows_of(results)]
     header = ("task", "metric", "value", "asked", "date")
     lines = [header, ("---",) * len(header), *rows]

@@ -156,7 +156,7 @@ def _known(name: str, manager: Any) -> str:
 
 def _cannot_load(name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if type(error) is FileNotFoundError:  # not a subclass, because errors of the hub are subclasses
+    if type(error) is FileNotFoundError:  # isinstance would also accept errors of the hub, which are subclasses
         return (
             f"--tasks contains {name!r}, whose data does not exist ({reason}): add the data, or correct the task's YAML"
         )

@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    except (OSError, AttributeError):  # the C library is not glibc
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGEST)
     mallopt(_M_TRIM_THRESHOLD, -1)

@@ -106,7 +106,7 @@ def fetch(name: str, patterns: list[str]) -> Path:
             return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline is not None))
     except errors.HFValidationError:
         raise ConfigError(f"{subject}, which is neither an existing folder nor a name on the hub", key=KEY) from None
-    except errors.LocalEntryNotFoundError as error:  # a subclass of OSError
+    except errors.LocalEntryNotFoundError as error:  # caught before OSError, because it is a subclass of OSError
         why = offline or first_line(error)
         raise ConfigError(
             f"{subject}, which is neither a local folder nor in the local cache of the hub; {why}: download the model "

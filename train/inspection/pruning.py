@@ -120,7 +120,7 @@ def _plan(folder: Path, keep: int, keep_every: int | None) -> Pruning:
 
 
 def _verify_one(planned: Pruning, progress: Callable[[int], object]) -> None:
-    """Raise ConfigError if none of the checkpoints to keep can be verified."""
+    """Raise ConfigError unless at least one of the checkpoints to keep is intact."""
     for path in reversed(planned.kept):
         verified = verify(path, progress)
         for line in verified.lines():

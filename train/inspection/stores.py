@@ -84,4 +84,4 @@ def _write(path: Path, data: bytes, n_bytes: int | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     if n_bytes is not None:
-        os.truncate(path, n_bytes)  # creates a sparse file
+        os.truncate(path, n_bytes)  # extends the file without writing data (a sparse file)

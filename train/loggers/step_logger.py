@@ -43,7 +43,7 @@ class StepLogger(LoggerDestination):
     def batch_start(self, state: State, logger: Logger) -> None:
         self._in_step = True
 
-    # Composer calls these methods of loggers after it calls those of callbacks.
+    # Composer calls each of these methods first on all callbacks, and then on the loggers.
     def batch_end(self, state: State, logger: Logger) -> None:
         self._in_step = False
         self.flush(state)

@@ -30,7 +30,7 @@ class RouterStats(NamedTuple):
 
 class Routing(NamedTuple):
     weights_TK: Tensor
-    """The weights of the selected experts, in the dtype of x."""
+    """The router weights of the selected experts, in the dtype of x."""
     experts_TK: Tensor
     probs_TE: Tensor
     """The router probabilities, in at least fp32, like the logits."""

@@ -45,7 +45,7 @@ class BlockBytes:
     stream: float
     """The residual stream [tokens, D] at the input or output of the block, or its gradient."""
     forward: float
-    """The maximum in the block's forward pass."""
+    """The maximum number of bytes during the block's forward pass."""
     backward: tuple[Moment, ...]
     """The points in the block's backward pass at which the maximum can occur."""
     exchanged: float
@@ -105,7 +105,7 @@ class _Block:
         # rank that has the token sums them.
         self.rows = self.KD if self.divided else self.normed
         self.hidden = 0 if self.recomputes else 2 * self.KF
-        # A frozen GEMM does not keep its input.
+        # A GEMM with a frozen weight does not keep its input.
         first_norm = self.normed if self.lora is None or "Wqkv" in self.lora.targets else 0
         self.attention = self.stream + first_norm + 3 * self.qkv - a * GC + self.normed + _FP32 * (model.n_heads + 4)
         self.between = self.stream + (self.normed if self.trained or not self.divided else 0)

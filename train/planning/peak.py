@@ -43,7 +43,7 @@ class MemoryParts:
     prefetched: float = 0.0
     """The buffer of an all-gather: that of the next unit or, in the forward pass, that of the current unit."""
     reduce_buffers: float = 0.0
-    """Unsharded gradients, and the input of the last reduce-scatter."""
+    """Unsharded gradients, and the input of the most recent reduce-scatter."""
     logits: float = 0.0
     """The logits of a chunk of tokens, and the unsharded gradient of the head's weight."""
     experts_exchange: float = 0.0

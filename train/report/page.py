@@ -39,7 +39,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def _section(run: Run, number: int) -> dict[str, Any]:
-    """Return the template values of one run."""
+    """Return the values of one run that report.html shows."""
     streams, health = charts.stream_charts(run), charts.expert_charts(run)
     for chart in (*streams, *health):
         chart["key"] = f"{number}-{chart['key']}"

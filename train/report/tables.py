@@ -118,7 +118,7 @@ def event_counts(run: Run) -> str:
 
 
 def data_overview(run: Run) -> Table:
-    """Return a row for each stream of each loader."""
+    """Return a table with a row for each stream of each loader."""
     rows = []
     for name, manifest in _manifests(run):
         dropped = manifest.get("dropped")
@@ -174,7 +174,7 @@ def time_spent(run: Run) -> list[tuple[str, str, float]]:
 
 
 def runs(several: Sequence[Run]) -> Table:
-    """Return a row for each run."""
+    """Return a table with a row for each run."""
     columns = ["run", "folder", "state", "step", "tokens", "train loss", "evaluation loss", "tokens/s", "peak GiB"]
     rows = []
     for run in several:

@@ -14,7 +14,7 @@ from train.resume.differences import ABSENT, Difference
 
 
 class Outcome(NamedTuple):
-    """The handling of a changed key, with the reason."""
+    """How a changed key is handled, and why."""
 
     kind: Literal["applied", "ignored", "refused"]
     reason: str = ""

@@ -92,7 +92,7 @@ def fit(
                         )
                         built = _build(config, inputs, context, [SectionMarks(sections), *callbacks], dtype)
                         exporter = _fit(config, built, context)
-                    _check(exporter)  # export errors are raised only after all uploads
+                    _check(exporter)  # raise export errors only after all uploads are complete
                     return
             inputs = verify_end(config, inputs)
         with mirrored(config, inputs, supervision.signals) if inputs.resuming else nullcontext() as mirror:
@@ -195,7 +195,7 @@ def _fit(config: TrainConfig, built: _Built, context: _RunContext) -> HFCheckpoi
         for loader in built.loaders:
             stack.enter_context(loader.worker_errors())
         stack.enter_context(supervision.signals.deferred())
-        stack.callback(_report, inputs)  # called after the last save
+        stack.callback(_report, inputs)  # called after `finishing`, and therefore after the last save
         stack.enter_context(finishing(built.savers))
         on_first_rank(lambda: _write_run_files(config, inputs))
         start = start_line(config, inputs, context.device.name, built.precision)
@@ -232,7 +232,7 @@ def initialize(inputs: Inputs, config: TrainConfig, device: ComposerDevice) -> I
 
 
 def _fingerprints(inputs: Inputs) -> dict[str, str]:
-    """Return the fingerprint of the rows for each loader or stream."""
+    """Return the fingerprint of each stream's rows, by loader and stream."""
     loaders = {"train_loader": inputs.data.streams, "eval_loader": inputs.eval_streams or {}}
     return {join(key, name): rows.fingerprint for key, streams in loaders.items() for name, rows in streams.items()}
 
@@ -275,7 +275,7 @@ def _close(trainer: Trainer) -> None:
 
 def _report(inputs: Inputs) -> None:
     """Write the report of a run that ends, successfully or not."""
-    with within(Section.UNTIMED):  # every rank enters the same sections
+    with within(Section.UNTIMED):  # outside the condition, because every rank must enter the same sections
         if inputs.log_folder is not None and dist.get_global_rank() == 0:
             report.report_at_end(inputs.log_folder)
 

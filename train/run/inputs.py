@@ -68,7 +68,7 @@ class Inputs:
 
     @property
     def record(self) -> Record:
-        """record.jsonl, in the log folder and in the save folder."""
+        """The run's record.jsonl, which is written to the log folder and to the save folder."""
         return Record({"save_folder": self.folder, "log_folder": self.log_folder})
 
     @property
@@ -155,7 +155,7 @@ def starting_from(inputs: Inputs, config: TrainConfig, run_name: str, start: Sta
 
 
 def _is_same(start: Start | None, other: Start | None) -> bool:
-    """Whether both starts are the same checkpoint with the same state."""
+    """Whether both starts refer to the same checkpoint with the same state."""
     if start is None or other is None:
         return start is other
     return (start.path, start.run_id, start.state) == (other.path, other.run_id, other.state)

@@ -47,7 +47,7 @@ def run(*command: str) -> None:
         assert process.stdout is not None
         try:
             _show(process.stdout)
-        except KeyboardInterrupt:  # the command also receives the signal, saves, and ends
+        except KeyboardInterrupt:  # the command also receives SIGINT, saves a checkpoint, and ends
             _show(process.stdout)
             raise
     if process.returncode:

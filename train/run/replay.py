@@ -39,7 +39,7 @@ class Replayed:
     recorded: str
     """The rank's part of the loss in the original run, in the format of float.hex."""
     replayed: str
-    """The recomputed part, in the same format."""
+    """The rank's part of the recomputed loss, in the same format."""
     same_rows: bool
     same_random: bool
 

@@ -73,7 +73,7 @@ def _with_earlier_start(inputs: Inputs, config: TrainConfig, start: Start, error
         remote = open_save_folder(config, inputs.run_name)
         chosen.append(fall_back(config, inputs.folder, start, error, remote=remote))
 
-    # With an object store, `choose` downloads a whole checkpoint.
+    # `choose` may be slow: it downloads a whole checkpoint if the save folder is in an object store.
     on_first_rank(choose, slow=f"restore/{start.path.name}")
     found = [chosen[0] if chosen else None]
     dist.broadcast_object_list(found, src=0)

@@ -254,7 +254,7 @@ def finishing(savers: Sequence[CheckpointSaver]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with within(Section.UNTIMED):  # `abandon` has its own time limit
+        with within(Section.UNTIMED):  # no deadline, because `abandon` has its own time limit
             for each in savers:
                 each.saver.abandon(each.saving.timeout)
         raise

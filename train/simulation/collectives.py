@@ -1,4 +1,4 @@
-"""The traffic of a simulated rank in collectives, and the collectives' results."""
+"""The traffic that a simulated rank sends in collectives, and the results of the collectives."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -74,7 +74,7 @@ class SimulatedOperations(TrackedOperations):
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
         if func is _aten.topk.default:
-            # The experts that the router selects.
+            # These are the experts that the router selects: every expert gets the same number of tokens.
             values, indices = out
             with unset_fake_temporarily():
                 indices = torch.arange(indices.numel()).remainder(args[0].shape[-1]).view(indices.shape)

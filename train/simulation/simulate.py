@@ -29,7 +29,7 @@ from train.simulation.storages import Phase, Storages, counting_resizes
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """The memory, traffic and FLOPs of a step of rank 0."""
+    """The memory, traffic and FLOPs of rank 0 in a step."""
 
     ranks: int
     moe_impl: str

@@ -122,7 +122,7 @@ class NonFiniteSteps:
         if self._saver is not None:
             try:
                 saved, why = self._saver.save_now(state, random=random), "the checkpoint could not be written"
-            except (ConfigError, DataError, RunStopped) as error:  # the same on every rank
+            except (ConfigError, DataError, RunStopped) as error:  # every rank raises the same error
                 why = str(error)
         lines = [f"the loss or gradient norm of batch {incident.batch} is not finite (on_nonfinite: stop)"]
         lines.append(

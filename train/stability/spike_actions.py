@@ -63,7 +63,7 @@ class SpikeActions:
             self._end_long_spike(batch, loss, logger)
         return leave_out
 
-    @within(Section.UNTIMED)  # a large checkpoint may take longer than the deadline of a step
+    @within(Section.UNTIMED)  # loading a large checkpoint may take longer than the deadline of a step
     def _roll_back(self, state: State, what: str, logger: Logger, model: nn.Module) -> None:
         batch, most = state.timestamp.batch.value, self._config.spikes.max_rollbacks
         if self._rollbacks >= most:

@@ -84,7 +84,7 @@ class StepCheck(Callback):
         self._experts.log_step(logger, values.routing)
         if self._is_skipped(state, logger, values):
             drop_gradients(params)
-            # Lineage reads these lines (see train/lineage/history.py).
+            # train/lineage/history.py reads this line.
             self._events.note(state.timestamp.batch.value, skipped=True)
         elif self._clipping is not None:
             clip_gradients(params, values.gradient_norm, self._clipping)

@@ -67,7 +67,7 @@ class StopSignals:
             signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
-        """Stop the thread."""
+        """Stop the thread that `install` started."""
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)
             os.close(self._wakeup)

@@ -110,7 +110,7 @@ class _Operations:
         self.found: dict[int, tuple[int, str]] = {}
         """Maps the id of an event to its nesting depth and its category."""
         self.launched: dict[int, str] = {}
-        """Maps the correlation id of a kernel launch to the category."""
+        """Maps the correlation id of a kernel launch to the category of the operation that launched the kernel."""
         threads = [number for each in ordered if (number := each.get("args", {}).get("Fwd thread id", 0))]
         self._main_thread = min(threads, default=0)
         self._forward: dict[tuple[int | None, int | None], str] = {}
@@ -190,7 +190,7 @@ def _partition(slices: Sequence[Slice], start: float, end: float) -> dict[str, f
 
 
 def table(found: Timeline, title: str) -> str:
-    """Return the table for the console and for a file."""
+    """Return a table of the categories as text, for the console and for a file."""
     whole = sum(found.seconds.values())
     rows = [(name, found.seconds[name]) for name in CATEGORIES]
     lines = [f"{title}: {1e3 * whole / found.steps:.1f} ms per step", f"  {'':18}{'ms per step':>12}{'share':>9}"]

@@ -26,7 +26,7 @@ class Window:
     """The most recent steps of this process and their durations."""
 
     def __init__(self, size: int) -> None:
-        """size: number of steps."""
+        """size: the number of steps over which rates are computed."""
         self._steps = 0
         self._ends: deque[tuple[float, Progress]] = deque(maxlen=size + 1)
 
@@ -65,6 +65,6 @@ class Interruptions:
             self._first = batch, seconds
         first, before = self._first
         if seconds > self._seconds and batch > first:
-            # The interruption was before this step.
+            # The interruption ended before this step, so its time is divided among the earlier steps.
             self.per_batch = (seconds - before) / (batch - first)
         self._seconds = seconds

@@ -104,7 +104,7 @@ class MergedWeights:
     def _A(self, name: str, expert: int, width: int) -> torch.Tensor:
         """Return the A matrix of an expert. The matrix is read only once for consecutive blocks of rows that need
         it."""
-        held = self._held  # read once, because threads read blocks in parallel
+        held = self._held  # a single read, because other threads may replace the value
         if held[0] != f"{name} {expert}":
             A, r = torch.empty(self.lora.r, width), self.lora.r
             self.adapters.rows(name, expert * r, (expert + 1) * r, A)

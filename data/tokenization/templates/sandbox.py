@@ -53,7 +53,7 @@ def plain(value: Any) -> Any:
     kind = type(value)
     if kind is str:
         return value
-    if kind is dict:  # str is the most common type, so it is checked first
+    if kind is dict:  # strings are the most common values, so `plain` is not called for them
         return {
             key if type(key) is str else plain(key): item if type(item) is str else plain(item)
             for key, item in value.items()

@@ -83,7 +83,7 @@ def _another_step(lab: Lab) -> Iterator[str]:
 
 
 def _readers(lab: Lab) -> Iterator[str]:
-    """Run all other commands that read weights, and yield their outcomes."""
+    """Run all commands other than train.py that read weights, and yield their outcomes."""
     copy = lab.copy()
     name = flip_tensor(copy / NEWEST, _weight, random.Random(0))
     checkpoint = str(copy / NEWEST)

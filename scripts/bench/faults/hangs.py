@@ -9,7 +9,7 @@ from scripts.bench.faults.processes import Ended
 from scripts.bench.faults.runs import SAME, Case, Lab
 
 _DEFECT, _FIXABLE, _HUNG = 1, 2, 4
-"""The exit codes of train.py for these errors."""
+"""The exit codes of train.py for a defect, for an error that the user can fix, and for a hang."""
 _RANKS = 2
 _WITHIN = 30.0
 """Maximum number of seconds between the end of the first rank and the end of the last rank."""

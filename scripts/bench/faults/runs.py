@@ -44,7 +44,7 @@ class Case:
 
 
 class Lab:
-    """Creates the folders of runs in a temporary folder."""
+    """Creates save folders in a temporary folder, and runs commands on them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._numbers = folder, itertools.count()

@@ -19,7 +19,7 @@ class Row(NamedTuple):
     dtype: torch.dtype
     n_configs: int
     compiled: dict[int, list[Compiled]]
-    """The results by compute capability times ten."""
+    """The results by compute capability, multiplied by ten (90 for 9.0)."""
     errors: list[str]
 
     def cells(self) -> dict[str, str]:
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def _usage(made: list[Compiled]) -> str:
-    """Format the maximum values over the configurations."""
+    """Format the maximum of each value over all configurations."""
     columns = zip(*((each.registers, each.spilled, each.shared) for each in made), strict=True)
     return " / ".join(f"{max(column):,}" for column in columns) or "error"
 

@@ -162,7 +162,7 @@ def _of_attention(
 def _plain_attention(
     model: ModelConfig, document_T: Tensor, position_T: Tensor, x_TD: Tensor, Wqkv: Tensor, out_proj: Tensor
 ) -> Tensor:
-    """Compute all T x T scores with a mask."""
+    """Attention that computes all T x T scores and applies a mask."""
     attn, C = model.attn_config, model.head_dim
     qkv_TXC = (x_TD @ Wqkv.T).clamp(-(attn.clip_qkv or torch.inf), attn.clip_qkv or torch.inf).unflatten(1, (-1, C))
     q, k, v = qkv_TXC.transpose(0, 1).split((model.n_heads, attn.kv_n_heads, attn.kv_n_heads))

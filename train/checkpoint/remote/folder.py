@@ -30,7 +30,7 @@ _RESERVE = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """The content of the folder at one moment."""
+    """The objects in the folder at one moment."""
 
     committed: tuple[str, ...]
     """Checkpoints that have a manifest, oldest first. They may be corrupt."""
@@ -38,7 +38,7 @@ class Contents:
     """Checkpoints without a manifest. A run was killed while it was sending or deleting them, or is still sending
     them."""
     sizes: dict[str, int]
-    """Sizes of all objects, by name."""
+    """The size in bytes of each object, by name."""
 
     def of(self, checkpoint: str) -> list[str]:
         """Names of a checkpoint's objects, with the manifest last."""

@@ -24,7 +24,7 @@ POLL = 3.0
 
 
 class TakenOverError(Exception):
-    """Another run owns the folder."""
+    """This run no longer owns the folder."""
 
 
 @dataclass

@@ -118,7 +118,7 @@ class Mirror(Callback):
             self._sender.end()
             text = self._problem(last=True) or ""
         text = from_first_rank("mirror/finished", text)
-        dist.barrier()  # the other ranks read from a store in rank 0's process
+        dist.barrier()  # rank 0 waits, because its process hosts a store from which the other ranks read
         if text:
             raise DataError(text)
 

@@ -107,7 +107,7 @@ class Sender:
         """Wait until everything is sent, then release the folder."""
         self._restarts, notified = 0, None
         while not self.ended and self.lost is None and self._process.returncode is None:
-            if notified is not self._process:  # a restarted process must also receive the order
+            if notified is not self._process:  # a restarted process must receive this order as well
                 notified = self._process
                 self._order({"end": True})
             self.poll(0.2)
@@ -187,7 +187,7 @@ class Sender:
 
     def _order(self, values: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError, ValueError):  # poll handles a process that has ended
+        with suppress(OSError, ValueError):  # `poll` handles the case that the process has ended
             self._process.stdin.write(json.dumps(values).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -226,7 +226,7 @@ class Sender:
         self._restarts += 1
         self._close_pipes()
         logger.warning(f"{reason}: restarting it")
-        with suppress(OSError):  # starting the process is retried at the next checkpoint
+        with suppress(OSError):  # if the process cannot be started, this is retried at the next checkpoint
             self._start()
             self.end_error = None
 

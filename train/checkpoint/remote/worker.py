@@ -53,7 +53,7 @@ class Worker:
     orders: queue.Queue[dict[str, Any] | None] = field(default_factory=queue.Queue)
     """The orders to execute. None ends the process."""
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Set when this worker may not commit any more checkpoints."""
+    """Set when this worker must not commit any more checkpoints."""
     scanning: threading.Event = field(default_factory=threading.Event)
     """Set once the files next to the checkpoints belong to this run. From then on, these files are also sent."""
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)

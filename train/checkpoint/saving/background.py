@@ -104,7 +104,8 @@ class BackgroundSaver:
         if background and self._fits is None:
             self._fits = self._check_memory(snapshot_size(content.tensors, gather=content.gather) if writes else 0)
         background = background and bool(self._fits)
-        if background or (content.gather and self._fits):  # avoids two copies of gathered tensors
+        # With `gather`, a synchronous save also uses the snapshot's memory, to avoid a second copy of the tensors.
+        if background or (content.gather and self._fits):
             tensors = self._snapshot.take(content.tensors, gather=content.gather, keep=writes)
         else:
             tensors = _gathered(content.tensors, keep=writes) if content.gather else content.tensors

@@ -89,7 +89,7 @@ class Ranks:
             return None, self.is_first
         if mesh.ndim == 1:
             return self.group, True
-        # (replicas, shards): see train/distributed/build_model.py.
+        # The mesh has the dimensions (replicas, shards): see train/distributed/build_model.py.
         return self.first_replica or mesh.get_group(1), mesh.get_local_rank(0) == 0
 
 

@@ -60,7 +60,7 @@ class Snapshot:
             return
         self._places = {}
         if self._memory is not None:
-            self._memory.release()  # released before new memory is allocated
+            self._memory.release()  # release the old memory before new memory is allocated
         self._memory = _Memory(max(_size(layout), 1))
         self._layout, self._places = layout, _places(layout, self._memory.mapped)
 
@@ -76,7 +76,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def _copy(place: Tensor, source: Tensor) -> None:
-    with torch.no_grad():  # set here, because the setting is per thread
+    with torch.no_grad():  # set here, because each thread has its own setting
         place.copy_(source, non_blocking=True)
 
 

@@ -198,7 +198,7 @@ class VerifiedFile:
 def _read(handle: int, out: memoryview, offset: int) -> int:
     """Like os.preadv with one buffer. If the data is not in memory, the data that follows in the file is requested as
     well, so that the disk continues to read while hashes are computed. Raises OSError."""
-    if hasattr(os, "RWF_NOWAIT"):  # Linux
+    if hasattr(os, "RWF_NOWAIT"):  # Linux only
         with suppress(OSError):
             return os.preadv(handle, [out], offset, os.RWF_NOWAIT)
         os.posix_fadvise(handle, offset, 2 * _READ_BLOCKS * BLOCK_BYTES, os.POSIX_FADV_WILLNEED)

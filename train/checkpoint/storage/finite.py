@@ -18,7 +18,7 @@ _HINT = (
 
 
 class NotFiniteError(ConfigError):
-    """A checkpoint whose weights or optimizer state contain NaN or infinity."""
+    """The weights or the optimizer state of a checkpoint contain NaN or infinity."""
 
     def __init__(self, checkpoint: Path, tensors: tuple[str, ...]) -> None:
         super().__init__(not_finite(f"checkpoint {checkpoint}", tensors, _HINT))

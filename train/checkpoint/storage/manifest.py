@@ -29,7 +29,7 @@ _MOST_BYTES = 1 << 30
 
 
 class CorruptCheckpointError(ConfigError):
-    """A checkpoint whose files do not match its manifest."""
+    """The files of a checkpoint do not match its manifest."""
 
     def __init__(self, checkpoint: Path, name: str, defect: str) -> None:
         super().__init__(f"checkpoint {checkpoint} is corrupt: {name} {defect}")
@@ -54,7 +54,7 @@ class Manifest:
     versions: Mapping[str, str]
     """Versions of Python and of the packages that affect results."""
     files: Mapping[str, FileDigest] = field(default_factory=dict)
-    """Name of each file, except the manifest itself -> its digest."""
+    """Maps the name of each file, except the manifest itself, to its digest."""
 
     @property
     def size(self) -> int:

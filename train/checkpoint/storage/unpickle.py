@@ -80,7 +80,7 @@ def _types_kept() -> Iterator[None]:
     """Restore torch's types at the end. Raises UnpicklingError if the pickle has changed a type."""
     before = {kind: dict(vars(kind)) for kind in _INDEX_TYPES}
     collecting = gc.isenabled()
-    gc.disable()  # the garbage collector would repeatedly scan hundreds of thousands of new objects
+    gc.disable()  # otherwise, the garbage collector would repeatedly scan hundreds of thousands of objects
     try:
         yield
     finally:
@@ -112,7 +112,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         if not isinstance(found, metadata.Metadata):
             raise TypeError(f"it contains {type(found).__name__}")
         _check(found)
-        found.storage_meta = None  # this field contains the placeholder of a path
+        found.storage_meta = None  # this field contains the placeholder that replaces a path
     except Exception as error:  # a damaged pickle can raise almost any exception
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
     return found
@@ -147,7 +147,7 @@ def load_values(source: Any, checkpoint: Path, name: str, **kwargs: Any) -> Any:
     try:
         with torch.serialization.safe_globals(_VALUES):
             return torch.load(source, map_location="cpu", weights_only=True, **kwargs)
-    except Exception as error:  # see read_metadata
+    except Exception as error:  # any exception, as in read_metadata
         raise CorruptCheckpointError(checkpoint, name, _defect(error)) from None
 
 

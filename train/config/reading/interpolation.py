@@ -140,7 +140,7 @@ def _unresolved(path: Path, text: str, error: Exception, tree: dict[str, Any], d
 def _is_written(tree: Any, key: str) -> bool:
     for part in key.replace("[", ".").replace("]", "").split("."):
         if isinstance(tree, str):
-            return True  # the reference may refer to a mapping with this key
+            return True  # the string may be a reference to a mapping that contains the remaining parts
         if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]
         elif isinstance(tree, dict) and part in tree:

@@ -102,7 +102,7 @@ def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[
 
 
 def _model_of(tree: dict[str, Any]) -> dict[str, Any]:
-    """The values of model, with references resolved."""
+    """The values of the section `model`, with references resolved."""
     model = resolve(tree)[0].get("model")
     return model if isinstance(model, dict) else {}
 

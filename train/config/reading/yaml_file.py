@@ -17,7 +17,7 @@ from data.config.sections import is_within, join
 from data.config.suggest import show
 
 _MARK = "\ue000{"
-"""Replaces `${` while YAML is parsed."""
+"""Replaces `${` while YAML is parsed, so that OmegaConf does not interpret references."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}{_yaml_problem(error)}") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: the keys of a config must be strings: {_first_line(error)}") from None
-    except (ValueError, RecursionError) as error:  # very long numbers, deeply nested lists
+    except (ValueError, RecursionError) as error:  # for very long numbers and deeply nested lists
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from None
 
 

@@ -47,11 +47,11 @@ class Run(NamedTuple):
 
     n_tokens: int
     blocks: list[Block]
-    """Positions are relative to the run's first token."""
+    """The blocks of the run. Their positions are relative to the run's first token."""
 
 
 class BlocksBackend(NamedTuple):
-    """Keeps the order of the tokens, without padding."""
+    """Computes attention in blocks of queries. Keeps the order of the tokens, and needs no padding."""
 
     runs: list[Run]
 
@@ -69,7 +69,7 @@ class BlocksBackend(NamedTuple):
 
 def _attend(q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, run: Run) -> Tensor:
     if not run.blocks:
-        # One call of SDPA for one document.
+        # The run is one long document, which a single call of SDPA computes.
         return causal(q_THC, k_TGC, v_TGC, (1, run.n_tokens), 0.0)
     return _Blocks.apply(q_THC, k_TGC, v_TGC, run.blocks)  # pyright: ignore[reportReturnType]
 
@@ -168,11 +168,11 @@ def _shaped(memory: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _softmax(q_GNC: Tensor, k_GMC: Tensor, block: Block, scores: Tensor, weights: Tensor) -> Tensor:
-    """Attention weights [G, N, M], written to `weights`."""
+    """Compute the attention weights [G, N, M], and write them to `weights`."""
     shape = (q_GNC.shape[0], q_GNC.shape[1], k_GMC.shape[1])
     s_GNM = torch.bmm(q_GNC, k_GMC.transpose(1, 2), out=_shaped(scores, shape))
     n_queries = block.end - block.start
-    # All queries of the block attend to the keys before its start.
+    # Only the keys of the block are masked, because all its queries attend to all earlier keys.
     s_GNM[..., -n_queries:].unflatten(1, (n_queries, -1)).add_(_mask(block.lengths).unsqueeze(1))
     return torch.softmax(s_GNM, -1, out=_shaped(weights, shape))
 

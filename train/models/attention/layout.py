@@ -21,7 +21,7 @@ class Documents(NamedTuple):
     lengths: list[int]
     """The length of each document, row by row."""
     n_positions: int
-    """B * S."""
+    """B * S, including padding."""
     place_T: Tensor
     """Index of each token in the flattened [B*S] rows."""
     position_T: Tensor

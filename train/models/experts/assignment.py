@@ -13,7 +13,7 @@ class Assignment(NamedTuple):
     """Assignments sorted by expert. The sort is stable, so that the result is deterministic."""
 
     order_A: Tensor
-    """The index of each sorted assignment in the flattened [T, K]."""
+    """The index of each sorted assignment in the flattened tensor [T, K]."""
     token_A: Tensor
     """The token of each sorted assignment."""
     expert_A: Tensor

@@ -68,7 +68,7 @@ class LayerProducts(Protocol):
     each forward and each backward."""
 
     order_A: Tensor
-    """The index of each sorted assignment in the flattened [T, K]."""
+    """The index of each sorted assignment in the flattened tensor [T, K]."""
     splits: list[int]
     """The number of assignments of each part."""
 

@@ -62,7 +62,7 @@ def _combine_kernel(y, slots, weights, out, width, K: tl.constexpr, WEIGHTED: tl
 
 
 def fused_glu(h1_AF: Tensor, h2_AF: Tensor, act_AF: Tensor) -> None:
-    """Write the activation to act."""
+    """Compute the activation from h1 and h2, and write it to act."""
     if act_AF.numel():
         _glu_kernel[(triton.cdiv(act_AF.numel(), _BLOCK),)](h1_AF, h2_AF, act_AF, act_AF.numel(), BLOCK=_BLOCK)
 

@@ -17,7 +17,7 @@ class Grouped(Protocol):
     """The GEMMs of one layer's experts, and the operations that move tokens to the experts and back."""
 
     order_A: Tensor
-    """The index of each sorted assignment in the flattened [T, K]."""
+    """The index of each sorted assignment in the flattened tensor [T, K]."""
 
     def gather(self, x_TD: Tensor) -> Tensor:
         """Return [A, D]: the row of x for each assignment."""
@@ -28,15 +28,15 @@ class Grouped(Protocol):
         ...
 
     def rows_by_columns(self, x_AD: Tensor, w: Tensor) -> Tensor:
-        """[A, F]: x w_e^T."""
+        """Return [A, F]: x w_e^T, where e is the expert of each assignment."""
         ...
 
     def rows_by_rows(self, h_AF: Tensor, w: Tensor) -> Tensor:
-        """[A, D]: h w_e."""
+        """Return [A, D]: h w_e, where e is the expert of each assignment."""
         ...
 
     def weight_gradient(self, h_AF: Tensor, x_AD: Tensor) -> Tensor:
-        """[E*F, D]: h_e^T x_e. The rows of an expert without tokens are zero."""
+        """Return [E*F, D]: h_e^T x_e. The rows of an expert without tokens are zero."""
         ...
 
 

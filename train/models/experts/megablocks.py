@@ -21,7 +21,7 @@ RoutedShape = tuple[int, int, int]
 """(tokens, experts per token, d_model). With expert parallelism, the number of experts per token is 1, because a rank
 receives a copy of a token for each of its experts."""
 Library = tuple[Any, Any]
-"""MegaBlocks' kernels and its grouped GEMM."""
+"""The modules with MegaBlocks' kernels and with its grouped GEMM."""
 
 
 @functools.cache

@@ -64,7 +64,7 @@ class _LoopedProducts:
             yield _ExpertProducts(self, number, *part)
 
     def split_weights(self, weights_TK: Tensor) -> Sequence[Tensor]:
-        """The router weights of each expert's assignments, [N, 1]."""
+        """The router weights of the assignments, as one tensor [N, 1] for each expert."""
         if self.weights_N1 is None:
             self.weights_N1 = weights_TK.flatten()[self.order_A].unsqueeze(1).split(self.splits)
         return self.weights_N1
@@ -77,7 +77,7 @@ class _LoopedProducts:
 
 
 class _ExpertProducts:
-    """The products of one expert."""
+    """Implements `Products` for the assignments of one expert."""
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class LoraWeights(nn.Module):
 
 
 class LoraLinear(LoraWeights):
-    """Computes the term that is added to a linear layer's output."""
+    """The adapter of a linear layer: computes the term that is added to the layer's output."""
 
     def __init__(self, base: Linear, config: LoraConfig) -> None:
         super().__init__((base.out_features, base.in_features), config)

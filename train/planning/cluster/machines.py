@@ -16,13 +16,13 @@ _GROUPED_MM = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Nodes, with one rank per GPU."""
+    """A number of identical nodes, with one rank per GPU."""
 
     nodes: int
     gpus: int
     """Number of GPUs per node."""
     gpu: Gpu | None = None
-    """None if unknown. In this case, no times are predicted."""
+    """The kind of GPU. If it is unknown (None), no times are predicted."""
 
     @property
     def ranks(self) -> int:

@@ -107,7 +107,7 @@ def memory_table(
 
 
 def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
-    """Traffic by kind, mesh dimension and link."""
+    """Traffic by kind of collective, mesh dimension and link."""
     nodes = f"{cluster.nodes} node(s) with {cluster.gpus} GPU(s) each"
     title = f"traffic: GB (10^9 bytes) that a rank sends per step, on {nodes}"
     table = _table("kind", "over", "of ranks", "inside a node", "between nodes")

@@ -38,10 +38,10 @@ class Metrics:
     tokens: np.ndarray
     """int64 [N]: tokens processed in training up to the end of the step, including padding."""
     times: np.ndarray
-    """float64 [N]: Unix seconds."""
+    """float64 [N]: the Unix time, in seconds, of each step."""
     series: dict[str, Series]
     pauses: list[tuple[float, float]]
-    """Unix seconds of the last line before each resume and of the first line after it."""
+    """The Unix times, in seconds, of the last line before each resume and of the first line after it."""
     unreadable: int
     """Number of unreadable lines. A last line that is still being written does not count."""
 
@@ -73,7 +73,7 @@ class _Column:
             self.values.append(value)
 
     def cut(self, step: int) -> None:
-        """Remove the values after the step."""
+        """Remove the values of all later steps."""
         while self.steps and self.steps[-1] > step:
             self.steps.pop()
             self.values.pop()

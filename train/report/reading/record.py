@@ -16,7 +16,7 @@ class Entry:
 
     batch: int
     time: float | None
-    """Unix seconds; None in records of earlier versions."""
+    """Unix time in seconds; None in records of earlier versions."""
     values: Mapping[str, Any]
     """All values of the line, without secrets."""
     superseded: bool

@@ -29,7 +29,7 @@ class Section(StrEnum):
     GENERATE = "generate"
     """Generating texts during the run: no deadline."""
     UNTIMED = "untimed"
-    """No deadline: exports, rollbacks, uploads of loggers at the end."""
+    """Exports, rollbacks, and uploads of loggers at the end of the run: no deadline."""
 
 
 _WITHOUT_DEADLINE = (Section.SEND, Section.GENERATE, Section.UNTIMED)

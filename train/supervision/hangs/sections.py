@@ -104,7 +104,7 @@ _watched: Sections | None = None
 
 @contextmanager
 def watched_sections(sections: Sections) -> Iterator[None]:
-    """In this context, `within` and `add_sample` refer to these sections."""
+    """A context manager in which `within` and `add_sample` use `sections`."""
     global _watched
     assert _watched is None, "only one run at a time can be watched"
     _watched = sections

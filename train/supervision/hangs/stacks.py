@@ -8,7 +8,7 @@ from threading import main_thread
 from types import FrameType
 
 FOLDER = "stacks"
-"""Subfolder of the save folder."""
+"""The subfolder of the save folder that contains stack traces."""
 
 
 def write_stacks(folder: Path | None, rank: int, headline: str) -> None:

@@ -174,7 +174,7 @@ class Watchdog:
             behind, silent = self._behind(self._peers)
             beats = self._peers.beats
             if not silent and any(self._peers.silence(rank) > 2 * self._peers.period for rank in behind):
-                return None  # one of the next checks determines whether that rank is silent
+                return None  # a later check determines whether such a rank is silent
             if behind and not silent and all(self._is_within_its_deadline(beats.get(rank), place) for rank in behind):
                 return None
         names = "; ".join(self._described(rank) for rank in behind[:_NAMED])
