@@ -147,8 +147,8 @@ class StreamOrder:
 
 
 def shuffled(wanted: Sequence[tuple[StreamOrder, np.ndarray]]) -> list[np.ndarray]:
-    """For each pair `(order, k)` in `wanted`: the ids of the rows that have the numbers k in this stream. All streams are permuted in one call, because each call
-    has a fixed cost."""
+    """For each pair `(order, k)` in `wanted`: the ids of the rows that have the numbers k in this stream. All streams
+    are permuted in one call, because each call has a fixed cost."""
     if not wanted or not wanted[0][0].shuffle:
         return [k_N % order.n_rows for order, k_N in wanted]
     start_N, size_N, key_N = (
