@@ -98,7 +98,8 @@ def _run_or_report(arguments: list[str], signals: StopSignals, *, launched: bool
 def _join_launcher() -> None:
     os.environ.update(ranks_of_srun(os.environ))
     if "RANK" in os.environ:
-        # If ranks outlived their launcher, they would continue to train without the scheduler's knowledge.
+        # Otherwise, ranks would continue to train after their launcher has ended, when the scheduler no longer tracks
+        # them.
         signalled_at_end_of(os.getppid(), signal.SIGTERM)
 
 

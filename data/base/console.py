@@ -80,7 +80,7 @@ def show_on_console() -> None:
 
 
 def show_error(error: Exception, *, what: str = "error", debug: bool = False) -> None:
-    """Write one line to stderr, `error: ...`. With debug, the traceback is written before this line."""
+    """Write one line to stderr, `error: ...`. If `debug` is true, the traceback is written before this line."""
     trace = "".join(traceback.format_exception(error)) if debug else ""
     sys.stderr.write(redacted(f"{trace}{what}: {error}\n"))
     sys.stderr.flush()

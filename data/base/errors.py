@@ -27,7 +27,7 @@ _NOT_WRITABLE = (
 
 
 def in_yaml(key: str, value: Any = None) -> str:
-    """The key in YAML syntax, such as `split`. If a value is suggested, the value follows:
+    """The key in YAML syntax, such as `split`. If `value` is not None, the value follows the key:
     `tokenizer.chat_template_drops: [tools]`."""
     return key if value is None else f"{key}: {yaml_of(value)}"
 
@@ -139,8 +139,8 @@ class Problems:
     """Collects independent errors, so that all of them are reported together."""
 
     def __init__(self, *consequences: type[Exception]) -> None:
-        """`consequences` are the types of errors that result from a problem already collected. An error of these types
-        also ends a block, but is not reported."""
+        """`consequences` are the types of errors that are raised only as a result of a problem that was collected
+        earlier. In the block of `collect`, such an error is caught, but not reported."""
         self._consequences = consequences
         self._errors: list[ConfigError | DataError] = []
 
@@ -207,13 +207,14 @@ def reason(error: OSError) -> str:
 
 
 def cannot_be(done: str, subject: object, error: OSError) -> str:
-    """`SUBJECT cannot be read: No such file or directory`; `done` is a participle such as read or written."""
+    """A message such as `SUBJECT cannot be read: No such file or directory`, in which `done` is the participle
+    `read`."""
     missing = error.filename if isinstance(error, FileNotFoundError) else None
     return f"{subject} cannot be {done}: {reason(error)}{from_here(missing) if missing else ''}"
 
 
 def from_here(path: str | Path) -> str:
-    """A note for error messages that names the folder in which a relative path is looked up; empty for an absolute
+    """A note for error messages that contains the folder in which a relative path is looked up; empty for an absolute
     path."""
     if Path(path).is_absolute() or str(path).startswith("~"):
         return ""

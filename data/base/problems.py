@@ -39,7 +39,7 @@ class Place(NamedTuple):
     """For lines and text files: offset of the record's first byte in the decompressed file. For other formats: number
     of the record, from 0."""
     text: str
-    """The location, such as `a.parquet row 3`; for lines, the name of the file."""
+    """The complete location, such as `a.parquet row 3`; for a line, only the name of the file."""
     line: int | None = None
     """Number of the line, where the line at `start` has number 1. None if `text` is the complete location."""
     start: int = 0
@@ -69,8 +69,8 @@ def _lines_before(path: str, stop: int) -> int:
 
 @dataclass
 class Reading:
-    """The result of reading a part of a source. Readings are merged in the order of the
-    parts in the source. Can be pickled."""
+    """The result of reading a part of a source. Readings are merged in the order of the parts in the source. Can be
+    pickled."""
 
     form: str | None = None
     """The form (see data/examples/forms.py) of the first valid row, or the form that the caller has set. A row of

@@ -27,8 +27,8 @@ _OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws"
 """Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
-"""Minimum number of characters of a user name or password that is also hidden where it appears without the rest of the
-login."""
+"""User names and passwords with at least this number of characters are also hidden where they appear without the rest
+of the login."""
 
 # Recognition of secrets by name.
 

@@ -136,7 +136,8 @@ def check(section: Section, key: str = "") -> list[Defect]:
 
 
 def _valid_part(value: Any, key: str, found: list[Defect]) -> Any:
-    """The value. If something in the value is invalid, the sections in it are replaced with partial sections."""
+    """Return the value, in which every section with invalid values is replaced with a partial section. Defects are
+    added to `found`."""
     if isinstance(value, Section):
         return _valid_section(value, key, found)
     if isinstance(value, dict):

@@ -55,7 +55,7 @@ def read_messages(value: Any) -> list[dict[str, Any]] | list[Problem]:
 
 
 def unused_in(value: Any) -> set[str]:
-    """The unused keys of valid messages, under the names by which they are counted."""
+    """The names, such as `messages[].id`, under which the unused keys of valid messages are counted."""
     unused: set[str] = set()
     for message in as_list(value) or ():
         used = (*_MESSAGE_KEYS, *(_TOOL_KEYS if message["role"] in ("tool", "function") else ()))

@@ -222,7 +222,7 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
     docstrings or comments have changed.
 
     For a registered function, which is self-contained, this is the source of the function. For `module:function`, it is
-    the source of the whole module, because the function may call others.
+    the source of the whole module, because the function may call other functions in the module.
     """
     function = resolve_preprocessing_fn(value)
     if function is None:

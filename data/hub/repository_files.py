@@ -62,7 +62,8 @@ KEYS: dict[str, Rule] = {
 TOKENIZER_KEYS: dict[str, Rule] = {
     "init_inputs": Rule("passes arguments to the tokenizer's class, the first of which is a path"),
     "fast_tokenizer_files": Rule("specifies files that may be outside the folder", r"tokenizer\.[\w.-]*json"),
-    # often present: the path of the tokenizer when it was saved, which is not read
+    # This key is often present. It contains the path of the tokenizer when it was saved, which transformers does not
+    # read.
     "special_tokens_map_file": Rule(_PATH, ".*"),
     "vocab": Rule(_PATH, strings_only=True),
     "merges": Rule(_PATH, strings_only=True),
@@ -250,7 +251,8 @@ def _is_refused(value: Any, rule: Rule) -> bool:
 
 
 def _template_names(templates: Any) -> list[Any]:
-    """The names of the templates: a list of {name, template}, or a mapping by name. A single template has no name."""
+    """The names in `templates`, which is a list of {name, template}, a mapping by name, or a single template without a
+    name."""
     if isinstance(templates, list):
         return [template.get("name") for template in templates if isinstance(template, Mapping)]
     return list(templates) if isinstance(templates, Mapping) else []

@@ -1,8 +1,8 @@
 """Keep the total size of downloaded shards below a limit, by evicting shards that are not needed. The plan defines
 which shards the next batches need, so a shard that is needed again in the same epoch is not evicted.
 
-If the limit is too small for the shards that are needed at the same time, an error is raised, because shards would be
-downloaded again and again.
+If the limit is too small for the shards that are needed at the same time, an error is raised, because the same shards
+would be downloaded repeatedly.
 """
 
 import math

@@ -24,7 +24,7 @@ SHARD_BYTES = 8 << 20
 Sample = dict[str, Any] | bytes
 """A mapping from columns to values, or the encoded sample."""
 MadeFrom = Mapping[str, Any]
-"""Everything that determines the folder's bytes, as a mapping from names to plain JSON values."""
+"""The values that determine the folder's bytes, as a mapping from names to plain JSON values."""
 
 
 def write_shards(
@@ -100,7 +100,7 @@ def refuse_other(folder: Path | str, was: MadeFrom, now: MadeFrom) -> None:
 
 
 def refuse_names_in_the_way(folder: Path) -> None:
-    """Raises ConfigError if the folder contains files of another program that have the names of our files."""
+    """Raises ConfigError if the folder contains files of another program that have the same names as our files."""
     there = [name for name in (INDEX, MANIFEST) if (folder / name).exists()]
     unfinished = folder / UNFINISHED
     # A preparation that was killed soon after its start may not have written a plan.

@@ -143,7 +143,8 @@ class Interleaving:
             return (due_NS < due_N1) | ((due_NS == due_N1) & precedes_ties_NS)
 
         before_NS = np.floor(self._planned(due_N1[:, 0]) + 0.5).astype(np.int64)
-        # Because of rounding, the result may differ by one from the order of the due times, as in _due_by.
+        # Because of rounding, the result may differ by one from the order of the due times. It is corrected as in
+        # _due_by.
         before_NS -= ~precedes(before_NS - 1) & (before_NS > self._taken_JS[0])
         before_NS += precedes(before_NS)
         before_NS[np.arange(len(s_N)), s_N] = k_N

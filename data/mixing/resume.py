@@ -163,9 +163,10 @@ def _check_stages(saved: DataState, now: DataState) -> None:
 
 
 def resumed(saved: DataState, resolver: StageResolver) -> tuple[Timeline, str | None]:
-    """The saved segments, followed by a new segment if the current config plans different rows after the checkpoint. In
-    that case, the second returned value describes the change. The resolver's list of streams must begin with the
-    streams of the checkpoint, in the same order."""
+    """Return the segments of the run and a note for the user, or None instead of the note. The segments are those of
+    the checkpoint, followed by a new segment if the current config plans different rows after the checkpoint. The note
+    then describes the change. The resolver's list of streams must begin with the streams of the checkpoint, in the same
+    order."""
     added = resolver.streams.tokens_per_row[len(saved.streams) :]
     past = Timeline(tuple(segment.widened(added) for segment in saved.segments))
     before, batch = past.last, saved.batch

@@ -24,7 +24,7 @@ from data.mixing.streams import Streams, StreamShape
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Mix:
-    """The mix, that is, the share of each stream, at one point of a run."""
+    """The mix at one point of a run, that is, the share of each stream."""
 
     rows: np.ndarray
     tokens: np.ndarray

@@ -108,8 +108,8 @@ class Segment:
         return np.max([(piece.start, piece.end) for piece in self.pieces], axis=(0, 1)).tolist()
 
     def rest(self, batch: int) -> list[Piece]:
-        """The pieces from the batch on. The first of them may be the rest of a piece. After the last piece, its final
-        shares continue."""
+        """The pieces that begin at this batch or later. If the batch is inside a piece, the first returned piece is the
+        rest of this piece. If the batch is after the last piece, a piece with the final shares is returned."""
         rest: list[Piece] = []
         first = self.first_batch
         for piece in self.pieces:

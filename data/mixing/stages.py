@@ -27,8 +27,8 @@ class StageResolver:
         return self._segment(0, 0, [0] * len(self.streams.names), None)
 
     def next_segment(self, first_row: int, counts: Sequence[int], before: Segment) -> Segment:
-        """The plan from row first_row on, which follows the segment `before`. `counts` are the numbers of rows drawn
-        from each stream so far. Raises the same errors as `first_segment`."""
+        """The plan of the rows that begin with first_row, as a segment that follows the segment `before`. `counts` are
+        the numbers of rows drawn from each stream so far. Raises the same errors as `first_segment`."""
         return self._segment(before.batch(first_row), first_row, counts, before)
 
     def _segment(self, first_batch: int, first_row: int, counts: Sequence[int], before: Segment | None) -> Segment:

@@ -55,8 +55,8 @@ class Streams:
         return tokens_S / tokens_S.sum()
 
     def continuing(self, names: Sequence[str]) -> "Streams":
-        """The streams in a new order: those with these names first, then the others. A stream's number in this order is
-        part of its shuffle key."""
+        """The streams in a new order: the streams with these names first, then all other streams. A stream's number in
+        this order is part of its shuffle key."""
         ordered = [*names, *(name for name in self.names if name not in names)]
         return replace(self, shapes={name: self.shapes[name] for name in ordered})
 

@@ -107,7 +107,7 @@ class Store:
 
     def send_folder(self, folder: Path, below: str, last: str) -> None:
         """Upload all files of a folder. The file named `last` is deleted from the store first and sent last, so that a
-        reader that finds this file also finds the other files."""
+        reader that finds this file also finds all other files."""
         self.delete([f"{below}/{last}".lstrip("/")])
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [(path, f"{below}/{path.relative_to(folder).as_posix()}".lstrip("/")) for path in paths]

@@ -27,15 +27,15 @@ class Document:
     """One example as tokens."""
 
     tokens: np.ndarray
-    """int32; for a text, the smallest unsigned type that can represent all ids."""
+    """The token ids, in int32 or, for a text, in the smallest unsigned type that can represent all ids."""
     loss_mask: np.ndarray
-    """Has the same length as tokens: 1 for tokens that are trained on, 0 for others."""
+    """1 for tokens that are trained on, 0 for all other tokens. Has the same length as `tokens`."""
     is_text: bool = False
     """Whether this is a text for pretraining, which may be split anywhere."""
 
     @property
     def trained_tokens(self) -> int:
-        """Number of trained tokens. The first token of a document is never a label, so it does not count."""
+        """Number of trained tokens. The first token of a document is never a label, so it is not counted."""
         return int(self.loss_mask[1:].sum())
 
 

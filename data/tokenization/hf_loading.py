@@ -24,7 +24,7 @@ def load_hf(name: str) -> Any:
     offline = None if path.is_dir() else why_offline()
     try:
         if path.is_dir():
-            # A checkpoint may later contain copies of the files that are read here.
+            # Links are refused, because the files that are read here may later be copied to a checkpoint.
             refuse_links(path)
             check_json_files(path)
             return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)

@@ -1,5 +1,5 @@
-"""The optional package quicktok: an encoder that is faster than tiktoken and has the same ids, and the vocabulary of
-cl100k_base, which tiktoken would have to download."""
+"""The optional package quicktok: an encoder that is faster than tiktoken and returns the same ids, and the vocabulary
+of cl100k_base, which tiktoken would have to download."""
 
 import base64
 import hashlib
@@ -35,7 +35,8 @@ _MOST_TOKENS, _LONGEST_TOKEN = 1 << 18, 255
 _MOST_COMPARISONS = 30_000_000
 """Limits the time to check a vocabulary to about 4 s. cl100k_base needs 5 million comparisons."""
 _LONG_S = "'\u017f"
-"""Without regard to case, U+017F is an s, so that the patterns match this as the suffix `'s`. quicktok does not."""
+"""The patterns ignore case, and U+017F is a case variant of s. Therefore, tiktoken matches this text as the suffix
+`'s`, but quicktok does not."""
 _PLANES = 0x40000
 """Code points from here on are private, unassigned or without a visible character, so they are not looked up."""
 
@@ -53,7 +54,8 @@ DIFFICULT = (
     "def f(x):\n    return {'a': [i**2 for i in range(10)]}  # ***\n\n\nclass A(B): pass\n",
     "https://example.org/a_b?c=d&e=f#g <br/> {{x}} </div>\\n\\\\ !!! ??? ... --- ===== //////",
     "a" * 2000 + " " * 2000 + "ab" * 1000 + "\n" * 1000 + "!" * 1000 + "7" * 1000 + "\u4e2d" * 500,
-    # The suffix 's shows to which class of the pattern the character before it belongs.
+    # Whether the suffix 's becomes a separate piece depends on the class (letter, number, ...) of the character before
+    # it.
     "".join(f"{chr(code)}'s" for code in range(0, _PLANES, 16) if unicodedata.category(chr(code)) not in ("Cn", "Cs")),
 )
 """Texts whose ids are compared with tiktoken's before quicktok is used."""
@@ -111,9 +113,8 @@ def _unknown_characters() -> np.ndarray:
 
 
 def fast_encoder(encoding: "tiktoken.Encoding") -> FastEncoder | None:
-    """An encoder with the ids of `encoding`, or None if quicktok is not installed or does not support the encoding.
-
-    If quicktok fails or has different ids, this is logged, and None is returned.
+    """An encoder that returns the same ids as `encoding`, or None if quicktok is not installed or does not support the
+    encoding. If quicktok fails or returns different ids, this is logged, and None is returned.
     """
     try:
         import quicktok  # noqa: F401 - only to find out whether it is installed
@@ -156,7 +157,7 @@ def _open(encoding: "tiktoken.Encoding") -> FastEncoder | None:
 
 
 def is_supported(ranks: Mapping[bytes, int]) -> bool:
-    """Whether quicktok's algorithm has tiktoken's ids for this vocabulary.
+    """Whether quicktok's algorithm returns the same ids as tiktoken for this vocabulary.
 
     The ranks must be 0, 1, 2 and so on, and each token must result from merges of tokens of lower rank. This is true
     for every vocabulary that was learned by byte-pair encoding. If a token cannot result from merges, tiktoken uses it

@@ -78,7 +78,7 @@ def _short(line: bytes) -> str:
 
 
 def to_fast(ranks: dict[bytes, int], pattern: str, special_tokens: dict[str, int]) -> "tokenizers.Tokenizer":
-    """A byte-level BPE with the same ids as tiktoken for any text without special tokens."""
+    """A byte-level BPE that returns the same ids as tiktoken for any text without special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     letters = byte_letters()

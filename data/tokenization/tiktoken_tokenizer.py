@@ -149,7 +149,7 @@ class TiktokenTokenizer:
 
     @cached_property
     def fast(self) -> FastEncoder | None:
-        """A faster encoder with the same ids, or None if there is none on this machine."""
+        """A faster encoder that returns the same ids, or None if this machine has no such encoder."""
         return fast_encoder(self._encoding)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.vocab_file is None and args.encoding_name is None:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
-        if args.gigabyte:  # the first measurement, so that the memory of later imports is not counted
+        if args.gigabyte:  # measured first, so that the memory of later imports is not counted
             report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
@@ -130,7 +130,7 @@ def timed(variant: Variant, out: Path) -> tuple[float, float]:
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process, its children that have ended, and the descendants that run, such as Spark."""
+    """CPU seconds of this process, of its children that have ended, and of its running descendants, such as Spark."""
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     running = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     with_children = sum(times.user + times.system + times.children_user + times.children_system for times in running)

@@ -158,7 +158,7 @@ def spread(values: Sequence[float], digits: int = 2, scale: float = 1.0) -> str:
 
 
 def show_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print the rows as a table. The first column is left-aligned, the others are right-aligned."""
+    """Print the rows as a table. The first column is left-aligned; all other columns are right-aligned."""
     columns = list(rows[0])
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
     for row in ({column: column for column in columns}, *rows):

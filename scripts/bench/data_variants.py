@@ -46,7 +46,8 @@ def make_variants(args: argparse.Namespace, file: Path) -> tuple[list[dict[str, 
 
 
 def make_tokenizer(args: argparse.Namespace, fast: bool = True) -> "TiktokenTokenizer":
-    """The tokenizer of the flags. With `fast=False`, it encodes with tiktoken even if quicktok is installed."""
+    """The tokenizer that the flags specify. With `fast=False`, it encodes with tiktoken even if quicktok is
+    installed."""
     from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
     from data.tokenization.tiktoken_tokenizer import build_tiktoken
 

@@ -75,7 +75,7 @@ def measure(length: int, kind: str, steps: int, threads: int, attn_impl: str) ->
 
     torch.set_num_threads(threads)
     step = make_step(length, attn_impl)
-    # A first step, so that the weights and the memory that libraries allocate on first use are not counted.
+    # A first step is run, so that the weights and the memory that libraries allocate on first use are not counted.
     step([min(64, length)])
     before = common.peak_bytes()
     lengths = [length] if kind == "one" else many(length)

@@ -1,5 +1,5 @@
-"""Times the forward and backward passes of one MoE layer with our backends, of transformers' DBRX layer, of a dense
-layer, and of only the GEMMs.
+"""Times the forward and backward passes of one MoE layer with each of our backends, of transformers' DBRX layer, of a
+dense layer, and of a baseline that computes only the GEMMs.
 
 All variants run in turn in every round, on the same tokens, which are drawn again for each round. Ratios are computed
 per round. On a CPU, the CPU time of a single thread is measured, because other programs hardly affect this time. On a

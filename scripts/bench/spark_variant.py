@@ -77,8 +77,8 @@ def _rows_of_batches(
     encoding, eos = tokenizer._encoding, tokenizer.eos_token_id
 
     def rows(batch: "pandas.DataFrame") -> Iterator[dict[str, Any]]:
-        """Runs in a worker of Spark. The function is sent to the worker with all that it uses, because the worker
-        cannot import this module."""
+        """Runs in a worker of Spark. The function is sent to the worker together with all objects that it uses, because
+        the worker cannot import this module."""
         import numpy as np
 
         ids = [part for text in batch["text"] for part in (encoding.encode_ordinary(text), [eos])]

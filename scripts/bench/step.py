@@ -1,5 +1,5 @@
 """Times a full training step with Composer and torch's fused AdamW. Compares Dropless, transformers' DBRX with the same
-weights, a dense model with the same active FLOPs, and only the GEMMs of the step.
+weights, a dense model with the same active FLOPs, and a baseline that computes only the GEMMs of the step.
 
 The variants run in turn in every round, on the same rows of packed documents. Each variant has its own process, as in
 training, because variants in the same process would fragment each other's memory. Ratios are computed per round. On a
@@ -122,8 +122,8 @@ class Variant:
 
 def measure(variants: dict[str, Variant], n_rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each variant and of each lower bound in each round."""
-    # The first steps are a warm-up, in which the memory is allocated that later steps reuse. The losses of the first
-    # step are also compared.
+    # The first steps are a warm-up, which allocates the memory that later steps reuse. The losses of the first step are
+    # also compared.
     firsts = {name: variant.run("step") for name, variant in variants.items()}
     for name, variant in variants.items():
         for _ in range(3 if name != FLOORS else 1):

@@ -1,4 +1,4 @@
-"""Times only the GEMMs of a training step, and the groups of operations of a full step."""
+"""Times the GEMMs of a training step without its other operations, and each group of operations in a full step."""
 
 import argparse
 from collections.abc import Callable, Collection

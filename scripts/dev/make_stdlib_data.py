@@ -67,8 +67,8 @@ def _reads(file: Path) -> bool:
 
 
 def split(source: str) -> dict[str, str]:
-    """Split a module into code, docstrings and comments, each in the original order. The code contains no docstrings
-    and comments."""
+    """Split a module into code, docstrings and comments, each in the original order. The code contains no docstrings or
+    comments."""
     lines = source.split("\n")  # ast does not end a line at a form feed
     docstrings = []
     for node in ast.walk(ast.parse(source)):

@@ -220,7 +220,7 @@ def _run_state(state: State, random: Mapping[str, Any] | None) -> RunState:
     """Return the state of the run. Every rank must call this. random: the random state to save for this rank; None
     saves the current state."""
     (optimizer,) = state.optimizers
-    # The parameters in the optimizer are the sharded ones. saved_parameters returns the names of these parameters.
+    # The optimizer contains the sharded parameters. saved_parameters returns these parameters with their names.
     names = {param: name for name, param in saved_parameters(_model(state).model).items()}
     assert isinstance(state.train_dataloader, DataLoader)
     data: Any = state.train_dataloader.dataset

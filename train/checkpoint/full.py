@@ -28,7 +28,7 @@ class FullCheckpoint:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        # Memory-mapped, so that the weights and the optimizer's moments in the file are read only when they are needed.
+        # The file is memory-mapped, so that its weights and optimizer moments are read only when they are needed.
         content = load_values(str(self.checkpoint), self.checkpoint, self.checkpoint.name, mmap=True)
         if not isinstance(content, dict) or not isinstance(content.get("state"), dict):
             raise CorruptCheckpointError(self.checkpoint, self.checkpoint.name, "contains no state")

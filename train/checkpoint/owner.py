@@ -1,4 +1,5 @@
-"""Ownership of a save folder: a lock file that names the owner's host and process, and a heartbeat for other machines.
+"""Ownership of a save folder: a lock file that contains the owner's host and process, and a heartbeat for other
+machines.
 
 Only one run may write checkpoints into a folder. On the same machine, the owner's process shows whether the run is
 alive. From another machine (or container), only the lock file's modification time is visible, which the owner updates
@@ -131,8 +132,8 @@ class Owner:
                 self._beat()
 
     def _beat(self) -> _Record | None:
-        """Update the lock file's modification time, or rewrite the file if it is damaged. If the file names another
-        run, return the record of that run; otherwise, return None."""
+        """Update the lock file's modification time, or rewrite the file if it is damaged. If the file contains the
+        record of another run, return this record; otherwise, return None."""
         with self._one_beat:
             with _opened(self._folder) as file:
                 record = _parse(os.read(file, _MAX_BYTES))
@@ -163,7 +164,7 @@ class Owner:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundOwner:
-    """The run that a save folder's lock file names. The run may have ended without deleting the lock file."""
+    """The run that is recorded in a save folder's lock file. The run may have ended without deleting the lock file."""
 
     name: str
     """The run, host and process, as human-readable text."""
@@ -173,14 +174,14 @@ class FoundOwner:
 
 
 def owner_of(folder: Path) -> FoundOwner | None:
-    """Return the owner that the lock file names, or None if there is no lock file. Does not wait, and writes nothing.
-    Raises OSError."""
+    """Return the owner that is recorded in the lock file, or None if there is no lock file. Does not wait, and writes
+    nothing. Raises OSError."""
     found = _look(folder)
     return None if found is None else FoundOwner(name=str(found), alive=_is_alive(found))
 
 
 def this_owner(run_name: str) -> bytes:
-    """Return a record that names this process as the owner, for folders in an object store."""
+    """Return a record of this process as the owner, for folders in an object store."""
     return _serialize(_this_process(run_name))
 
 
@@ -207,10 +208,10 @@ def own(folder: Path, run_name: str) -> Iterator[Owner]:
     """Own the folder for the duration of the context. The folder is created if necessary. Forked child processes do not
     send heartbeats and do not release the folder.
 
-    If the lock file names a process on this machine that has ended, the folder is taken over immediately. If it names a
-    process on another machine, the folder is taken over if there is no new heartbeat for BEAT seconds and the last
-    heartbeat is at least STALE seconds old. Raises ConfigError if the owner is alive or the folder is not writable, and
-    DataError if the disk is full.
+    If the owner in the lock file was a process on this machine that has ended, the folder is taken over immediately. If
+    the owner is a process on another machine, the folder is taken over if there is no new heartbeat for BEAT seconds
+    and the last heartbeat is at least STALE seconds old. Raises ConfigError if the owner is alive or the folder is not
+    writable, and DataError if the disk is full.
     """
     record = _this_process(run_name)
     with (
@@ -265,7 +266,7 @@ def _check_is_ours(folder: Path, record: _Record) -> None:
 
 def _watch(folder: Path, found: _Found) -> _Found | None:
     """Wait until the owner, whose process is not visible from this machine, has missed its heartbeats. Return `found`,
-    or None if the lock file was deleted or names another run. Raises ConfigError as soon as there is a heartbeat.
+    or None if the lock file was deleted or replaced by another run. Raises ConfigError as soon as there is a heartbeat.
     """
     # Wait for at least one heartbeat interval, because the file's age depends on the clock of its file system or of the
     # other machine.
@@ -290,7 +291,7 @@ def _age(folder: Path, found: _Found) -> float:
     in this folder."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=_PART) as file:
-            # As for heartbeats, the time is taken from the clock of the file system, which may be the clock of a
+            # As with heartbeats, the time is read from the clock of the file system, which may be the clock of a
             # server.
             os.utime(file.fileno())
             now = os.fstat(file.fileno()).st_mtime_ns

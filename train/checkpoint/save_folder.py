@@ -294,7 +294,7 @@ def furnish_save_folder(
             _write_run(Path(made), run_id)
             if not resuming:
                 # Delete the checkpoints before run.json is written, because they are considered corrupt if run.json
-                # names another run.
+                # contains the id of another run.
                 for name in LOGS:
                     (folder / name).unlink(missing_ok=True)
                 shutil.rmtree(folder / INCIDENTS, ignore_errors=True)

@@ -222,7 +222,7 @@ def _heading(path: str) -> str:
 
 
 def _link(cls: type[Section]) -> str:
-    """A link to the heading of the section's table. As on GitHub, anchors contain no dots and brackets."""
+    """A link to the heading of the section's table. As on GitHub, anchors contain no dots or brackets."""
     path = _first_paths()[cls]
     return f"[{path.replace('[]', '')}](#{re.sub(r'[^a-z0-9_]', '', path.lower())})"
 

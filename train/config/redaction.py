@@ -79,8 +79,8 @@ def _strip(node: Any, key: str, left_out: dict[str, list[str]], name: str = "") 
 
 
 def _collect(section: Any, default: Any, key: str, found: dict[str, Any]) -> None:
-    """Add the differing values of a section to `found`. default: the parent section's default for this section; None
-    uses the defaults of the fields."""
+    """Add the values of a section that differ from their defaults to `found`. default: the parent section's default for
+    this section; None uses the defaults of the fields."""
     for field in dataclasses.fields(section):
         value, below = getattr(section, field.name), join(key, field.name)
         usual = getattr(default, field.name) if isinstance(default, type(section)) else _default(field)

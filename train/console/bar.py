@@ -17,7 +17,7 @@ from data.base.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4
-"""Minimum number of text parts that must fit next to the bar. Otherwise, the bar is not shown."""
+"""Minimum number of text parts that must fit next to the bar. If fewer parts fit, the bar is not shown."""
 _SECONDS = 0.1
 """Minimum number of seconds between two updates of the screen."""
 

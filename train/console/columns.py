@@ -60,7 +60,7 @@ COLUMNS = (
 
 
 def shown(metrics: Mapping[str, float]) -> list[Column]:
-    """Return the columns whose metrics are in `metrics`, without the columns that another metric hides."""
+    """Return the columns whose metrics are in `metrics`, without the columns whose `unless` is one of these metrics."""
     return [column for column in COLUMNS if column.metric in metrics and column.unless not in metrics]
 
 

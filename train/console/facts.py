@@ -37,7 +37,7 @@ def fact_of(line: str) -> str:
 
 
 def command_fact(key: str, command: str) -> str:
-    """Format a shell command as a fact. It can be copied even if it spans several lines."""
+    """Format a shell command as a fact. The command can be copied even if it spans several lines."""
     if "'" in command:  # do not break the line, because it could break inside quotes
         return f"{key:<{_KEY - 1}} {command}"
     return " \\\n".join(fact(key, command, line_width() - 2).split("\n"))

@@ -39,7 +39,8 @@ def connect(seconds: float = _CONNECT_SECONDS) -> PrefixStore:
 
     Thread(target=connect, daemon=True).start()
     try:
-        # If torchrun serves the store, the store may contain keys of an earlier attempt to start the run.
+        # If torchrun serves the store, the store may contain keys of an earlier attempt to start the run, so each
+        # attempt has its own prefix.
         return PrefixStore(f"ready/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", future.result(seconds))
     except (RuntimeError, TimeoutError) as error:
         why = "is in use by another program" if "EADDRINUSE" in str(error) else "does not respond like rank 0"

@@ -26,8 +26,8 @@ class Check:
     fix: str = ""
 
     def shown(self, others: Sequence["Check"] = ()) -> str:
-        """Return the result with its numbers. Each number is shown as a range over this check and `others`, which have
-        the same text and were run on other nodes."""
+        """Return the result with its numbers filled in. Each number is shown as a range over this check and `others`,
+        which are results with the same text from other nodes."""
         if not self.numbers:
             return self.found
         columns = zip(*(each.numbers for each in (self, *others)), strict=True)
@@ -60,7 +60,7 @@ def failed_check(name: str, error: Exception, fix: str) -> Check:
 
 def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float, fix: str) -> list[Check]:
     """Return the checks that `checked` yields, and one failed check if `checked` raises an error or takes longer than
-    `seconds`. After a timeout, the thread of the check keeps waiting in the background."""
+    `seconds`. After a timeout, the thread of the check continues to wait in the background."""
     found: list[Check] = []
 
     def work() -> None:
@@ -82,7 +82,7 @@ def run_check(name: str, checked: Callable[[], Iterable[Check]], seconds: float,
 
 
 def is_any_check_running() -> bool:
-    """Whether a check is still waiting in a thread, which may keep the interpreter from exiting."""
+    """Whether a thread of a check is still waiting. Such a thread may prevent the interpreter from exiting."""
     return any(thread.name.startswith("doctor ") for thread in threading.enumerate())
 
 

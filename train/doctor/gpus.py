@@ -11,7 +11,7 @@ from train.doctor.check import Check, slow_if
 from train.hardware.device import Machine, why_no_gpu
 
 _FREE = 0.9
-"""If less than this share of a GPU's memory is free, another process uses the GPU."""
+"""If less than this share of a GPU's memory is free, the check reports that another process uses the GPU."""
 _TOPOLOGY_SECONDS = 30
 _LINKS = {
     "NV": "NVLink",

@@ -21,7 +21,7 @@ _FILES_BASE, _FILES_PER_RANK = 512, 8
 """Number of open files that a rank requires: for shards, logs and libraries (base), and for its connections to each
 other rank in several process groups (per rank)."""
 _FREE = 0.5
-"""If less than this share of the memory is free, other programs are running."""
+"""If less than this share of the memory is free, the check reports that other programs are running."""
 _INFINIBAND = Path("/sys/class/infiniband")
 
 

@@ -192,8 +192,8 @@ def _head(weights: _Weights, model: ModelConfig, x_BSD: Tensor, norm_f: nn.Modul
 def compare(theirs: Tensor, ours: Tensor, where: str) -> float:
     if ours.numel() == 0:
         return 0.0
-    # Relative to each token: in a trained model, the values of some tokens are thousands of times larger than those of
-    # other tokens.
+    # The difference is relative to the largest value of each token: in a trained model, the values of some tokens are
+    # thousands of times larger than those of other tokens.
     apart = ((theirs - ours).abs().amax(-1) / ours.abs().amax(-1)).max().item()
     if not apart <= TOLERANCE:  # also true for NaN
         raise ConfigError(

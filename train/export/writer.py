@@ -71,7 +71,7 @@ def write_file(
 ) -> None:
     """Write one safetensors file. Tensors that an earlier, killed call has written completely are kept."""
     begin = header(shapes, precision)
-    # Unbuffered, because each write is large, and because os.sendfile would bypass a buffer.
+    # The file is opened without a buffer, because each write is large, and because os.sendfile would bypass a buffer.
     mode = "r+b" if path.exists() else "w+b"
     with path.open(mode, buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as pool:
         there = stream.seek(0, 2)

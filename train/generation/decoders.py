@@ -25,8 +25,7 @@ class Decoder(Protocol):
 
     def step(self, tokens: Sequence[int | None]) -> Tensor:
         """Append one token to each document; None means that the document has ended. Returns the logits [B, V] for the
-        token
-        that follows."""
+        token that follows each document."""
         ...
 
 

@@ -35,7 +35,8 @@ def read_values(name: str) -> tuple[dict[str, Any], str]:
 
 @contextlib.contextmanager
 def errors_name_the_key(subject: str) -> Iterator[None]:
-    """Convert an OSError or ValueError to a ConfigError for the key KEY. `subject`: the beginning of the message."""
+    """Convert an OSError or ValueError that is raised in this context to a ConfigError for the key KEY. `subject`: the
+    beginning of the message."""
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ class Found:
     folder: Path
     """The save folder, or the folder that contains the checkpoint."""
     checkpoints: list[Path]
-    """Oldest first. In a save folder, checkpoints whose manifest is missing are included."""
+    """The checkpoints, oldest first. In a save folder, checkpoints whose manifest is missing are included."""
     leftovers: list[Path]
     """Partial files of killed runs in the save folder."""
 

@@ -29,7 +29,7 @@ class AttnConfig(Section):
     (only on a CPU, in fp32 or fp64). `flex`: FlexAttention. `flash`: flash-attn's varlen kernels. `auto` selects
     `flash` on a CUDA machine that has flash-attn, `blocks` on a CPU, and `sdpa` otherwise."""
     kv_n_heads: Count = 8
-    """Number of key and value heads. Each of them is shared by `n_heads / kv_n_heads` query heads."""
+    """Number of key and value heads. Each key and value head is shared by `n_heads / kv_n_heads` query heads."""
     rope_theta: Positive = 5e5
     """Base of the wavelengths of the rotary embedding (RoPE, Su et al. 2021)."""
 

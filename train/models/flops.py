@@ -100,7 +100,7 @@ def _repeated(product: Flops) -> Flops:
 
 
 class _Block:
-    """The products of one block. Tracks whether a gradient flows back into the input of each product.
+    """The matrix products of one block. Tracks whether a gradient flows back into the input of each product.
 
     trained and adapted: names without the block's prefix. selective: whether activation checkpointing is selective
     (train/models/recompute.py). Selective checkpointing recomputes attention and the adapters on its projections, but
@@ -138,7 +138,7 @@ class _Block:
         yield from self._experts(enters)
 
     def _linear(self, part: str, name: str, n_in: int, n_out: int, *, repeats: bool = False) -> Iterator[Flops]:
-        """The products of a linear layer: x W^T and, with an adapter, (x A^T) B^T, each with the gradients that
+        """The matrix products of a linear layer: x W^T and, with an adapter, (x A^T) B^T, each with the gradients that
         backward needs."""
         size, enters = 2 * n_in * n_out, self.flows
         is_trained = f"{name}.weight" in self.trained
@@ -160,9 +160,9 @@ class _Block:
         )
 
     def _experts(self, enters: bool) -> Iterator[Flops]:
-        """The three products (w1, v1 and w2) of the `moe_top_k` experts that process a token. If any gradient flows,
-        backward also computes the products of gradients and weights, from which the gradients of the router and of the
-        activations are computed."""
+        """The three matrix products (with w1, v1 and w2) of the `moe_top_k` experts that process a token. If any
+        gradient flows, backward also computes the products of gradients and weights, from which the gradients of the
+        router and of the activations are computed."""
         ffn = self.model.ffn_config
         size = 2 * ffn.ffn_hidden_size * self.model.d_model * ffn.moe_top_k
         names = [f"ffn.experts.mlp.{name}" for name in ("w1", "v1", "w2")]
@@ -176,8 +176,8 @@ class _Block:
             yield from self._adapted_experts(self.lora, enters)
 
     def _adapted_experts(self, lora: LoraConfig, enters: bool) -> Iterator[Flops]:
-        """The products of the experts' adapters. Backward recomputes the products with A and, for w2, the products with
-        B (train/models/lora/experts.py). An A that all experts share is applied once per token."""
+        """The matrix products of the experts' adapters. Backward recomputes the products with A and, for w2, the
+        products with B (train/models/lora/experts.py). An A that all experts share is applied once per token."""
         ffn = self.model.ffn_config
         up = 2 * ffn.ffn_hidden_size * lora.r * ffn.moe_top_k
         down = 2 * self.model.d_model * lora.r * (ffn.moe_top_k if lora.per_expert else 1)

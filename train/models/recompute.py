@@ -37,7 +37,8 @@ class recomputed(saved_tensors_hooks):
         dtype = torch.get_autocast_dtype(device)
 
         def pack(saved: Tensor) -> Any:
-            # Detached, because otherwise an operation that saves its own result would keep the whole graph alive.
+            # The tensor is detached, because otherwise an operation that saves its own result would keep the whole
+            # graph in memory.
             return placeholder if _identity(saved) == which else saved.detach()
 
         def unpack(packed: Any) -> Tensor:

@@ -158,7 +158,8 @@ class _Block:
         return 2 * self.KF - self.hidden + self.KF + results
 
     def backward(self) -> Iterator[Moment]:
-        """The points at which the maximum can occur. Kept tensors, recomputed tensors, and gradients are counted."""
+        """The points in the block's backward pass at which memory use may be highest. Kept tensors, recomputed tensors,
+        and gradients are counted."""
         KD, KF, rows = self.KD, self.KF, self.rows
         there = self.everything
         if self.policy == "selective":

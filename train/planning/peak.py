@@ -201,7 +201,7 @@ class _Step:
         return (self.adapter if self.adapter.gathered else self.dense).buffer
 
     def _others(self, number: int) -> float:
-        """Bytes that all other blocks keep during the backward pass of block `number`."""
+        """Bytes that all blocks except block `number` keep during the backward pass of block `number`."""
         return self._kept(number - self.first) + (self.n_layers - 1 - number) * self.block.retained
 
     def _kept(self, blocks: int) -> float:

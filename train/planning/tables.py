@@ -11,7 +11,7 @@ from train.planning.run_data import RunData
 
 
 def streams_table(run: RunData) -> Table:
-    """The size of each stream and how much of it the run uses."""
+    """The size of each stream, and the rows and tokens that the run uses from the stream."""
     plan, max_batches = run.plan, run.clock.max_batches
     assert max_batches is not None
     table = Table(title="streams", title_justify="left")

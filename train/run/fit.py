@@ -157,8 +157,8 @@ def _build(
         each.is_ending, each.events = preemption.should_end, events
     # Savers run after the other callbacks, so that a checkpoint includes the state of these callbacks after the step.
     # The mirror and the exporter run after the savers, because they use the checkpoint. The record runs before the
-    # savers: if the run is killed between these two callbacks, the batch is recorded twice after the resume, instead of
-    # not at all.
+    # savers: if the run is killed between these two callbacks, the batch is recorded again after the resume. In the
+    # reverse order, the batch would not be recorded.
     saving = [record, *savers, *([mirror] if mirror else []), *([exporter] if exporter else [])]
     measuring = [build_throughput(config, gpu=gpu, precision=precision), *profile]
     trainer = build_trainer(

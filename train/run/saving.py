@@ -192,7 +192,8 @@ def mirrored(config: TrainConfig, inputs: Inputs, signals: StopSignals) -> Itera
         except DataError as error:
             logger.warning(str(error))
             raise stop from None
-        # The store contains everything in the local folder, so the message can refer to the store.
+        # All files in the local folder are now in the store, so paths in the message are replaced with URLs in the
+        # store.
         raise RunStopped(stop.code, str(stop).replace(f"{local}/", f"{remote.url}/")) from None
     except BaseException:
         mirror.abandon()

@@ -33,7 +33,8 @@ class Supervision:
 
 
 class RecordedSaver:
-    """Saves a checkpoint of a run that ends early, and adds the checkpoint to record.jsonl like a regular one."""
+    """Saves a checkpoint of a run that ends early, and adds the checkpoint to record.jsonl, in the same way as for
+    checkpoints at regular intervals."""
 
     def __init__(self, saver: CheckpointSaver, record: RunRecord) -> None:
         self._saver, self._record = saver, record

@@ -80,7 +80,8 @@ class Storages:
     def _count(self, part: str, n_bytes: int) -> None:
         self.alive += n_bytes
         self._parts[part] += n_bytes
-        # `>=`, so that the recorded parts are also updated if only the category of an allocated storage has changed.
+        # `>=` is used instead of `>`, so that the categories at the peak are also updated if only the category of an
+        # allocated storage has changed.
         if self.alive >= self._peak:
             self._peak, self._parts_at_peak = self.alive, dict(self._parts)
 

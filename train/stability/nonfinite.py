@@ -77,7 +77,7 @@ class NonFiniteSteps:
         written = "there is no save_folder" if self._folder is None else write_incident(self._folder, incident, batch)
         self._report(incident, written, logger)
         if self._config.on_nonfinite == "stop":
-            # The step is not counted yet, so this saves the state before the step.
+            # The step is not counted yet, so the checkpoint contains the state before the step.
             raise self._stopped(state, incident, written, random)
         self.length += 1
         most = self._config.spikes.max_steps

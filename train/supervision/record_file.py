@@ -16,7 +16,8 @@ class Record:
     """record.jsonl of a run, written to its log folder and its save folder by one process."""
 
     def __init__(self, folders: Mapping[str, Path | None]) -> None:
-        """folders: maps each config key that specifies a folder to this folder, or to None if the key is not set."""
+        """folders: maps each config key that specifies a folder to the path of the folder, or to None if the key is not
+        set."""
         self._folders: dict[Path, str] = {}
         for key, folder in folders.items():
             if folder is not None:

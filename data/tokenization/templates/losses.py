@@ -18,7 +18,7 @@ generation prompt."""
 OTHER = "other"
 """The kind of parts that a template must never leave out."""
 _SHOWN = 4
-"""Maximum number of missing parts that an error lists. The others are only counted."""
+"""Maximum number of missing parts that an error lists. Further parts are only counted."""
 
 
 def check_nothing_lost(conversation: Conversation, text: str, lost: frozenset[Place], tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Faults in the files of checkpoints. A run that is resumed must name the corrupt file and resume from an older
+"""Faults in the files of checkpoints. A resumed run must report the name of the corrupt file, and resume from an older
 checkpoint."""
 
 import random
@@ -154,8 +154,8 @@ def _incomplete(lab: Lab) -> Iterator[str]:
         for part in parts:
             shutil.copytree(copy / NEWEST, part)
             (part / "manifest.json").unlink()
-        # Create the folder that a killed run of an earlier version leaves: earlier versions wrote torch's index file
-        # last.
+        # Create an incomplete checkpoint without torch's index file. Earlier versions wrote this file last, so a killed
+        # run could leave such a folder.
         (copy / "ep0-ba7").mkdir()
         shutil.copy(copy / NEWEST / "__0_0.distcp", copy / "ep0-ba7")
         return [*parts, copy / "ep0-ba7"]

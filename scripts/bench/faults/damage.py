@@ -72,7 +72,7 @@ class Payload:
 
 
 PAYLOAD = f"{os.system.__module__}.system"
-"""The name of the function that a Payload calls, as in error messages."""
+"""The name of the function that a Payload calls, as it appears in error messages."""
 
 
 def plant_in_metadata(checkpoint: Path, canary: Path) -> None:

@@ -44,7 +44,8 @@ def _small_disk(folder: Path) -> Iterator[bool]:
 
 
 def _during(before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Call before() and after() around saving the checkpoint of _BATCH. Runs inside the training process."""
+    """Call before() when saving the checkpoint of _BATCH begins, and after() when it ends. Runs inside the training
+    process."""
     from train.callbacks.checkpoint_saver import CheckpointSaver
 
     real = CheckpointSaver.batch_checkpoint

@@ -9,7 +9,7 @@ from scripts.bench.faults.damage import flip_bit
 from scripts.bench.faults.runs import FELL_BACK, REFUSED, SAME, Lab
 
 GOOD = (FELL_BACK, REFUSED, SAME)
-"""Accepted outcomes: an error that names the file, or the same model as without the flipped bit."""
+"""Accepted outcomes: an error that contains the name of the file, or the same model as without the flipped bit."""
 
 
 def flips(lab: Lab, count: int) -> Iterator[tuple[str, str]]:

@@ -38,8 +38,8 @@ def _stop(hook: Hook, what: str, lab: Lab) -> Iterator[str]:
 
 
 def _stopped(ended: Ended, *names: str) -> str | None:
-    """Return None if the run stopped on all ranks and its output contains all names, otherwise a description of the
-    unexpected outcome."""
+    """Return None if the run stopped on all ranks and its output contains each of `names`, otherwise a description of
+    the unexpected outcome."""
     if ended.code is None or ended.crashed:
         return refusal(ended)
     if set(ended.codes) != {_UNSTABLE}:

@@ -104,7 +104,7 @@ class Lab:
         return run("scripts/convert_checkpoint_to_hf.py", *flags)
 
     def outcome(self, ended: Ended, save_folder: Path, *names: str, ranks: int = 1) -> str:
-        """The outcome of a resumed run. If the run reports a fault, its output must contain all names."""
+        """The outcome of a resumed run. If the run reports a fault, its output must contain each of `names`."""
         if (seen := refusal(ended, *names)) is not None:
             return seen
         if self.exported(save_folder) != self.model(ranks):

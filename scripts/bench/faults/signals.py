@@ -49,7 +49,7 @@ def _after(lab: Lab, ended: Ended, run: Path) -> str:
 
 
 def _says_what_was_saved(text: str, run: Path) -> bool:
-    """Whether the output names the newest checkpoint and the command that resumes from it."""
+    """Whether the final message contains the name of the newest checkpoint and the option that resumes from it."""
     newest = max(run.glob("ep*"), key=lambda path: int(path.name.rpartition("ba")[2]), default=None)
     last = text.strip().rpartition("stopped: ")[2]
     return newest is not None and newest.name in last and "autoresume=true" in last

@@ -25,8 +25,8 @@ doc_to_text: ""
 doc_to_target: "{{text[-250:]}}"
 metric_list: [{metric: byte_perplexity}]
 """
-"""A task of the lm-evaluation-harness: the perplexity per byte of the end of every held-out module. This part is short
-enough to fit into a row of the training data."""
+"""A task of the lm-evaluation-harness: the perplexity per byte of the last 250 characters of every held-out module.
+These characters fit into a row of the training data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class Settings:
     figures: Path = Path("docs/examples/python-stdlib")
     port: int = 8000
     short: bool = False
-    """Whether to train for a few batches only, on one rank and little data, to test the steps but not the model."""
+    """Whether to train only for a few batches, on one rank and a small amount of data, to test the steps but not the
+    model."""
 
     def run(self, name: str) -> Path:
         return self.runs / f"stdlib-{name}"

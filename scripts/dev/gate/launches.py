@@ -25,8 +25,8 @@ KERNELS = {GLU: {"_glu_kernel", "_glu_backward_kernel", "_combine_kernel"}, MEGA
 
 D_MODEL, FFN_HIDDEN_SIZE, EXPERTS, TOP_K = 6144, 10752, 16, 4
 _FEW, _MANY = 64, 2**31 // FFN_HIDDEN_SIZE + 1
-"""Numbers of tokens. With 2**31 elements or more, Triton passes sizes as 64-bit integers and compiles another
-variant."""
+"""The numbers of tokens with which the kernels are launched. With `_MANY`, a tensor has at least 2**31 elements, for
+which Triton passes sizes as 64-bit integers and compiles another variant."""
 _TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 
 

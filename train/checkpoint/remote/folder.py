@@ -153,7 +153,7 @@ class RemoteFolder:
         self.store.delete(reversed(contents.of(name)))
 
     def clear(self) -> None:
-        """Delete the files that a new run also deletes from a local save folder."""
+        """Delete the same files that a new run deletes from a local save folder."""
         contents = self.look()
         for name in (*contents.committed, *contents.incomplete):
             self.remove(name, contents)

@@ -37,7 +37,8 @@ class Lease:
     beats: int = 0
 
     def renew(self) -> None:
-        """Renew the lease. Raises StoreError, and TakenOverError if the object names another run or was deleted."""
+        """Renew the lease. Raises StoreError, and TakenOverError if the object belongs to another run or was
+        deleted."""
         self.beats += 1
         content = _content(self.owner, self.beats)
         # Read the object first, because in a store without conditional writes, the write below would overwrite another
@@ -48,7 +49,7 @@ class Lease:
                 return
             found = self.folder.store.read(OWNER)
             if found is not None and _owner_in(found[0]) == self.owner:
-                return  # written by an earlier attempt whose response was lost, or by another thread
+                return  # renewed by an earlier request whose response was lost, or by another thread
         why = "its lease was deleted" if found is None else f"taken over by {_described(found[0]).name}"
         raise TakenOverError(f"save_folder {self.folder.url} no longer belongs to this run: {why}")
 
@@ -99,7 +100,7 @@ def take(folder: RemoteFolder, run_name: str) -> Lease:
 
 
 def _watch(folder: RemoteFolder, version: str, owner: FoundOwner) -> str | None:
-    """Wait for STALE seconds. Return the version if the owner has not renewed its lease, or None if the object was
+    """Wait for STALE seconds. Return `version` if the owner has not renewed its lease, or None if the object was
     deleted. Raises ConfigError if the owner renews the lease."""
     notice(
         f"save_folder {folder.url}: waiting up to {STALE:.0f} s to see whether its owner is alive: {owner.name}. Only "

@@ -44,7 +44,7 @@ class Manifest:
     """The content of a manifest: the origin of a checkpoint, and the digests of its files."""
 
     run_id: str
-    """An id that all checkpoints of a run share, however often the run is resumed."""
+    """The id of the run. All checkpoints of a run have the same id, even if the run is resumed."""
     run_name: str
     batch: int
     epoch: int

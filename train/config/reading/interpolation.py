@@ -161,7 +161,8 @@ def unused_variables(tree: dict[str, Any]) -> list[Defect]:
     targets = [target for path, text in strings(tree) for target in _targets(path, text)]
     if VARIABLES in targets:
         return []
-    # ${name} instead of ${variables.name} is reported as an unresolved reference, so it counts as a use here.
+    # If ${name} is used by mistake for ${variables.name}, this is reported as an unresolved reference. Therefore, it
+    # counts as a use of the variable here.
     used = {".".join(target.split(".")[:2]) for target in targets} | {f"{VARIABLES}.{target}" for target in targets}
     unused = [str(name) for name in variables if f"{VARIABLES}.{name}" not in used]
     return [

@@ -162,7 +162,8 @@ def make_sdpa_backend(lengths: list[int], n_positions: int, device: torch.device
     token_N = (length_N.cumsum(0) - length_N)[order_N]
     place_N = padded_N.cumsum(0) - padded_N
     slot_offset_N = torch.empty_like(order_N).index_copy_(0, order_N, place_N - token_N)
-    # Only tensors with a number per document are copied to the device; tensors of T elements are created on the device.
+    # Only tensors with one number per document are copied to the device; tensors of T elements are created on the
+    # device.
     columns = torch.stack((length_N, slot_offset_N, padded_N, token_N, place_N, length_N[order_N] - 1))
     length_N, slot_offset_N, padded_N, token_N, place_N, last_N = columns.to(device, non_blocking=True)
     T, arange = sum(lengths), functools.partial(torch.arange, device=device)

@@ -87,8 +87,8 @@ class LayerProducts(Protocol):
 
 
 ProductsOf = Callable[[Sequence[Any], Sequence[bool]], LayerProducts]
-"""Returns the layer's products. The arguments are the tensors (x and the weights), and whether each of them needs a
-gradient. The function itself must not hold a reference to a tensor that needs a gradient."""
+"""Returns the LayerProducts of a layer. The arguments are the tensors (x and the weights), and whether each of them
+needs a gradient. The function itself must not hold a reference to a tensor that needs a gradient."""
 
 
 def experts_glu(products_of: ProductsOf, recompute: bool, weights_TK: Tensor, *tensors: Tensor | None) -> Tensor:

@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024
-# Typed as Any: a kernel is launched as kernel[grid](...), with plain numbers for its constexprs.
+# triton.jit is typed as Any, because kernels are launched as kernel[grid](...), with plain numbers for their
+# constexprs.
 _jit: Any = triton.jit
 
 

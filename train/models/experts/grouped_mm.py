@@ -35,8 +35,8 @@ def grouped_mm_experts(
 
 
 class TorchGrouped:
-    """Implements Grouped. No device synchronization is needed, because the kernel reads from device memory where the
-    tokens of each expert end."""
+    """Implements Grouped. No device synchronization is needed, because the kernel reads the end of each expert's tokens
+    from device memory."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.token_A, self.order_A, self.slot_TK = assignment.token_A, assignment.order_A, assignment.slot_TK

@@ -145,7 +145,7 @@ class _ExpertProducts:
 
 class _Scratch:
     """Memory that all experts reuse for their results. The memory stays in the CPU cache. Reusing it avoids calls of
-    malloc, which are slow if the sizes keep changing."""
+    malloc, which are slow if the sizes change often."""
 
     def __init__(self, like: Tensor, most: int) -> None:
         self.like, self.most = like, most

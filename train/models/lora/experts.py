@@ -151,7 +151,7 @@ class _AdaptedProducts:
 
 
 class _LowRank:
-    """The products of the adapters, with a shared A or with one A per expert."""
+    """The matrix products of the adapters, with a shared A or with one A per expert."""
 
     def __init__(self, grouped: Grouped, options: Options) -> None:
         self.grouped, self.options = grouped, options

@@ -121,7 +121,7 @@ def traffic_table(sent: Sequence[Traffic], cluster: Cluster) -> Group:
 
 
 def time_table(config: TrainConfig, cluster: Cluster, step: StepTime, batches: int | None) -> Group:
-    """The predicted time of a step, and the resulting figures of the run."""
+    """The predicted time of a step, and the values for the run that are computed from this time."""
     assert cluster.gpu is not None
     title = f"prediction for {cluster.ranks:,} x {cluster.gpu.name} (nothing here is measured)"
     table = _table("", "")

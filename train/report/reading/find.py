@@ -1,4 +1,4 @@
-"""Find the log folder of a run from a path, or raise an error that names the missing file."""
+"""Find the log folder of a run from a path, or raise an error that contains the name of the missing file."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -43,7 +43,7 @@ class Metrics:
     pauses: list[tuple[float, float]]
     """The Unix times, in seconds, of the last line before each resume and of the first line after it."""
     unreadable: int
-    """Number of unreadable lines. A last line that is still being written does not count."""
+    """Number of unreadable lines. An incomplete last line, which is still being written, is not counted."""
 
     def last(self, name: str) -> float | None:
         """Return the newest value, or None for a metric that was never logged."""

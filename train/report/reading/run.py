@@ -43,8 +43,7 @@ class Run:
 
     @property
     def planned_gib(self) -> float | None:
-        """The planned peak memory of a GPU. None on a CPU, because the measured peak then includes the whole
-        process."""
+        """The planned peak memory of a GPU. None on a CPU, where the measured peak includes the whole process."""
         planned = self.record.start.get("planned_memory_bytes")
         if not isinstance(planned, int | float) or self.record.start.get("device") == "CPU":
             return None

@@ -30,8 +30,8 @@ _LOST = re.compile(
 )
 """Error messages of torch's process groups that mean that another rank has ended."""
 _CAUSE, _SHARE, _SHOW, _LEAVE, _END = 10.0, 3.0, 10.0, 8.0, 30.0
-"""Time limits in seconds, for the search for the reason why another rank ended, and for each part of ending this
-rank."""
+"""Time limits in seconds. _CAUSE: for finding the reason why another rank ended. All others: for each part of ending
+this rank."""
 
 _runs = itertools.count()
 

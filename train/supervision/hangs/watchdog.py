@@ -23,12 +23,12 @@ from train.supervision.hangs.stragglers import SECTION_NAMES, Heartbeat, straggl
 _LOOK = 0.5
 """Seconds between two checks."""
 _LOADER_MARGIN = 5.0
-"""Extra seconds after a deadline, in which a loader can first report a hanging worker with a more precise message."""
+"""Extra seconds after a deadline, so that a loader can first report a hanging worker with a more precise message."""
 _CONSEQUENCE = 2.0
 """Seconds to wait after another rank has failed, because the main thread of this rank may raise the same error."""
 _SHARE, _SHOW, _WRITE, _LEAVE = 3.0, 6.0, 5.0, 6.0
-"""Time limits in seconds for each part of ending the process, 30 in total. They are needed because the store, the disk
-or another rank may hang."""
+"""Time limits in seconds for each part of ending the process; their sum is 30. They are needed because the store, the
+disk or another rank may hang."""
 _NAMED = 8
 """Maximum number of ranks listed in a message."""
 _SILENT = 4.0
