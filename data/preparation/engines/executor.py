@@ -114,7 +114,7 @@ def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
         raise _error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
     if payload.job.remote is not None:
         try:
-            RemoteParts(payload.job.remote).check_writable()
+            _remote_parts(payload.job.remote).check_writable()
         except (ConfigError, StoreError) as error:
             raise _error(f"cannot write the output ({error}): check its credentials") from None
         return ""
@@ -156,8 +156,14 @@ def _upload(payload: Payload, number: int, check_only: bool) -> Part:
         job = replace(payload.job, folder=folder, recipe=recipe)
         part = _write(replace(payload, job=job), number, check_only)
         if part_folder(folder, number).exists():
-            RemoteParts(payload.job.remote).commit(folder, number)
+            _remote_parts(payload.job.remote).commit(folder, number)
         return part
+
+
+@lru_cache(maxsize=1)
+def _remote_parts(url: str) -> RemoteParts:
+    """The parts in a store, whose client is opened once per process."""
+    return RemoteParts(url)
 
 
 @lru_cache(maxsize=1)

@@ -8,6 +8,7 @@ upload the parts to an object store.
 import pickle
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 POLL = 0.2
 """Seconds between two looks at the results."""
+
+CANCELLED = 5.0
+"""Seconds to wait after tasks were cancelled, so that none of them writes into a folder that was removed. Spark ends
+the processes of cancelled tasks after 2 to 3 s (see spark.python.task.killTimeout)."""
 
 Results = Generator[tuple[int, Any]]
 
@@ -153,6 +158,7 @@ class _Tasks:
             if thread.is_alive():
                 self._context.cancelJobGroup(group)
                 thread.join()
+                time.sleep(CANCELLED)
 
     def _result(self, content: bytes) -> tuple[int, Any]:
         number, result = pickle.loads(content)
