@@ -7,7 +7,7 @@ with an index is complete.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from data.mds.streaming_compat import take_encoded_samples
 
 INDEX, MANIFEST = "index.json", "manifest.json"
 UNFINISHED = "unfinished"
+PLAN, PARTS = f"{UNFINISHED}/plan.json", f"{UNFINISHED}/parts"
+"""The plan of a preparation, with the sizes of its slices, and the folder with a subfolder for each finished slice."""
 SHARD_BYTES = 8 << 20
 
 Sample = dict[str, Any] | bytes
@@ -114,6 +116,11 @@ def refuse_names_in_the_way(folder: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     return path.name == "parts" or path.name.startswith("plan.json.")
+
+
+def done_slices(folder: Path) -> Iterator[int]:
+    """The numbers of the slices that an unfinished preparation has finished."""
+    yield from (int(path.name) for path in (folder / PARTS).iterdir() if path.name.isdecimal())
 
 
 def read_json(file: Path) -> dict[str, Any]:

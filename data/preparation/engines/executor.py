@@ -21,11 +21,11 @@ import xxhash
 from data.base.errors import ConfigError, DataError, settings_written
 from data.base.versions import STREAMING, installed_versions
 from data.base.workers import map_in_order
-from data.mds.writer import UNFINISHED
+from data.mds.writer import PARTS, PLAN, UNFINISHED
 from data.preparation.engines.choice import EngineError
 from data.preparation.packing.tokenizing import Tokenizing
-from data.preparation.parts.part import PARTS, Part, part_folder
-from data.preparation.parts.plan import PLAN, Job
+from data.preparation.parts.part import Part, part_folder
+from data.preparation.parts.plan import Job
 from data.preparation.parts.remote import RemoteParts
 from data.preparation.parts.write import write_part
 from data.stores.store import StoreError
@@ -118,9 +118,9 @@ def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
         except (ConfigError, StoreError) as error:
             raise _error(f"cannot write the output ({error}): check its credentials") from None
         return ""
-    unfinished = payload.job.folder / UNFINISHED
-    if not (unfinished / PLAN).is_file():
-        raise _error(f"does not see {unfinished / PLAN}, which the driver has written: {_SHARED}")
+    unfinished, plan = payload.job.folder / UNFINISHED, payload.job.folder / PLAN
+    if not plan.is_file():
+        raise _error(f"does not see {plan}, which the driver has written: {_SHARED}")
     file = unfinished / f"executor-{uuid.uuid4().hex}"
     try:
         file.write_bytes(b"")

@@ -10,11 +10,9 @@ from typing import Any, get_origin, get_type_hints
 from data.base.errors import DataError
 from data.base.problems import Place
 from data.examples.examples import Reading
-from data.mds.writer import UNFINISHED, file_of
+from data.mds.writer import PARTS, file_of
 from data.preparation.packing.recipe import Converted, Tally
 
-PARTS = f"{UNFINISHED}/parts"
-"""The folder of all parts, below the folder that is prepared."""
 PART = "part.json"
 
 

@@ -16,12 +16,20 @@ from data.base.workers import map_in_order
 from data.config.dataset import DatasetConfig
 from data.examples.examples import Reading, read_examples
 from data.examples.preprocessing import is_own
-from data.mds.writer import UNFINISHED, MadeFrom, read_json, refuse_names_in_the_way, refuse_other, write_text
+from data.mds.writer import (
+    PARTS,
+    PLAN,
+    UNFINISHED,
+    MadeFrom,
+    done_slices,
+    read_json,
+    refuse_names_in_the_way,
+    refuse_other,
+    write_text,
+)
 from data.preparation.packing.recipe import Recipe
-from data.preparation.parts.part import PARTS
 from data.sources.slices import Slice
 
-PLAN = "plan.json"
 SLICE_BYTES = 4 << 20
 """Minimum size of a slice in bytes of input."""
 ROWS_PER_SLICE = 512
@@ -70,7 +78,7 @@ def plan(folder: Path, recipe: Recipe, config: DatasetConfig, made_from: MadeFro
         sizes = [slice.size for slice in slices]
         saved = {"made_from": made_from, "sizes": sizes, "form": form, "first_place": first_place}
         (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        _write_once(folder / UNFINISHED / PLAN, saved)
+        _write_once(folder / PLAN, saved)
         saved = read_plan(folder) or saved
     refuse_other(folder, saved["made_from"], made_from)
     if saved["sizes"] != [slice.size for slice in slices]:
@@ -88,14 +96,14 @@ def plan(folder: Path, recipe: Recipe, config: DatasetConfig, made_from: MadeFro
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of a preparation that is running or was interrupted; None if there is no plan."""
-    file = folder / UNFINISHED / PLAN
+    file = folder / PLAN
     return read_json(file) if file.exists() else None
 
 
 def done(folder: Path) -> Iterator[int]:
     """The numbers of the slices that are prepared."""
     with suppress(FileNotFoundError):
-        yield from (int(path.name) for path in (folder / PARTS).iterdir() if path.name.isdecimal())
+        yield from done_slices(folder)
 
 
 def _write_once(file: Path, values: dict[str, Any]) -> None:

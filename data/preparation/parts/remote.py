@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.base.errors import ConfigError
-from data.mds.writer import UNFINISHED, refuse_other
-from data.preparation.parts.part import PART, PARTS, PartError, part_folder, read_part
-from data.preparation.parts.plan import PLAN, read_plan
+from data.mds.writer import PARTS, PLAN, UNFINISHED, refuse_other
+from data.preparation.parts.part import PART, PartError, part_folder, read_part
+from data.preparation.parts.plan import read_plan
 from data.stores.store import PARALLEL, Store, open_store
 
 
@@ -29,14 +29,13 @@ class RemoteParts:
     def claim(self, folder: Path) -> None:
         """Write the plan of the local folder to the store, unless there is a plan. Raises ConfigError if the plan in
         the store belongs to other data."""
-        file = f"{UNFINISHED}/{PLAN}"
-        if self._store.read(file) is None and (shards := self._store.sizes("shard.")):
+        if self._store.read(PLAN) is None and (shards := self._store.sizes("shard.")):
             raise ConfigError(
                 f"{self.url} already contains {next(iter(shards))}, which does not belong to a preparation that can be "
                 "resumed: choose another folder, or delete this folder"
             )
-        self._store.write(file, (folder / file).read_bytes(), replaces="")
-        found, planned = self._store.read(file), read_plan(folder)
+        self._store.write(PLAN, (folder / PLAN).read_bytes(), replaces="")
+        found, planned = self._store.read(PLAN), read_plan(folder)
         assert found is not None
         assert planned is not None
         there = json.loads(found[0])
@@ -83,7 +82,7 @@ class RemoteParts:
     def discard(self) -> None:
         """Delete everything that tasks have written, if it belongs to a preparation."""
         names = self._store.sizes()
-        if f"{UNFINISHED}/{PLAN}" in names:
+        if PLAN in names:
             self._delete(name for name in names if name.startswith((f"{UNFINISHED}/", "shard.", "documents.")))
 
     def _delete(self, names: Iterable[str]) -> None:
