@@ -6,6 +6,7 @@ A row is a sample with the columns of data/mds/row.py. `index.json` and the shar
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.upload import Remote
 from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
 from data.preparation.engines.choice import LOCAL, Engine, EngineError
-from data.preparation.engines.run import check, run, run_share
+from data.preparation.engines.run import check, clean_remote, run, run_share
 from data.preparation.packing.recipe import Recipe
 from data.preparation.packing.tokenizing import Tokenizing
 from data.preparation.parts.manifest import (
@@ -137,6 +138,8 @@ def write_once(
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
     if upload is not None and engine.share is None:
         upload.send()
+        if engine.remote is not None:
+            clean_remote(engine.remote)
     return folder
 
 
@@ -150,16 +153,16 @@ def _write(
     engine: Engine,
 ) -> None:
     try:
-        job = plan(folder, recipe, config, made_from, compression)
+        job = replace(plan(folder, recipe, config, made_from, compression), remote=engine.remote)
         merge(job, made_from, details, run(job, engine))
     except (PartError, EngineError):
         raise
     except (ConfigError, DataError):
-        _discard(folder)  # a resumed preparation would raise the same error again
+        _discard(folder, engine)  # a resumed preparation would raise the same error again
         raise
     except WorkerEnded as error:
         if error.status >= 0:
-            _discard(folder)
+            _discard(folder, engine)
         raise error_of_worker(error, config) from None
 
 
@@ -187,8 +190,10 @@ def _write_share(
     return folder
 
 
-def _discard(folder: Path) -> None:
+def _discard(folder: Path, engine: Engine) -> None:
     """Remove the unfinished files, if they belong to a preparation."""
+    if engine.remote is not None:
+        clean_remote(engine.remote, discard=True)
     if read_plan(folder) is None:
         return
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

@@ -178,6 +178,25 @@ def test_a_remote_out_root_keeps_a_local_copy_where_one_is_named(tmp_path, monke
     assert contents(tmp_path / "remote" / "train") == contents(local / "train")
 
 
+@pytest.mark.parametrize(
+    ("flags", "remote"),
+    [
+        (["--out_root", "s3://bucket/rows"], "s3://bucket/rows/train"),
+        (["--out_root", "s3://bucket/rows", "--local", "copy"], None),
+        (["--out_root", "out", "--remote", "s3://bucket/rows"], None),
+    ],
+)
+def test_tasks_of_spark_upload_parts_if_the_output_is_only_in_a_store(monkeypatch, toy, files, flags, remote):
+    engines = []
+    monkeypatch.setattr(
+        "data.preparation.conversion.convert.prepare_into", lambda *args, **kwargs: engines.append(kwargs["engine"])
+    )
+    monkeypatch.setattr("shutil.rmtree", lambda folder: None)
+    flags += ["--dataset", "json", "--splits", "train", "--data_files", files[0], "--skip-preprocessing"]
+    assert finetuning([*flags, "--tokenizer", "toy", "--engine", "spark"]) == 0
+    assert [(engine.name, engine.remote) for engine in engines] == [("spark", remote)]
+
+
 def test_s3_gets_all_of_it_and_nothing_stays(tmp_path, monkeypatch, toy, files):
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.load_script import load_script
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_large_inputs_measures_the_start_and_the_memory(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--start_gb", "0.03", "--memory_gb", "0.0002", "--vocab_file", "quickstart/vocab.tiktoken"]
     file = tmp_path / "large.json"

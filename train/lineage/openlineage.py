@@ -149,7 +149,7 @@ def _input(loader: str, stream: str, rows: Rows) -> dict[str, Any]:
 
 
 def _file(entry: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("dataset", "revision", "path", "bytes", "xxh3_128", "fingerprint", "samples")
+    kept = ("dataset", "revision", "path", "bytes", "xxh3_128", "digest", "fingerprint", "samples")
     return {key: entry[key] for key in kept if key in entry}
 
 

@@ -3,7 +3,7 @@ is written to a local folder, a remote folder, or both."""
 
 import argparse
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,8 +23,10 @@ from data.preparation.conversion.arguments import (
     tokenizer_of,
 )
 from data.preparation.conversion.untokenized import write_untokenized
+from data.preparation.engines.choice import Engine
 from data.preparation.prepare import prepare_into
 from data.sources.source import Source, open_source
+from data.stores.address import SCHEMES
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
@@ -93,7 +95,7 @@ def _convert(
         "source": source,
         "compression": args.compression,
         "remote": place.remote,
-        "engine": engine_of(args),
+        "engine": _engine(place, args),
     }
     if tokenizer is None:
         write_untokenized(place.folder, config, **output)
@@ -103,3 +105,10 @@ def _convert(
         node_logger.info(f"{place.folder} was already complete and is unchanged")
     if place.passing:
         shutil.rmtree(place.folder)
+
+
+def _engine(place: _Place, args: argparse.Namespace) -> Engine:
+    """The engine. If only an object store gets the output, Spark's tasks upload their parts there."""
+    engine = engine_of(args)
+    uploads = engine.name == "spark" and place.passing and urlsplit(str(place.remote)).scheme in SCHEMES
+    return replace(engine, remote=place.remote) if uploads else engine

@@ -16,6 +16,9 @@ class Engine:
     """One of ENGINES."""
     master: str | None = None
     """The URL of Spark's master, such as local[2]; None: the active session, or Spark's configuration."""
+    remote: str | None = None
+    """URL of the folder in an object store to which Spark's tasks upload their parts; None: they write the parts into
+    the folder that is prepared."""
     share: tuple[int, int] | None = None
     """(I, N): prepare only every N-th slice, beginning with slice I, and do not merge the parts. 0 <= I < N."""
     merge_only: bool = False

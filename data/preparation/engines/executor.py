@@ -7,10 +7,11 @@ import gc
 import pickle
 import platform
 import socket
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import xxhash
 from data.base.errors import ConfigError, DataError, settings_written
 from data.base.versions import STREAMING, installed_versions
 from data.base.workers import map_in_order
-from data.mds.writer import PLAN, UNFINISHED
+from data.mds.writer import PARTS, PLAN, UNFINISHED
 from data.preparation.engines.choice import EngineError
-from data.preparation.parts.part import Part
+from data.preparation.packing.tokenizing import Tokenizing
+from data.preparation.parts.part import Part, part_folder
 from data.preparation.parts.plan import Job
+from data.preparation.parts.remote import RemoteParts
 from data.preparation.parts.write import write_part
+from data.stores.store import StoreError
 
 PACKAGES = (*STREAMING, "numpy", "tiktoken", "transformers", "tokenizers", "pyarrow", "zstd", "brotli")
 """Distributions that affect the bytes of the rows."""
@@ -81,7 +85,7 @@ def prepare_slice(content: bytes, number: int, *, check_only: bool, is_last_atte
     try:
         with _as_on_driver(payload):
             _checked(content)
-            part = _write(payload, number, check_only)
+            part = (_write if payload.job.remote is None else _upload)(payload, number, check_only)
             result = part if check_only or payload.job.refuses(part.reading) else None
             return pickle.dumps((number, result))
     except (ConfigError, DataError) as error:
@@ -108,6 +112,12 @@ def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
         payload.job.recipe.source.check_visible()
     except DataError as error:
         raise _error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
+    if payload.job.remote is not None:
+        try:
+            _remote_parts(payload.job.remote).check_writable()
+        except (ConfigError, StoreError) as error:
+            raise _error(f"cannot write the output ({error}): check its credentials") from None
+        return ""
     unfinished, plan = payload.job.folder / UNFINISHED, payload.job.folder / PLAN
     if not plan.is_file():
         raise _error(f"does not see {plan}, which the driver has written: {_SHARED}")
@@ -133,6 +143,27 @@ def _write(payload: Payload, number: int, check_only: bool) -> Part:
     )
     (part,) = parts
     return part
+
+
+def _upload(payload: Payload, number: int, check_only: bool) -> Part:
+    """Write the part into a temporary folder on this machine, and upload the part."""
+    assert payload.job.remote is not None
+    with tempfile.TemporaryDirectory(prefix="dropless-") as name:
+        folder, recipe = Path(name), payload.job.recipe
+        (folder / PARTS).mkdir(parents=True)
+        if isinstance(recipe, Tokenizing):
+            recipe = replace(recipe, spool=folder / UNFINISHED)
+        job = replace(payload.job, folder=folder, recipe=recipe)
+        part = _write(replace(payload, job=job), number, check_only)
+        if part_folder(folder, number).exists():
+            _remote_parts(payload.job.remote).commit(folder, number)
+        return part
+
+
+@lru_cache(maxsize=1)
+def _remote_parts(url: str) -> RemoteParts:
+    """The parts in a store, whose client is opened once per process."""
+    return RemoteParts(url)
 
 
 @lru_cache(maxsize=1)

@@ -6,10 +6,11 @@ from data.base.errors import setting
 from data.base.problems import Reading
 from data.preparation.engines.choice import Engine, EngineError
 from data.preparation.engines.local import run_local
-from data.preparation.engines.spark import run_spark
+from data.preparation.engines.spark import run_spark, store_errors
 from data.preparation.engines.spark_session import check_installed
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import Job
+from data.preparation.parts.remote import RemoteParts
 from data.sources.source import Source
 
 RUNNERS: dict[str, Callable[[Job, Engine], list[Part]]] = {
@@ -36,6 +37,13 @@ def check(engine: Engine, source: Source) -> None:
 def run(job: Job, engine: Engine) -> list[Part]:
     """Prepare all slices, and return the parts that were not written (see RUNNERS)."""
     return [] if engine.merge_only else RUNNERS[engine.name](job, engine)
+
+
+def clean_remote(url: str, *, discard: bool = False) -> None:
+    """Delete the unfinished files of tasks in an object store. With `discard`, also delete their shards."""
+    with store_errors():
+        parts = RemoteParts(url)
+        parts.discard() if discard else parts.clean()
 
 
 def run_share(job: Job, index: int, count: int) -> None:

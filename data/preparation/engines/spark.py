@@ -1,15 +1,17 @@
 """Prepare the slices with Spark: one task per slice.
 
 A part is committed by a rename, so tasks may be repeated, and speculative copies of a task do no harm. Executors write
-the parts into the folder that is prepared, which must be on a file system that the driver and all executors share.
+the parts into the folder that is prepared, which must be on a file system that the driver and all executors share, or
+upload the parts to an object store.
 """
 
 import pickle
 import signal
 import sys
+import time
 import uuid
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,19 @@ from data.preparation.engines.spark_session import java_message, max_attempts, s
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import Job, done
 from data.preparation.parts.progress import source_bar
+from data.preparation.parts.remote import RemoteParts
 from data.sources.slices import Slice
+from data.stores.store import StoreError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator, Broadcast, SparkContext
 
 POLL = 0.2
 """Seconds between two looks at the results."""
+
+CANCELLED = 5.0
+"""Seconds to wait after tasks were cancelled, so that none of them writes into a folder that was removed. Spark ends
+the processes of cancelled tasks after 2 to 3 s (see spark.python.task.killTimeout)."""
 
 Results = Generator[tuple[int, Any]]
 
@@ -40,7 +48,19 @@ def run_spark(job: Job, engine: Engine) -> list[Part]:
     Returns the parts of slices that were not written, because rows are invalid and on_bad_example is `error`. Raises
     EngineError if Spark cannot be started, if an executor is not set up as this process, or if a task failed.
     """
-    ready = set(done(job.folder))
+    if job.remote is None:
+        return _run(job, engine, set(done(job.folder)))
+    with store_errors():
+        parts = RemoteParts(job.remote)
+        parts.claim(job.folder)
+        ready = parts.done()
+    refused = _run(job, engine, ready)
+    with store_errors():
+        parts.fetch_manifests(job.folder)
+    return refused
+
+
+def _run(job: Job, engine: Engine, ready: set[int]) -> list[Part]:
     todo = [slice for slice in job.slices if slice.number not in ready]
     if not todo:
         return []
@@ -91,7 +111,7 @@ class _Tasks:
         numbers = list(range(self._context.defaultParallelism))
         with closing(self._results(numbers, "probe", {})) as results:
             names = [name for _, name in results]
-        for name in names:
+        for name in names if self._job.remote is None else []:
             file = self._job.folder / UNFINISHED / name
             if not file.exists():
                 raise EngineError(
@@ -138,6 +158,7 @@ class _Tasks:
             if thread.is_alive():
                 self._context.cancelJobGroup(group)
                 thread.join()
+                time.sleep(CANCELLED)
 
     def _result(self, content: bytes) -> tuple[int, Any]:
         number, result = pickle.loads(content)
@@ -149,7 +170,8 @@ class _Tasks:
         if isinstance(result, WorkerEnded) and result.status == -signal.SIGKILL:
             raise _killed(self._attempts)
         if isinstance(result, Exception):
-            raise result
+            with store_errors():
+                raise result
         return number, result
 
 
@@ -224,6 +246,15 @@ def _pickled(job: Job, n_workers: int) -> bytes:
     finally:
         if own is not None:
             cloudpickle.unregister_pickle_by_value(own)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Convert errors of an object store to errors that suggest a fix. Parts that are complete are kept."""
+    try:
+        yield
+    except StoreError as error:
+        raise EngineError(f"{error}: start again; completed work is not repeated") from None
 
 
 def _own_module(job: Job) -> ModuleType | None:

@@ -23,7 +23,7 @@ def merge(job: Job, made_from: MadeFrom, details: dict[str, Any], refused: Itera
     """
     parts = {part.slice: part for part in refused}
     for slice in job.slices:
-        part = None if slice.number in parts else read_part(job.folder, slice.number)
+        part = None if slice.number in parts else read_part(job.folder, slice.number, check_files=job.remote is None)
         if part is not None:
             parts[slice.number] = part
     if missing := [str(slice.number) for slice in job.slices if slice.number not in parts]:

@@ -51,6 +51,8 @@ class Job:
     """The form of the first valid row; None if no row is valid."""
     first_place: str
     """Location of the first valid row."""
+    remote: str | None = None
+    """URL of the folder in an object store to which tasks upload their parts; None: parts are in `folder`."""
 
     @property
     def is_own_code(self) -> bool:

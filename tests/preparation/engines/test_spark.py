@@ -13,6 +13,7 @@ from data.preparation.parts.plan import done
 from data.preparation.prepare import prepare_into
 from tests.helpers.missing import skip_or_fail
 from tests.helpers.prepared import TOY, contents
+from tests.helpers.stores import serve
 from tests.helpers.toy_tokenizer import dataset_config, questions, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
@@ -52,7 +53,14 @@ def use_lock(row):
 
 
 @pytest.fixture(scope="module")
-def session():
+def server():
+    with serve("s3") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def session(server):
+    """A session whose tasks use the server."""
     try:
         check_installed()
     except EngineError as error:
@@ -106,6 +114,24 @@ def test_all_bad_rows_are_reported_with_their_lines(tmp_path, config, session):
     assert f"{tmp_path / 'train.jsonl'}:101: response is missing" in str(caught.value)
     assert f"(and 1 more row: {tmp_path / 'train.jsonl'}:702)" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_upload_their_parts_to_an_object_store(tmp_path, config, session, server):
+    url = f"{server.url}/rows"
+    engine = Engine(name="spark", remote=url)
+    prepare_into(tmp_path / "driver", config, TOY, engine=engine, remote=url)
+    expected = contents(prepare_into(tmp_path / "local", config, TOY))
+    assert {name.removeprefix("rows/"): content for name, content in server.content().items()} == expected
+    assert sorted(contents(tmp_path / "driver")) == ["index.json", "manifest.json"]
+    assert server.written()[-1] == "rows/index.json"
+
+
+def test_an_object_store_without_the_parts_of_bad_rows(tmp_path, config, session, server):
+    write_jsonl(tmp_path / "train.jsonl", [*questions(600), {"prompt": "p"}])
+    url = f"{server.url}/bad"
+    with pytest.raises(DataError, match="1 row cannot be used"):
+        prepare_into(tmp_path / "driver", config, TOY, engine=Engine(name="spark", remote=url), remote=url)
+    assert [name for name in server.content() if name.startswith("bad/")] == []
 
 
 def test_a_function_that_ends_its_process_is_named(tmp_path, config, session):
