@@ -214,7 +214,7 @@ def test_changed_content_under_unchanged_keys_is_reported(path: str) -> None:
     message = refused_before_the_model_is_built(path, ["optimizer.lr=1e-4"])
     data.write_text(before)
     assert "but the rows of train_loader.dataset (fingerprint was " in message
-    assert "although no key that sets them has changed: the content of a file, of the tokenizer" in message
+    assert "although no key that determines these rows has changed: the content of a file, of the tokenizer" in message
 
 
 def test_a_config_of_another_version_does_not_prevent_a_resume(path: str) -> None:
