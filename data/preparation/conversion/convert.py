@@ -12,7 +12,6 @@ import xxhash
 
 from data.base.console import node_logger
 from data.base.errors import ConfigError
-from data.base.paths import STORES
 from data.config.dataset import DatasetConfig
 from data.mds.writer import INDEX
 from data.preparation.conversion.arguments import (
@@ -27,6 +26,7 @@ from data.preparation.conversion.untokenized import write_untokenized
 from data.preparation.engines.choice import Engine
 from data.preparation.prepare import prepare_into
 from data.sources.source import Source, open_source
+from data.stores.address import url_defect
 from data.tokenization.tokenizer import Tokenizer
 
 CACHE = Path(".cache/dropless/converted")
@@ -110,5 +110,5 @@ def _convert(
 def _engine(place: _Place, args: argparse.Namespace) -> Engine:
     """The engine. If only an object store gets the output, Spark's tasks upload their parts there."""
     engine = engine_of(args)
-    uploads = engine.name == "spark" and place.passing and urlsplit(str(place.remote)).scheme in STORES
+    uploads = engine.name == "spark" and place.passing and url_defect(str(place.remote)) is None
     return replace(engine, remote=place.remote) if uploads else engine

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ def _prepare(tasks: "_Tasks", todo: list[Slice], bar: Any) -> list[Part]:
         numbers = sorted(sizes, key=lambda number: -sizes[number])
         with closing(tasks.prepare(numbers, check_only)) as results:
             for number, part in results:
-                bar.update(sizes.pop(number))
+                bar.update(sizes.pop(number, 0))
                 if part is not None:
                     refused.append(part)
                     bar.set_postfix(bad_rows=sum(each.reading.bad_rows for each in refused), refresh=False)
@@ -156,7 +156,8 @@ class _Tasks:
                 raise _error_of(failed[0], self._attempts) from None
         finally:
             if thread.is_alive():
-                self._context.cancelJobGroup(group)
+                with suppress(Exception):  # Java has ended, and so have its tasks
+                    self._context.cancelJobGroup(group)
                 thread.join()
                 time.sleep(CANCELLED)
 
@@ -280,6 +281,8 @@ def _error_of(error: Exception, attempts: int) -> EngineError:
             f"Spark's executors do not run Python {version} ({message}): set PYSPARK_PYTHON to an interpreter of "
             f"Python {version} that exists on every executor, with the packages of this process"
         )
+    if isinstance(error, OSError) or type(error).__name__ == "Py4JNetworkError":
+        message = f"its Java process has ended, perhaps because of low memory; {message}"
     if "Python worker exited unexpectedly" in message:
         return _killed(attempts)
     return EngineError(f"Spark has ended the job ({message}): start again; completed work is not repeated")

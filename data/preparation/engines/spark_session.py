@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -75,7 +75,8 @@ def spark_context(master: str | None) -> Iterator["SparkContext"]:
     try:
         yield session.sparkContext
     finally:
-        session.stop()
+        with suppress(Exception):  # Java has ended, which the block has reported
+            session.stop()
 
 
 def max_attempts(context: "SparkContext") -> int:

@@ -116,6 +116,10 @@ def test_an_error_that_cannot_be_pickled_keeps_its_text(payload, monkeypatch):
 )
 def test_errors_of_spark_have_one_line_and_a_fix(message, expected):
     error = _error_of(RuntimeError(message), 4)
+    assert "\n" not in str(error)
     with pytest.raises(EngineError, match=expected):
         raise error
-    assert "\n" not in str(error)
+
+
+def test_the_end_of_java_is_reported():
+    assert "its Java process has ended, perhaps because of low memory" in str(_error_of(ConnectionRefusedError(), 4))
