@@ -142,7 +142,7 @@ class Store:
                 if wait is None or not is_worth_a_retry(error):
                     failure = fetch_error(error)
                     what = f"{self.url}/{name}" if name else self.url
-                    reason = "no such bucket exists" if failure.absent and done == "listed" else failure
+                    reason = "the bucket does not exist" if failure.absent and done == "listed" else failure
                     raise StoreError(f"{what} cannot be {done}: {reason}", absent=failure.absent) from None
             time.sleep(wait)
         raise AssertionError

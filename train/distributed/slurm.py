@@ -73,7 +73,7 @@ def _counted(name: str, counts: str, node: int) -> int:
             raise ConfigError(f"{name} is {counts!r}, but must have the form 4(x2),3")
         expanded += [int(found[1])] * int(found[2] or 1)
     if node >= len(expanded):
-        raise ConfigError(f"SLURM_NODEID is {node}, but {name} {counts} has {len(expanded)} nodes")
+        raise ConfigError(f"SLURM_NODEID is {node}, but {name} {counts} lists only {len(expanded)} nodes")
     return expanded[node]
 
 

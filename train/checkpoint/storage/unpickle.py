@@ -88,7 +88,9 @@ def _types_kept() -> Iterator[None]:
             gc.enable()
         changed = [kind for kind, attributes in before.items() if _restore(kind, attributes)]
     if changed:
-        raise pickle.UnpicklingError(f"changes the type {changed[0].__qualname__}: the change was undone")
+        raise pickle.UnpicklingError(
+            f"changes the type {changed[0].__qualname__} when it is loaded: the change was undone"
+        )
 
 
 def _restore(kind: type, attributes: Mapping[str, Any]) -> bool:
@@ -110,7 +112,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         with _types_kept():
             found = _MetadataUnpickler(data).load()
         if not isinstance(found, metadata.Metadata):
-            raise TypeError(f"it contains {type(found).__name__}")
+            raise TypeError(f"it contains an object of type {type(found).__name__}")
         _check(found)
         found.storage_meta = None  # this field contains the placeholder of a path
     except Exception as error:  # a damaged pickle can raise almost any exception
