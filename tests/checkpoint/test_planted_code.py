@@ -72,7 +72,7 @@ PLACES: dict[str, Callable[[dict[str, Any], Any], None]] = {
 
 
 def refused(path: Path, use: Callable[[Path], object]) -> None:
-    with pytest.raises(ConfigError, match=r"refers to posix\.mkdir, .*: it was not executed"):
+    with pytest.raises(ConfigError, match=r"refers to posix\.mkdir, .*: the code was not executed"):
         use(path)
 
 

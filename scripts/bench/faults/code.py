@@ -104,7 +104,7 @@ CASES: Mapping[str, Case] = {
             Case(f"pickle in the {name} (earlier version)", _NOT_RUN, partial(_of_item, path))
             for name, path in _ITEMS.items()
         ),
-        Case("pickle in a full .pt", _NOT_RUN, _of_file),
-        Case("pickle in a full .pt, load_weights_only", _NOT_RUN, _of_file_weights),
+        Case("pickle in a full checkpoint", _NOT_RUN, _of_file),
+        Case("pickle in a full checkpoint, load_weights_only", _NOT_RUN, _of_file_weights),
     )
 }

@@ -71,7 +71,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         raise pickle.UnpicklingError(
-            f"refers to {module}.{name}, which does not belong in a checkpoint: it was not executed"
+            f"refers to {module}.{name}, which does not belong in a checkpoint: the code was not executed"
         )
 
 
@@ -158,5 +158,5 @@ def _defect(error: Exception) -> str:
     if text.startswith(("refers to ", "changes ")):
         return text
     if isinstance(error, pickle.UnpicklingError) and (found := _REFUSED.search(text)):
-        return f"refers to {found[1]}, which does not belong in a checkpoint: it was not executed"
+        return f"refers to {found[1]}, which does not belong in a checkpoint: the code was not executed"
     return f"cannot be read: {text.splitlines()[0] if text else type(error).__name__}"
