@@ -40,9 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    text = "list the checkpoints of a save folder from their manifests, and the owner of the folder"
+    text = "list the checkpoints of a save folder, as recorded in their manifests, and the owner of the folder"
     ls = commands.add_parser("ls", help=text, description=text)
-    text = "a run's folder or a checkpoint, or its URL in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    text = (
+        "a run's folder or a checkpoint; both may be URLs in an object store: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    )
     ls.add_argument("folder", type=_place, help=text)
     ls.add_argument("--json", action="store_true", help="print the list as JSON, with sizes in bytes")
 
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "compare two checkpoints: manifest, config, state, tensors"
     diff = commands.add_parser("diff", help=text, description=_DIFF, formatter_class=raw)
-    diff.add_argument("a", type=_folder, help="a checkpoint, or a run's folder, whose newest checkpoint is used")
+    diff.add_argument("a", type=_folder, help="a checkpoint; in a run's folder, the newest checkpoint is used")
     diff.add_argument("b", type=_folder, help="the second checkpoint, or a run's folder")
     diff.add_argument("--top", type=int, default=10, metavar="N", help="show at most N tensors (default: %(default)s)")
 
@@ -85,7 +87,7 @@ def _folder(text: str) -> Path:
 
 
 _DIFF = """\
-Compare two checkpoints: manifest, config by YAML key, the run's state, and tensors, largest differences first.
+Compare two checkpoints: manifest, config by YAML key, the run's state, and tensors (largest differences first).
 All files that are read are verified.
 
 The exit code is 0 if the checkpoints are equal, 1 if they differ, and 2 after an error. Dates and durations are

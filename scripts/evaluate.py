@@ -54,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", nargs="+", default=[], metavar="TASK", help="names or YAML files of tasks, or folders of YAML files"
     )
-    parser.add_argument("--exact_match", type=Path, metavar="FILE", help=".jsonl with {prompt, response} or {messages}")
+    parser.add_argument(
+        "--exact_match",
+        type=Path,
+        metavar="FILE",
+        help="a .jsonl file with {prompt, response} or {messages} on each line",
+    )
     converts = "how to convert the records of --exact_match to questions: a registered name, module:function, or "
     converts += "columns such as '{prompt: question, response: answer}'"
     parser.add_argument("--preprocessor", metavar="NAME", help=converts)
@@ -62,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         "--num_fewshot", type=int, help="number of examples before each question (default: set by the task)"
     )
     parser.add_argument("--limit", type=int, help="maximum number of questions per task (default: all)")
-    parser.add_argument("--apply_chat_template", action="store_true", help="format questions of tasks as user messages")
+    parser.add_argument(
+        "--apply_chat_template",
+        action="store_true",
+        help="format the questions of --tasks as user messages with the chat template",
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the GPU if there is one")
     parser.add_argument("--precision", choices=PRECISIONS, help="default: bf16 on a GPU, fp32 on a CPU")
@@ -100,7 +109,9 @@ def _check_exported(folder: Path) -> None:
 
     read_kept(folder)
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} is not writable, but the results are saved in this folder: evaluate a copy of it")
+        raise ConfigError(
+            f"{folder} is not writable, but the results are saved in this folder: evaluate a copy of the folder"
+        )
 
 
 def _read_questions(args: argparse.Namespace) -> "list[Question]":
@@ -158,7 +169,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     _print_table(results)
     if exported:
         keep(args.folder, results, precision)
-        print(f"saved in {args.folder / 'evaluation.json'} and in its README.md")
+        print(f"saved in {args.folder / 'evaluation.json'} and in the README.md next to it")
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -51,9 +51,13 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="an exported model, a sharded checkpoint, or a run's folder")
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="without PROMPT and --file, start a conversation")
     parser.add_argument(
-        "--file", type=Path, help="prompts: .jsonl with {prompt} or {messages}, or a text file with one prompt per line"
+        "prompts", nargs="*", metavar="PROMPT", help="a prompt; without prompts and --file, a conversation is started"
+    )
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="file of prompts: a .jsonl file with {prompt} or {messages}, or a text file with one prompt per line",
     )
     parser.add_argument(
         "--chat", action="store_true", help="format each PROMPT as a user message with the chat template"
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (the default) means greedy decoding")
     parser.add_argument("--top_k", type=int, help="sample only from the k most likely tokens")
-    nucleus = "nucleus sampling: sample from the most likely tokens with this cumulative probability"
+    nucleus = "nucleus sampling: sample from the most likely tokens whose cumulative probability reaches this value"
     parser.add_argument("--top_p", type=float, default=1.0, help=nucleus)
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=16, help="number of prompts per batch (default: %(default)s)")

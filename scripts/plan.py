@@ -42,9 +42,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
     parser.add_argument("--nodes", type=int, help="number of nodes (default: 1)")
     parser.add_argument("--gpus", type=int, help="GPUs (and ranks) per node (default: 8 with --gpu, otherwise 1)")
-    parser.add_argument("--gpu", help="predict times on this GPU, such as h100, or a YAML file that describes it")
+    parser.add_argument(
+        "--gpu", help="predict times for this GPU: a name such as h100, or a YAML file that describes a GPU"
+    )
     parser.add_argument("--search", action="store_true", help="with --gpu: search for faster settings")
-    parser.add_argument("--simulate", action="store_true", help="simulate a step of one rank without data")
+    parser.add_argument("--simulate", action="store_true", help="simulate a step of one rank, without reading data")
     parser.add_argument(
         "--data", action="store_true", help="prepare the data if necessary, and show streams and stages"
     )

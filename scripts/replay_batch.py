@@ -67,7 +67,7 @@ def describe(ranks: Sequence["Replayed"]) -> list[str]:
         losses = f"recorded {_shown(rank.recorded)}, replayed {_shown(rank.replayed)}: {equal}"
         lines.append(f"rank {number}: loss {losses}; {rows}, {random}")
     if all(rank.is_same for rank in ranks):
-        lines.append("equal bit for bit on all ranks")
+        lines.append("the recorded and the recomputed loss are equal bit for bit on all ranks")
     elif all(math.isfinite(float.fromhex(rank.replayed)) for rank in ranks):
         lines.append("the recomputed loss is finite: neither the weights nor the rows explain the recorded loss")
     return lines

@@ -112,7 +112,5 @@ class Clock:
         if unit == "ep":
             return math.ceil(round(value * self.rows_per_epoch, 6) / self.rows_per_batch)
         if self.max_batches is None:
-            raise ValueError(
-                f"is {text!r}, but dur is a fraction of max_duration, which therefore requires another unit"
-            )
+            raise ValueError(f"is {text!r}, but dur is a fraction of max_duration itself: use ba, tok or ep")
         return math.ceil(round(value * self.max_batches, 6))

@@ -90,7 +90,7 @@ def placeholder_defect(value: object, *names: str) -> str | None:
         if known
         else "placeholders are not supported"
     )
-    return f"is {shown(value)}, but {allowed}: remove {shown(found)}, and all other braces"
+    return f"is {shown(value)}, but {allowed}: remove {shown(found)}, and any other placeholder that is not supported"
 
 
 def fill_placeholders(text: str, values: Mapping[str, object]) -> str:

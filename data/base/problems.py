@@ -147,9 +147,9 @@ def other_form(form: str, reading: Reading) -> Problem:
     since = f" (first: {reading.first_place})" if reading.first_place else ""
     text = (
         f"has {form}, but earlier rows have {reading.form}{since}, and all rows of a source must have the same "
-        f"form: move the row to a separate stream, or convert both forms with a {setting('preprocessing_fn')}"
+        f"form: move the row to a separate stream, or convert the rows to one form with a {setting('preprocessing_fn')}"
     )
-    return Problem("a form that differs from earlier rows", text)
+    return Problem("a form that differs from that of earlier rows", text)
 
 
 def describe(value: Any) -> str:

@@ -222,7 +222,7 @@ def _check_order(messages: Mapping[int, Mapping[str, Any]]) -> list[Problem]:
             f"messages[{index}] ({before}) is the last message, but a conversation must end with the assistant, "
             "whose answers are trained on: remove this message, or add the assistant's answer"
         )
-        problems.append(Problem("does not end with the assistant", text))
+        problems.append(Problem("the conversation does not end with the assistant", text))
     return problems
 
 
@@ -232,11 +232,14 @@ def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
         if before is None:
             return None
         return (
-            "system is not first",
+            "the system message is not first",
             "is not the first message: move its text to the beginning, or into the user's turn",
         )
     if before is None and role != "user":
-        return "does not begin with the user", "is the first message, but a conversation must begin with system or user"
+        return (
+            "the conversation does not begin with the user",
+            "is the first message, but a conversation must begin with system or user",
+        )
     if role == before and role != "tool":
         return (
             "repeated roles",
@@ -244,7 +247,7 @@ def _out_of_order(role: str, before: str | None) -> tuple[str, str] | None:
         )
     if role == "tool" and before not in ("assistant", "tool"):
         return (
-            "tool does not follow the assistant",
+            "a tool's result does not follow the assistant",
             f"follows the {before}, but a tool's result must follow the assistant's call",
         )
     return None

@@ -61,13 +61,14 @@ class Rows:
         n = len(row.tokens)
         if not n == len(row.loss_mask) == row.lengths.sum() or np.any(row.lengths < 1) or not n:
             raise ValueError(
-                f"{n} tokens, {len(row.loss_mask)} values in the loss mask, and lengths that sum to {row.lengths.sum()}"
+                f"the row has {n} tokens, {len(row.loss_mask)} values in the loss mask, and lengths that sum to "
+                f"{row.lengths.sum()}"
             )
         if n > self.max_seq_len:
-            raise ValueError(f"{n} tokens, but max_seq_len is {self.max_seq_len}")
+            raise ValueError(f"the row has {n} tokens, but max_seq_len is {self.max_seq_len}")
         low, high = int(row.tokens.min()), int(row.tokens.max())
         if low < 0 or high >= self.vocab_size:
             token_id = low if low < 0 else high
             raise ValueError(
-                f"the row contains the id {token_id}, but the tokenizer's ids must be from 0 to {self.vocab_size - 1}"
+                f"the row contains the token id {token_id}, but the tokenizer's ids are 0 to {self.vocab_size - 1}"
             )

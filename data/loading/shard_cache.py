@@ -82,7 +82,7 @@ class ShardCache:
             return
         parts = ", ".join(f"{f'{name} ' if name else ''}{format_bytes(need)}" for name, need in needs.items())
         raise ConfigError(
-            f"{message}, but {format_bytes(sum(needs.values()))} are needed at the same time ({parts}: the shard "
-            "windows of "
-            f"{n_batches} batches): increase the limit, write smaller shards, or remove the limit to keep all shards"
+            f"{message}, but {format_bytes(sum(needs.values()))} are needed at the same time for the shards of "
+            f"{n_batches} batches ({parts}): increase the limit, write smaller shards, or remove the limit to keep all "
+            "shards"
         )

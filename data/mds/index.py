@@ -254,7 +254,7 @@ def _check_compression(shard: Mapping[str, Any], place: str) -> None:
         known = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
         raise DataError(f"has {place}.compression {_short(compression)}, but it must be one of {known}")
     if (shard["zip_data"] is None) != (compression is None):
-        raise DataError(f"has {place} with compression {compression!r}, but with zip_data {_short(shard['zip_data'])}")
+        raise DataError(f"has {place} with compression {compression!r}, but zip_data {_short(shard['zip_data'])}")
 
 
 def _check_counts(shard: Mapping[str, Any], place: str) -> None:

@@ -85,7 +85,7 @@ class ShardFiles:
         if self.work != self.folder:
             return plain_os_errors(
                 f"cache_dir is {self._cache_dir!r}, but it",
-                "set it to another folder",
+                "set cache_dir to another folder",
                 needed_for=f"decompressed shards of {self.folder}",
             )
         return plain_os_errors(

@@ -43,11 +43,13 @@ def check_length(stages: list[StageConfig], segment: Segment, max_batches: int |
     total = max((end for end in ends if end is not None), default=0)
     if total > run or (is_open and total == run):
         raise ConfigError(
-            f"stages last {total:,} batches, but max_duration is {run:,}, so {last} would not be reached or not be "
-            "completed: shorten the stages, increase max_duration, or for a short test train_loader.stages=[]"
+            f"stages last {total:,} batches, but max_duration is {run:,}, so stage {last} would not be "
+            "completed: shorten the stages, increase max_duration, or, for a short test, set train_loader.stages=[]"
         )
     if total < run and not is_open:
-        return [f"the stages last {total:,} of the run's {run:,} batches: the final mix of {last} continues"]
+        return [
+            f"the stages last {total:,} of the run's {run:,} batches: the rest of the run uses the final mix of {last}"
+        ]
     return []
 
 
@@ -72,10 +74,11 @@ def check_repeats(dataset: DatasetConfig, streams: Streams, segment: Segment, cl
             raise ConfigError(
                 f"dataset.{key} is {config.max_repeats:g}, but in {end:,} batches of {segment.global_batch_size} rows "
                 f"the run draws {drawn:,} rows from {f'stream {name}' if name else 'the dataset'}, which has only "
-                f"{shape.n_rows:,} ({epochs:.2f} epochs): set train_loader.dataset.{key}={math.floor(whole) + 1}, or "
+                f"{shape.n_rows:,} ({epochs:.2f} epochs are needed): set "
+                f"train_loader.dataset.{key}={math.floor(whole) + 1}, or "
                 + (
                     "lower the share of the stream"
                     if name
-                    else f"max_duration={math.ceil(epochs)}ep (1ep: each row once)"
+                    else f"max_duration={math.ceil(epochs)}ep (an epoch draws each row once)"
                 )
             )

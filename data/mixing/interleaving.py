@@ -154,7 +154,7 @@ class Interleaving:
         """A range of rows in the run's order that includes rows start..stop-1, and the position of the range's first
         row."""
         if not self.first <= start <= stop:
-            raise ValueError(f"rows {start} to {stop} of a plan that begins at row {self.first}")
+            raise ValueError(f"rows {start} to {stop} were requested, but the plan begins at row {self.first}")
         low_S = self._due_by(max(start - self._slack, self.first))
         high_S = self._due_by(stop + self._slack)
         n_S = high_S - low_S

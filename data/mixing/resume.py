@@ -147,14 +147,14 @@ def _check_stages(saved: DataState, now: DataState) -> None:
         begin = 0 if number == 0 else last.ends[number - 1]
         if end is not None and end <= batch and found != stage:
             changed.append(
-                f"stage {stage['name']} is completed; it was {_describe(stage)}, and is now {_describe(found)}"
+                f"stage {stage['name']} is completed; it was {_describe(stage)}, but is now {_describe(found)}"
             )
         in_it = begin is not None and begin < batch and (end is None or batch < end)
         # If the checkpoint has no stages, all batches before the checkpoint count as part of the first stage in the
         # current config.
         if in_it and (found is None or stage["name"] not in ("", found["name"])):
             where = f"stage {stage['name']}" if stage["name"] else "one mix without stages"
-            changed.append(f"the run is in {where}, but this part of the config is now {_describe(found)}")
+            changed.append(f"the run is in {where}, but the config now has {_describe(found)} in its place")
     if changed:
         raise ConfigError(
             f"stages: the checkpoint is at batch {batch}, and earlier stages cannot change ({'; '.join(changed)}): "
@@ -189,8 +189,8 @@ def _other_start(saved: DataState, fresh: Segment) -> str | None:
     if not saved.in_a_stage or _start(stages[number]) == _start(fresh.stages[number]):
         return None
     return (
-        f"stage {stages[number]['name']}: the run continues this ramp from its current mix; the ramp's start was "
-        f"{_describe(stages[number])}, and is now {_describe(fresh.stages[number])}, which has no effect"
+        f"stage {stages[number]['name']}: the run continues this ramp from its current mix, so the change from "
+        f"{_describe(stages[number])} to {_describe(fresh.stages[number])} has no effect"
     )
 
 

@@ -78,7 +78,7 @@ class StageResolver:
         start, end = (np.array(self.streams.row_shares(mix)) for mix in stage.mixes())
         share = float(Stage(1.0, start, end, np.array(self.streams.tokens_per_row)).mean()[names.index(name)])
         if share == 0:
-            raise ConfigError(f"{key} is in epochs of {name}, but {name} has no share in this stage")
+            raise ConfigError(f"{key} is in epochs of stream {name}, but this stream has no share in this stage")
         return math.ceil(round(epochs * self.streams.shapes[name].n_rows / share, 6) / self.clock.rows_per_batch)
 
     def _pieces(self, ends: Sequence[int | None], first_batch: int, before: Segment | None) -> list[Piece]:

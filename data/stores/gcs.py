@@ -34,7 +34,7 @@ class GCSBucket:
             self._client: Any = Client()
         except DefaultCredentialsError:
             if writable:
-                unused = " (GCS_KEY and GCS_SECRET are only used for data)" if "GCS_KEY" in os.environ else ""
+                unused = " (GCS_KEY and GCS_SECRET are only used for datasets)" if "GCS_KEY" in os.environ else ""
                 raise ConfigError(_MISSING + unused) from None
             self._client = Client.create_anonymous_client()
         except (GoogleAuthError, OSError, ValueError) as error:

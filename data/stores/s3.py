@@ -12,7 +12,7 @@ from data.stores.stored import StoredObject
 
 _MISSING = (
     "no credentials for S3 found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run on a machine "
-    "with a role"
+    "with an IAM role"
 )
 _CONNECT_SECONDS, _READ_SECONDS = 20, 60
 _PART_BYTES = 64 * 2**20

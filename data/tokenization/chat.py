@@ -103,7 +103,7 @@ def fit(document: Document, config: DatasetConfig) -> Document | str | Problem:
         return TOO_LONG
     if config.excess_length == "error":
         text = (
-            f"has {length} tokens, but max_seq_len is {longest}: increase the value, shorten the row, or set "
+            f"has {length} tokens, but max_seq_len is {longest}: increase max_seq_len, shorten the row, or set "
             f"{setting('excess_length', 'truncate_response')} or drop"
         )
         return Problem(TOO_LONG, text)

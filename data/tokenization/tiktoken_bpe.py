@@ -69,7 +69,9 @@ def _parse_line(line: bytes, where: str) -> tuple[bytes, int]:
     except (IndexError, ValueError, binascii.Error):
         token, rank = b"", -1
     if len(parts) != 2 or not token or rank < 0:
-        raise ConfigError(f"{where} is not a base64 token and its rank, such as `IQ== 0`: {_short(line)}", key=_KEY)
+        raise ConfigError(
+            f"{where} does not contain a base64 token and its rank, such as `IQ== 0`: {_short(line)}", key=_KEY
+        )
     return token, rank
 
 

@@ -90,7 +90,7 @@ def _load_encoding(key: str, name: str) -> "tiktoken.Encoding":
         raise ConfigError(
             f"is {name!r}, but its vocabulary cannot be downloaded ({type(error).__name__}): "
             "for cl100k_base, install the extra fast-bpe; otherwise, set TIKTOKEN_CACHE_DIR to a folder that contains "
-            "it, or use a local "
+            "the vocabulary, or use a local "
             f"{setting('tokenizer.kwargs.vocab_file')}",
             key=f"tokenizer.kwargs.{key}",
         ) from error

@@ -183,13 +183,13 @@ def show(megabytes: int, found: dict[str, list[dict[str, Any]]]) -> None:
     )
     outside = [median_of(each["outside"], 0) for each in background]
     print(
-        f"{megabytes} MB: {min(counts)} to {max(counts)} steps during a write of "
-        f"{common.median([each['seconds'] for each in background])} s; a step outside a write takes "
+        f"{megabytes} MB: {min(counts)} to {max(counts)} steps run during a write, which takes "
+        f"{common.median([each['seconds'] for each in background])} s; a step before the save takes "
         f"{common.median(outside, 1, 1000)} ms"
     )
     print(
-        f"a step during a write takes {common.median(slower)} x the time of a step outside ({common.spread(slower)}), "
-        f"and {common.median(slower_cpu)} x the CPU time ({common.spread(slower_cpu)})"
+        f"a step during a write takes {common.median(slower)} x the time of a step before the save "
+        f"({common.spread(slower)}), and {common.median(slower_cpu)} x its CPU time ({common.spread(slower_cpu)})"
     )
     common.show_table(
         [

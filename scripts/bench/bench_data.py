@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, vocab_size=32768, max_seq_len=2048, rounds=3, batch=8)
     what = "a tiktoken vocabulary, such as quickstart/vocab.tiktoken (default: a vocabulary learned from the text)"
     parser.add_argument("--vocab_file", type=Path, help=what)
-    parser.add_argument("--encoding_name", help="measure one of tiktoken's encodings instead, such as cl100k_base")
+    parser.add_argument("--encoding_name", help="measure this encoding of tiktoken, such as cl100k_base")
     parser.add_argument("--megabytes", type=float, default=40, help="size of the text to prepare; default: %(default)s")
     parser.add_argument("--workers", type=int, help="number of worker processes; default: one per core")
     what = "number of rows of the dataset on which resuming is timed; 0 skips this part; default: %(default)s"

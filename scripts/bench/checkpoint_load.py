@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, d_model=1024, n_layers=4, rounds=7, save_rounds=7, threads=1)
-    parser.add_argument("--folder", type=Path, help="folder of the checkpoint (default: the system's temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the checkpoint (default: the system's temporary folder)"
+    )
     return parser.parse_args(argv)
 
 

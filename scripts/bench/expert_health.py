@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "inside": weighed(inside[VARIANTS[1]], inside[VARIANTS[2]]),
     }
     common.show_table([cells(variant, row, inside.get(variant)) for variant, row in rows.items()])
-    shares = f"{default['of without']:.4f} x the time of `without`; `inside`: {default['inside']:.3%} of a step"
-    print(f"  average if expert health is measured in one of {INTERVAL} steps: {shares}")
+    shares = f"{default['of without']:.4f} x the time of `without`; {default['inside']:.3%} of a step is `inside`"
+    print(f"  average of {INTERVAL} steps, one of which measures expert health: {shares}")
     report = {"sides": rows, "inside": inside, "interval": INTERVAL, "default": default}
     common.write_json(args.json, common.description(args) | report)
     return 0

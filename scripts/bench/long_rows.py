@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__)
     lengths = (4096, 8192, 16384, 32768)
-    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="lengths of the rows in tokens")
+    parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="lengths of the rows, in tokens")
     parser.add_argument(
         "--steps", type=int, default=1, help="number of steps on the same row; the last step is timed (default: 1)"
     )

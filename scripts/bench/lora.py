@@ -191,7 +191,7 @@ def cells(name: str, row: dict[str, Any], full: dict[str, Any]) -> dict[str, str
         "min-max": common.spread(row["seconds"]),
         "x full": f"{common.ratio(row['seconds'], full['seconds']):.2f}",
         "states MiB": f"{row['state_bytes'] / common.MIB:.1f}",
-        "added by a step MiB": f"{row['peak_bytes'] / common.MIB:.1f}",
+        "added by a step, MiB": f"{row['peak_bytes'] / common.MIB:.1f}",
         "first loss": f"{row['losses'][0]:.3f}",
         "last loss": f"{row['losses'][-1]:.3f}",
     }

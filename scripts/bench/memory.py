@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.skip_loss:
         result["loss_peak_bytes"] = loss_peaks(args)
         for name, peak in result["loss_peak_bytes"].items():
-            sizes = f"{args.loss_tokens:,} tokens, vocabulary {args.loss_vocab:,}"
-            print(f"peak memory of the loss of {sizes}, {name}: {peak / common.MIB:,.0f} MiB")
+            sizes = f"{args.loss_tokens:,} tokens and a vocabulary of {args.loss_vocab:,}"
+            print(f"peak memory of the loss for {sizes}, {name}: {peak / common.MIB:,.0f} MiB")
     common.write_json(args.json, result)
     return 0
 

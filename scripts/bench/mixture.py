@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = common.make_parser(__doc__, batch=1024, rounds=7, load_rows=4000, load_batch=32, max_seq_len=2048)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10**4, 10**6, 10**9], help="numbers of rows in a run")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[10**4, 10**6, 10**9], help="lengths of the runs, in rows"
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[2, 10, 100])
     return parser.parse_args(argv)
 

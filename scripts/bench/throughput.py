@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     )
     milliseconds = 1e3 * statistics.median(turn.inside)
-    print(f"  step time with / without: {ratio:.4f}; in the callback: {milliseconds:.2f} ms, {inside:.3%} of a step")
+    print(
+        f"  step time `with` / `without`: {ratio:.4f}; time in the callback: {milliseconds:.2f} ms, "
+        f"{inside:.3%} of a step"
+    )
     figures = {"seconds": times, "ratio": ratio, "inside_ms": milliseconds, "inside": inside}
     common.write_json(args.json, common.description(args) | figures)
     return 0

@@ -86,9 +86,9 @@ def without(*names: str, **others: str) -> dict[str, str]:
         (without("SLURM_LOCALID"), "SLURM_LOCALID is not set"),
         (without("SLURM_STEP_NODELIST", SLURM_NNODES="3"), "set MASTER_ADDR to the node of rank 0"),
         (without("SLURM_STEP_TASKS_PER_NODE", SLURM_NNODES="3"), "SLURM_TASKS_PER_NODE is not set"),
-        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "is '2x3', but must have the form 4(x2),3"),
-        ({**TASK, "SLURM_NODEID": "3"}, "SLURM_NODEID is 3, but SLURM_STEP_TASKS_PER_NODE 2(x2),3 has 3 nodes"),
-        ({**TASK, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', but must be a number"),
+        ({**TASK, "SLURM_STEP_TASKS_PER_NODE": "2x3"}, "is '2x3', but it must have the form 4(x2),3"),
+        ({**TASK, "SLURM_NODEID": "3"}, "SLURM_NODEID is 3, but SLURM_STEP_TASKS_PER_NODE 2(x2),3 lists only 3 nodes"),
+        ({**TASK, "SLURM_PROCID": "x"}, "SLURM_PROCID is 'x', but it must be a number"),
         ({**TASK, "CUDA_VISIBLE_DEVICES": "0"}, "run srun with --gpus-per-node instead of --gpus-per-task"),
     ],
 )

@@ -151,7 +151,7 @@ def test_links_of_gpus() -> None:
     assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs over NV18 (NVLink)")
     check = gpus.describe_links(gpus.links(HGX.replace("NV18", "SYS")), [(0, 2)], 3)
     assert (check.status, bool(check.fix)) == ("slow", True)
-    assert "3 pairs over SYS (PCIe between NUMA nodes); 1 pairs cannot access each other's memory" in check.found
+    assert "3 pairs over SYS (PCIe between NUMA nodes); in 1 pairs, the GPUs cannot access each other's " in check.found
     assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi was not found"
 
 

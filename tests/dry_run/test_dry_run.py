@@ -43,7 +43,7 @@ def test_a_dry_run_shows_the_plan_and_the_next_batch_and_writes_no_files(tmp_pat
     assert first[2] == []
     assert trained[2] == resumed[2] == ended[2] != []
     assert "dry run" not in trained[1]
-    assert "31,952 of them on rank 0" in first[1]
+    assert "31,952 of the elements on rank 0" in first[1]
     assert "each of 2 rank(s)" in first[1]
     assert re.search(
         r"\nbatch 0: 8 rows of 128 positions, (\d+) tokens .* a rank's input_ids: int64 \[4, 128\]\n", first[1]

@@ -118,7 +118,7 @@ def test_a_large_model_is_not_generated_from_by_the_loop_on_a_gpu(run, monkeypat
     monkeypatch.setattr(experts_megablocks, "_import", lambda: "MegaBlocks is not installed")
     monkeypatch.setattr(layout, "_flash_import_error", lambda: "the package flash-attn is not installed")
     message = (
-        r"ba10 is opened on a GPU, but only the loop .*: use --precision bf16, .*, or choose the CPU: --device cpu$"
+        r"ba10 is opened on a GPU, but only the loop .*: use --precision bf16, .*, or use the CPU with --device cpu$"
     )
     with pytest.raises(ConfigError, match=message):
         open_model(run, "gpu", "fp32")

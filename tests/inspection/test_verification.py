@@ -42,7 +42,9 @@ def test_a_checkpoint_of_another_batch_or_run_is_corrupt(tmp_path: Path) -> None
     folder = write_save_folder(tmp_path, 10, 20)
     (folder / "ep0-ba10").rename(folder / "ep0-ba30")
     write_run_file(folder, "another")
-    assert verify(folder / "ep0-ba30").lines() == ["ep0-ba30: corrupt: manifest.json belongs to batch 10"]
+    assert verify(folder / "ep0-ba30").lines() == [
+        "ep0-ba30: corrupt: manifest.json belongs to batch 10, which is not the batch in the folder's name"
+    ]
     assert verify(folder / "ep0-ba20").lines() == [
         "ep0-ba20: corrupt: manifest.json belongs to a different run (run) than run.json in the save folder"
     ]

@@ -180,9 +180,9 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             TOKENS,
             {"tokens": np.array([1, 258])},
-            "the row contains the id 258, but the tokenizer's ids must be from 0 to 257",
+            "the row contains the token id 258, but the tokenizer's ids are 0 to 257",
         ),
-        (TOKENS, {"tokens": np.array([1, -1])}, "the id -1, but"),
+        (TOKENS, {"tokens": np.array([1, -1])}, "the token id -1, but"),
         (
             TOKENS,
             {"tokens": np.array([[1, 2]])},
@@ -190,7 +190,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         ),
         ({"tokens": "ndarray"}, {"tokens": np.array([1.0])}, r"tokens is an ndarray of float64"),
         ({"tokens": "bytes"}, {"tokens": b"1234567"}, "tokens has 7 bytes, which is not a multiple of 8"),
-        ({"tokens": "bytes"}, {"tokens": np.array([1, 2], np.int32).tobytes()}, "the id 8589934593"),
+        ({"tokens": "bytes"}, {"tokens": np.array([1, 2], np.int32).tobytes()}, "the token id 8589934593"),
         ({"tokens": "str"}, {"tokens": "1 2"}, "tokens is str, but it must be a 1-D integer ndarray"),
         (LABELS, {"input_ids": np.array([1, 2]), "labels": np.array([1])}, "2 input_ids, but 1 labels; if they are"),
         (
@@ -201,7 +201,7 @@ TOKENS = {"tokens": "ndarray:int64"}
         (
             COLUMNS,
             {"tokens": np.int32([1, 2]), "loss_mask": np.uint8([1, 1]), "lengths": np.int32([3])},
-            "2 tokens, 2 values in the loss mask, and lengths that sum to 3",
+            "the row has 2 tokens, 2 values in the loss mask, and lengths that sum to 3",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_wrong_row_in_the_middle_is_named_when_it_is_read(tmp_path):
     place = 70 - int(np.cumsum(rows.shard_sizes)[1])
     assert [rows.read(row_id).tokens[0] for row_id in range(70)] == list(range(70))
     with pytest.raises(
-        DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(the row contains the id 500"
+        DataError, match=rf"row {place} of .*shard.00002.mds cannot be read \(the row contains the token id 500"
     ):
         rows.read(70)
 

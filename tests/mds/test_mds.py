@@ -70,7 +70,7 @@ LIES = {
     "hash": (lambda i: file_of(i, hashes={"crc7": "00"}), "'crc7', which is not a known algorithm"),
     "digest": (lambda i: file_of(i, hashes={"xxh64": 5}), "xxh64 5, but it must be a string"),
     "compression": (lambda i: shard_of(i, compression="rar"), "'rar', but it must be one of br, bz2, gz, snappy, zstd"),
-    "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but with zip_data None"),
+    "no zip": (lambda i: shard_of(i, compression="gz"), "compression 'gz', but zip_data None"),
     "long": (lambda i: file_of(i, basename="x" * 5000), "it must be the name of a file inside the folder"),
     "no raw": (lambda i: shard_of(i, raw_data=None), "raw_data None, but it must have basename"),
 }

@@ -123,7 +123,7 @@ def test_durations_of_every_unit_are_batches():
     plan = make(loader(stages), shapes())
     # 33 rows of b twice, at half of the rows, are 132 rows: 17 batches of 8.
     assert [end for _, _, end in plan.stages()] == [10, 10 + 17, 10 + 17 + 25]
-    assert plan.notes == ["the stages last 52 of the run's 100 batches: the final mix of dur continues"]
+    assert plan.notes == ["the stages last 52 of the run's 100 batches: the rest of the run uses the final mix of dur"]
 
 
 def test_shares_of_tokens_become_shares_of_rows():
@@ -383,7 +383,7 @@ def test_a_stage_that_is_done_cannot_change():
         ConfigError, match=r"at batch 50, and earlier stages .*stage broad is completed; it was .* now "
     ):
         make(loader([other, *THREE[1:]]), shapes()).resume(saved)
-    with pytest.raises(ConfigError, match="the run is in stage shift, but this part of the config is now "):
+    with pytest.raises(ConfigError, match="the run is in stage shift, but the config now has "):
         make(loader([THREE[0], THREE[2]]), shapes()).resume(saved)
 
 
@@ -428,10 +428,13 @@ def test_a_stage_that_cannot_be(arguments, text):
     [
         (loader([stage("x", "200ba", {"a": 1.0})]), "stages last 200 batches, but max_duration is 100"),
         (loader([stage("x", "1ep", {"a": 1.0})]), "`ep` requires the name of a stream: write {ep: 1, of: a}"),
-        (loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]), "is in epochs of b, but b has no share"),
+        (
+            loader([stage("x", EpochsOf(ep=1.0, of="b"), {"a": 1.0})]),
+            "is in epochs of stream b, but this stream has no share",
+        ),
         (
             loader([stage("x", None, {"a": 1.0})], a={"max_repeats": 2.0}),
-            r"a.max_repeats is 2, .* has only 70 \(11.43 epochs\)",
+            r"a.max_repeats is 2, .* has only 70 \(11.43 epochs are needed\)",
         ),
     ],
 )
@@ -455,7 +458,7 @@ def test_repeat_allows_what_it_says_and_no_more():
     assert make(config, {"a": Shape(64)}, 16).counts(16).tolist() == [128]
     with pytest.raises(
         ConfigError,
-        match=r"the run draws 136 rows from stream a, which has only 64 \(2.12 epochs\): "
+        match=r"the run draws 136 rows from stream a, which has only 64 \(2.12 epochs are needed\): "
         r"set .*dataset.streams.a.max_repeats=3, or",
     ):
         make(config, {"a": Shape(64)}, 17)
@@ -497,7 +500,7 @@ def test_durations_in_epochs_need_no_max_repeats():
     assert make(config, there, "3ep").counts(27).tolist() == [216]
     with pytest.raises(
         ConfigError,
-        match=r"the run draws 160 rows from .*, which has only 70 \(2.29 epochs\): "
+        match=r"the run draws 160 rows from .*, which has only 70 \(2.29 epochs are needed\): "
         r".*dataset.max_repeats=3, or max_duration=3ep",
     ):
         make(config, there, 20)

@@ -286,7 +286,7 @@ def test_every_adapter_is_found() -> None:
     ("changes", "message"),
     [
         ({"target_modules": ["Wq", "experts"]}, "target_modules has unknown names: 'Wq'; valid names are: Wqkv, "),
-        ({"target_modules": []}, "target_modules is [], but must contain at least one name; valid names are: Wqkv"),
+        ({"target_modules": []}, "target_modules is [], but it must contain at least one name; valid names are: Wqkv"),
         ({"r": 0}, "r is 0, but it must be at least 1"),
         ({"alpha": 0.0}, "alpha is 0.0, but it must be above 0"),
         ({"dropout": 1.0}, "dropout is 1.0, but it must be in [0, 1)"),

@@ -52,7 +52,7 @@ def test_a_gpu_from_a_file(tmp_path: Path) -> None:
 def test_how_many_ranks_there_are() -> None:
     assert (make_cluster(None, None, None).ranks, make_cluster(2, None, None).ranks) == (1, 2)
     assert (make_cluster(2, None, "h100").ranks, make_cluster(2, 4, "h100").ranks) == (16, 8)
-    assert message(make_cluster, 0, None, None) == "--nodes is 0, but must be at least 1"
+    assert message(make_cluster, 0, None, None) == "--nodes is 0, but it must be at least 1"
     assert message(make_cluster, None, -1, None).startswith("--gpus is -1")
 
 

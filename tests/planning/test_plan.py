@@ -145,13 +145,13 @@ def test_cpu_machine_that_is_too_small(tmp_path, monkeypatch):
     line = refusal(load(tmp_path, *BIG), 2)
     assert line.startswith("131,596,523,520 parameters do not fit: each of 2 ranks needs at least ")
     assert "but there is no GPU, and this machine has 186.26gb for each rank; at least " in line
-    assert line.endswith(" such machines are needed, or 64 GPUs of 80gb")
+    assert line.endswith(" such machines are needed, or 64 GPUs with 80gb")
 
 
 def test_no_number_of_these_machines_is_sufficient(tmp_path, monkeypatch):
     machine(monkeypatch, cpu=4e9)
     line = refusal(load(tmp_path, *BIG), 1)
-    assert line.endswith("the run does not fit on any number of such machines: at least 64 GPUs of 80gb are needed")
+    assert line.endswith("the run does not fit on any number of such machines: at least 64 GPUs with 80gb are needed")
 
 
 def test_gpus_that_are_too_few(tmp_path, monkeypatch):

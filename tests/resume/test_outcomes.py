@@ -65,7 +65,7 @@ def outcomes(folder: Path, was: list[str], now: list[str], **known: Any) -> dict
         ("seed=17", "train_loader.dataset.shuffle=false", "refused: the order of rows"),
         ("seed=17", "model.initializer_range=0.3", "ignored: the weights come from the checkpoint"),
         ("lora={r: 2, alpha: 4, target_modules: [attn]}", "model.initializer_range=0.3", "refused: the initial values"),
-        ("lora={r: 2, alpha: 4, target_modules: [attn]}", "lora.per_expert=true", "ignored: the adapters are the same"),
+        ("lora={r: 2, alpha: 4, target_modules: [attn]}", "lora.per_expert=true", "ignored: the adapters have "),
         ("lora={r: 2, alpha: 4, target_modules: [w1]}", "lora.per_expert=true", "refused: the checkpoint's tensors"),
         (
             "lora={r: 2, alpha: 4, target_modules: [w1]}",

@@ -93,7 +93,7 @@ def test_a_batch_is_recomputed_bit_for_bit(tmp_path: Path) -> None:
     # Replayed from ep0-ba4 through dropout and jitter; the loss of the other rank is finite.
     code, lines = found["ba6"]
     assert code == 0, lines
-    assert lines[-1] == "equal bit for bit on all ranks"
+    assert lines[-1] == "the recorded and the recomputed loss are equal bit for bit on all ranks"
     assert "recorded nan (nan), replayed nan (nan): equal" in lines[-2]
     assert "starting from ep0-ba4" in lines[0]
     # Replayed from the beginning; neither weights nor rows contain what a callback did to the loss.
@@ -106,7 +106,7 @@ def test_a_batch_is_recomputed_bit_for_bit(tmp_path: Path) -> None:
     run, (same, other_ranks, no_incident) = run_ranks(stopped, 1, path, [*overrides, "run_name=stopped"])[0]
     assert run.code == 3
     assert [found.name for found in checkpoints(tmp_path / "stopped")] == ["ep0-ba4", "ep0-ba6"]
-    assert (same[0], same[1][-1]) == (0, "equal bit for bit on all ranks")
+    assert (same[0], same[1][-1]) == (0, "the recorded and the recomputed loss are equal bit for bit on all ranks")
     assert other_ranks[0] == no_incident[0] == 2
     assert (
         "is from a run on 2 ranks, but this command runs on 1 rank(s): use the launcher of the run"

@@ -50,13 +50,13 @@ def send(server: Server, folder: Path, *batches: int, run: str = "toy") -> Remot
         (["save_folder=s3://me:word@bucket/x"], "save_folder is 's3://***@bucket/x', but credentials are not allowed"),
         (
             ["save_folder=gs://none/x"],
-            "save_folder cannot be used: gs://none/x cannot be listed: no such bucket exists",
+            "save_folder cannot be used: gs://none/x cannot be listed: the bucket does not exist",
         ),
         (["load_path=hf://a/b"], "load_path is 'hf://a/b', but the supported object stores"),
         (["load_path=gs://bucket/x/ep0-ba1"], "load_path is 'gs://bucket/x/ep0-ba1', but there is no checkpoint"),
         (
             ["callbacks.hf_checkpointer={save_folder: 'gs://none/x', save_interval: 1dur}"],
-            "callbacks.hf_checkpointer.save_folder cannot be used: gs://none/x/huggingface/ cannot be listed: no such",
+            "callbacks.hf_checkpointer.save_folder cannot be used: gs://none/x/huggingface/ cannot be listed: the ",
         ),
     ],
 )

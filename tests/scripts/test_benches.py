@@ -73,7 +73,7 @@ def test_bench_async_save_measures_both_ways(tmp_path: Path, capsys: pytest.Capt
     sides = json.loads(file.read_text())["sizes"]["4"]
     assert {side: len(rounds) for side, rounds in sides.items()} == {"background": 2, "waiting": 2, "bare write": 2}
     assert all(each["inside"] == [] for each in sides["waiting"])
-    assert "x the time of a step outside" in capsys.readouterr().out
+    assert "x the time of a step before the save" in capsys.readouterr().out
 
 
 def test_sides_take_turns_in_running_first() -> None:
@@ -119,4 +119,4 @@ def test_bench_throughput_measures_both_sides(tmp_path: Path, capsys: pytest.Cap
     report = json.loads((tmp_path / "throughput.json").read_text())
     assert {side: len(seconds) for side, seconds in report["seconds"].items()} == {"without": 2, "with": 2}
     assert 0 < report["inside"] < 1
-    assert "with / without" in capsys.readouterr().out
+    assert "`with` / `without`" in capsys.readouterr().out

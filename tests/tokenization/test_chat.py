@@ -209,7 +209,7 @@ def test_a_template_that_changes_earlier_turns_names_the_turn(template):
 def test_a_generation_prompt_that_differs_from_the_conversation_names_the_turn(template):
     tokenizer = template(f"{TURNS} + '<|im_end|>' }}}}{ASK.replace('assistant', 'bot')}")
     problem = tokenize(talk("a", "b"), tokenizer, config())
-    assert problem.text.startswith("messages[1] (assistant): the generation prompt ends with 'bot\\n', but before a ")
+    assert problem.text.startswith("messages[1] (assistant): the generation prompt ends with 'bot\\n', but in a ")
     assert "last answers only" not in problem.text
 
 
@@ -290,7 +290,7 @@ def test_a_document_that_does_not_fit_is_dropped_or_an_error_as_configured(lengt
         return
     assert dropped == "longer than max_seq_len"
     assert problem.text.startswith(
-        "has 5 tokens, but max_seq_len is 4: increase the value, shorten the row, or set excess_length"
+        "has 5 tokens, but max_seq_len is 4: increase max_seq_len, shorten the row, or set excess_length"
     )
 
 

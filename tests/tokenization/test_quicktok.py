@@ -206,7 +206,7 @@ def test_quicktok_is_not_used_if_it_fails_its_check(monkeypatch, caplog, defect)
     monkeypatch.setattr(quicktok, "Tokenizer", Other)
     assert fast_encoder(encoding_of([*BYTES, b"'t"], CL100K_PATTERN)) is None
     (message,) = caplog.messages
-    assert ("its ids for \"Don't" if defect == "other ids" else "it failed (RuntimeError: bad file)") in message
+    assert ("quicktok's ids for \"Don't" if defect == "other ids" else "failed (RuntimeError: bad file)") in message
 
 
 def installed_texts(n_bytes: float) -> Iterator[str]:

@@ -234,7 +234,7 @@ def test_thinking_opened_by_the_generation_prompt_is_named(template):
     config = DatasetConfig(hf_name="json", max_seq_len=64)
     problem = tokenize(conversation(*TALK), template(shape), config)
     assert isinstance(problem, Problem)
-    assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but before")
+    assert problem.text.startswith("messages[3] (assistant): the generation prompt ends with '<think>\\n', but in a ")
     assert "remove the tag there" in problem.text
 
 

@@ -293,10 +293,13 @@ def test_every_cut_of_a_token_is_a_merge():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [*lines, "YWI="], r"line 257 is not a base64 token and its rank, such as `IQ== 0`: 'YWI='"),
-        (lambda lines: [*lines, "*** 256"], r"line 257 is not a base64 token and its rank"),
-        (lambda lines: [*lines, "YWI= many"], r"line 257 is not a base64 token and its rank"),
-        (lambda lines: [*lines, "YWI= -1"], r"line 257 is not a base64 token and its rank"),
+        (
+            lambda lines: [*lines, "YWI="],
+            r"line 257 does not contain a base64 token and its rank, such as `IQ== 0`: 'YWI='",
+        ),
+        (lambda lines: [*lines, "*** 256"], r"line 257 does not contain a base64 token and its rank"),
+        (lambda lines: [*lines, "YWI= many"], r"line 257 does not contain a base64 token and its rank"),
+        (lambda lines: [*lines, "YWI= -1"], r"line 257 does not contain a base64 token and its rank"),
         (lambda lines: [*lines, "YWI= 3"], r"line 257 repeats the rank of line 4"),
         (lambda lines: [*lines, "AA== 256"], r"line 257 repeats the token of line 1"),
         (lambda lines: [*lines, "PHxwYWR8Pg== 256"], r"line 257 is <\|pad\|>, a special token"),

@@ -110,8 +110,8 @@ def test_a_preset_must_match_the_weights(tmp_path: Path) -> None:
     named = f"model.pretrained_model_name_or_path={tmp_path / 'stock'}"
     assert load(tmp_path, named).model.preset == "tiny"
     message = refusal(tmp_path, named, "model.preset=9b")
-    assert "d_model is 2048 by preset 9b, but 64 in " in message
-    assert "n_layers is 24 by preset 9b, but 2 in " in message
+    assert "d_model is 2048 in preset 9b, but 64 in " in message
+    assert "n_layers is 24 in preset 9b, but 2 in " in message
     assert load(tmp_path, named, "model.max_seq_len=100").model.max_seq_len == 100
 
 
@@ -292,7 +292,7 @@ def test_folders_without_required_files_are_refused(folder: Path, tmp_path: Path
     (folder / "model.safetensors.index.json").unlink()
     assert refused(folder).endswith("it has no safetensors files: specify a model that has safetensors files")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
-    assert "its weights are only pickles (pytorch_model-00001-of-00002.bin)" in refused(folder)
+    assert "its weights are only available as pickles (pytorch_model-00001-of-00002.bin)" in refused(folder)
     (folder / "config.json").write_text("{")
     assert "its config.json is not JSON" in refused(folder)
     (folder / "config.json").unlink()

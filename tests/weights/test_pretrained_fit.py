@@ -119,7 +119,7 @@ def test_weights_that_are_not_finite_are_reported_on_every_rank(tmp_path: Path, 
     assert one == (
         f"model.pretrained_model_name_or_path is '{tmp_path / 'stock'}', but there are NaN or infinite numbers in its "
         f"weights: transformer.wte.weight in {places['transformer.wte.weight']}; lm_head.weight in "
-        f"{places['lm_head.weight']}: download them again, or specify weights whose training did not diverge"
+        f"{places['lm_head.weight']}: download the weights again, or specify weights whose training did not diverge"
     )
     assert not (tmp_path / "toy").exists()
 

@@ -69,7 +69,7 @@ def test_a_gated_repository_without_a_token(hub: Hub) -> None:
 
 
 def test_repositories_without_required_files_are_refused(hub: Hub) -> None:
-    assert "its weights are only pickles (pytorch_model.bin)" in refused("acme/pickles")
+    assert "its weights are only available as pickles (pytorch_model.bin)" in refused("acme/pickles")
     assert "it has no config.json" in refused("acme/bare")
     assert "a local folder nor a model on the hub that you can access" in refused("acme/none")
     message = refused("some/where/else")

@@ -52,7 +52,7 @@ class CheckpointReader(FileSystemReader):
         except CorruptCheckpointError as error:
             if self.manifest is None or not verify:
                 raise
-            wrote = self.manifest.versions.get("torch", "another")
+            wrote = self.manifest.versions.get("torch", "of another version")
             raise ConfigError(
                 f"{checkpoint} cannot be read with torch {torch.__version__}, because torch {wrote} wrote it "
                 f"({METADATA} {error.defect}): install that version or a newer one"
@@ -207,7 +207,9 @@ class CheckpointReader(FileSystemReader):
             else:
                 start, length = self._find(index, file)
             if length != math.prod(chunk.sizes) * self._stored(key).properties.dtype.itemsize:
-                defect = f"has a chunk of {key.removeprefix(PREFIX)} with {length:,} bytes"
+                defect = (
+                    f"has a chunk of {key.removeprefix(PREFIX)} with {length:,} bytes, which does not match its shape"
+                )
                 raise CorruptCheckpointError(self.checkpoint, name, defect)
             self._places[index] = name, start, length
         return self._places[index]

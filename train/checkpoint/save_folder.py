@@ -93,7 +93,9 @@ def check_identity(checkpoint: Path, manifest: Manifest | None) -> None:
     if manifest is None or batch is None:
         return
     if manifest.batch != batch:
-        raise CorruptCheckpointError(checkpoint, MANIFEST, f"belongs to batch {manifest.batch}")
+        raise CorruptCheckpointError(
+            checkpoint, MANIFEST, f"belongs to batch {manifest.batch}, which is not the batch in the folder's name"
+        )
     run_id = read_run_id(checkpoint.absolute().parent)
     if run_id is not None and manifest.run_id != run_id:
         defect = f"belongs to a different run ({manifest.run_name}) than {RUN} in the save folder"

@@ -66,7 +66,7 @@ def why_not_served(seconds: float = _CONNECT_SECONDS) -> str | None:
 def address() -> tuple[str, int]:
     host, port = _variable("MASTER_ADDR"), _variable("MASTER_PORT")
     if not (port.isdecimal() and 0 < int(port) < 2**16):
-        raise ConfigError(f"MASTER_PORT is {port!r}, but must be a port number, such as 29500")
+        raise ConfigError(f"MASTER_PORT is {port!r}, but it must be a port number, such as 29500")
     return host, int(port)
 
 

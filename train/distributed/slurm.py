@@ -70,10 +70,10 @@ def _counted(name: str, counts: str, node: int) -> int:
     expanded: list[int] = []
     for part in counts.split(","):
         if (found := re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)) is None:
-            raise ConfigError(f"{name} is {counts!r}, but must have the form 4(x2),3")
+            raise ConfigError(f"{name} is {counts!r}, but it must have the form 4(x2),3")
         expanded += [int(found[1])] * int(found[2] or 1)
     if node >= len(expanded):
-        raise ConfigError(f"SLURM_NODEID is {node}, but {name} {counts} has {len(expanded)} nodes")
+        raise ConfigError(f"SLURM_NODEID is {node}, but {name} {counts} lists only {len(expanded)} nodes")
     return expanded[node]
 
 
@@ -119,6 +119,6 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
         return None
     if not value.isdecimal():
         raise ConfigError(
-            f"{name} is {value!r}, but must be a number: start the ranks with srun, which sets this variable"
+            f"{name} is {value!r}, but it must be a number: start the ranks with srun, which sets this variable"
         )
     return int(value)

@@ -34,7 +34,7 @@ _FOLDER = "specify another folder"
 _SYSTEM = "check /proc and the cgroups of the node"
 _NETWORK = (
     "check the output of the other ranks; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME select the network interface, and "
-    "a firewall must not block it"
+    "a firewall must not block this interface"
 )
 _MOST_CHECKS = 10
 """The time limit for the results of a node is this number times the time limit of a check."""

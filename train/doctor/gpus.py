@@ -99,7 +99,10 @@ def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[in
     shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
     found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"
     if apart:
-        found += f"; {len(apart)} pairs cannot access each other's memory, such as GPUs {apart[0][0]} and {apart[0][1]}"
+        found += (
+            f"; in {len(apart)} pairs, the GPUs cannot access each other's memory, such as GPUs {apart[0][0]} and "
+            f"{apart[0][1]}"
+        )
     fix = (
         "check that NVLink is active (nvidia-smi nvlink --status; HGX needs nvidia-fabricmanager), and that PCIe ACS "
         "is disabled; GPUs without NVLink are slow with FSDP and expert parallelism"

@@ -29,7 +29,7 @@ def resolve(loaded: LoadedConfig, world_size: int) -> tuple[TrainConfig, list[Ch
     except ConfigError as error:
         return config, [failed_check("config", loaded.placed(error), "correct the config")]
     name = config.model.pretrained_model_name_or_path
-    found = "valid" if name is None else f"valid with config.json of {name}"
+    found = "valid" if name is None else f"valid with the config.json of {name}"
     return config, [Check(name="config", status="ok", found=f"{found}, on {world_size} rank(s)")]
 
 

@@ -209,7 +209,7 @@ def _shared(folder: Folder, answers: list[str], n_others: int) -> Check:
             f"{absent} of {n_others} other nodes cannot open",
             "specify a folder on a file system that all nodes share",
         )
-        return Check(name=name, status="wrong", found=f"{found} a file that rank 0 created there", fix=fix)
+        return Check(name=name, status="wrong", found=f"{found} a file that rank 0 created in this folder", fix=fix)
     if absent:
         return Check(name=name, status="ok", found=f"{absent} of {n_others} other nodes have a separate folder")
     if is_cache and set(answers) != {_KEPT_OUT}:

@@ -140,7 +140,7 @@ def check_flash_attn(machine: Machine) -> Iterator[Check]:
         resolve_attn_impl("flash", torch.device("cuda" if machine.torch_gpus else "cpu"), dtype=torch.bfloat16)
     except ValueError as error:
         why = str(error).removeprefix("attn_config.attn_impl is flash, but ").removesuffix(": use auto or sdpa")
-    fix = f"uv pip install --python {sys.executable} --no-build-isolation flash-attn (attn_impl auto uses SDPA)"
+    fix = f"uv pip install --python {sys.executable} --no-build-isolation flash-attn (or use attn_impl: auto)"
     yield _optional("flash-attn", "flash_attn", why, machine, fix)
 
 

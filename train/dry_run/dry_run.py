@@ -75,5 +75,5 @@ def _build(config: TrainConfig, inputs: Inputs, device: Device) -> None:
     mine = sum((param.to_local() if isinstance(param, DTensor) else param).numel() for param in params)
     logger.info(
         f"model: built on the meta device, {sum(param.numel() for param in params):,} elements in {len(params)} "
-        f"parameters, {mine:,} of them on rank {dist.get_global_rank()}"
+        f"parameters, {mine:,} of the elements on rank {dist.get_global_rank()}"
     )

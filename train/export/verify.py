@@ -146,7 +146,9 @@ def _check_tokenizer(folder: Path, run: Run) -> None:
             "the tokenizer", f"has eos_token_id {tokenizer.eos_token_id}, but generation stops at the tokens {stops}"
         )
     if len(tokenizer) > run.config.model.vocab_size:
-        raise _defect("the tokenizer", f"has {len(tokenizer)} tokens, but the model has {run.config.model.vocab_size}")
+        raise _defect(
+            "the tokenizer", f"has {len(tokenizer)} tokens, but the model's vocab_size is {run.config.model.vocab_size}"
+        )
     if tokenizer.chat_template is None:
         return
     words = ("How many legs has a spider?", "Eight.")
@@ -174,7 +176,10 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
         differ = sorted(name for name in {*stock, *shapes} if stock.get(name) != shapes.get(name))
         raise _defect("config.json", f"makes transformers expect different tensors, such as {differ[0]}")
     if list(weight_map) != list(shapes):
-        raise _defect(INDEX, f"does not list the tensors of DBRX: {sorted({*weight_map} ^ {*shapes})[:3]}")
+        raise _defect(
+            INDEX,
+            f"does not list exactly the tensors of DBRX; it differs in {sorted({*weight_map} ^ {*shapes})[:3]}",
+        )
     tensors: dict[str, tuple[Path, Stored]] = {}
     for file in dict.fromkeys(folder / name for name in weight_map.values()):
         inside = {name: shapes[name] for name, place in weight_map.items() if place == file.name}
@@ -191,7 +196,7 @@ def _check_weights(folder: Path, run: Run, precision: Precision) -> dict[str, tu
             raise _defect(file.name, "has a header that does not match the tensors that the index lists for this file")
     total = sum(stored.stop - stored.start for _, stored in tensors.values())
     if _read_json(folder, INDEX).get("metadata") != {"total_size": total}:
-        raise _defect(INDEX, f"does not have the total_size {total}")
+        raise _defect(INDEX, f"does not have the correct total_size, which is {total}")
     not_finite: dict[str, None] = {}
     for name, (file, _) in tensors.items():
         for start, rows in written_rows(tensors, name, dtype):
@@ -217,7 +222,7 @@ def _stock_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.export.verify", description=__doc__)
     parser.add_argument("folder", type=Path, help="the exported folder")
-    what = "the checkpoint that it was exported from, in its save folder"
+    what = "the checkpoint from which the folder was exported, inside its save folder"
     parser.add_argument("--composer_path", type=Path, required=True, help=what)
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()

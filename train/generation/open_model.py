@@ -128,7 +128,7 @@ def _open_checkpoint(checkpoint: Path, precision: Precision, device: Device) -> 
     run = open_run(checkpoint)
     model_config = _for_generation(run.config.model)
     wording = Wording(
-        choice=f"{checkpoint} is opened on a GPU", bf16="use --precision bf16", loop="choose the CPU: --device cpu"
+        choice=f"{checkpoint} is opened on a GPU", bf16="use --precision bf16", loop="use the CPU with --device cpu"
     )
     resolve_kernels(model_config, torch_device(device), FORMATS[precision].torch_dtype, None, wording)
     tokenizer = _tokenizer(run.tokenizer, model_config)
@@ -165,8 +165,8 @@ def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer:
     tokenizer = build_tokenizer(TokenizerConfig(name=str(folder.absolute()), chat_date=f"{date.today()}"))
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model has only {model.vocab_size}: "
-            "use the tokenizer that the model was trained with"
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
+            f"{model.vocab_size}: use the tokenizer that the model was trained with"
         )
     return tokenizer
 

@@ -67,8 +67,8 @@ def no_weights(names: list[str]) -> str:
     pickles = sorted(name for name in names if any(Path(name).match(pattern) for pattern in _PICKLES))
     if pickles:
         return (
-            f"its weights are only pickles ({', '.join(pickles[:3])}), which can execute code when they are loaded: "
-            "convert them to safetensors (transformers' save_pretrained)"
+            f"its weights are only available as pickles ({', '.join(pickles[:3])}), which can execute code when they "
+            "are loaded: convert them to safetensors (transformers' save_pretrained)"
         )
     return "it has no safetensors files: specify a model that has safetensors files"
 

@@ -164,7 +164,8 @@ def _targets(lora: "LoraConfig") -> Iterator[Defect]:
         yield Defect("target_modules", f"has unknown names: {found}; valid names are: {', '.join(LORA_TARGETS)}")
     if not lora.target_modules:
         yield Defect(
-            "target_modules", f"is [], but must contain at least one name; valid names are: {', '.join(LORA_TARGETS)}"
+            "target_modules",
+            f"is [], but it must contain at least one name; valid names are: {', '.join(LORA_TARGETS)}",
         )
 
 

@@ -50,7 +50,7 @@ def check_machine(config: TrainConfig, world_size: int, device: Device) -> RankM
     total, _ = count_parameters(config.model)
     parts = (
         f"weights, gradients and {config.optimizer.name} states {format_bytes(need.states)}, "
-        f"a gathered unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
+        f"a gathered FSDP unit {format_bytes(need.gathered)}, activations {format_bytes(need.activations)}"
     )
     each = f"{format_bytes(have, down=True)}{'' if local_ranks == 1 or gpu else ' for each rank'}"
     on_cpu = "device is cpu" if config.device == "cpu" else "there is no GPU"
@@ -81,7 +81,7 @@ def _hint(config: TrainConfig, have: float, local_ranks: int, *, gpu: bool) -> s
     if common is None or (gpu and ranks):
         return message
     # A node usually has 8 of these GPUs, so the number is rounded up to a multiple of 8.
-    gpus = f"{math.ceil(common / 8) * 8} GPUs of {_COMMON_GPU}"
+    gpus = f"{math.ceil(common / 8) * 8} GPUs with {_COMMON_GPU}"
     return f"{message}, or {gpus}" if enough else f"{message}: at least {gpus} are needed"
 
 

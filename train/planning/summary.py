@@ -27,7 +27,7 @@ def snapshot_line(config: TrainConfig, world_size: int, ranks: int) -> str:
     """The memory that a node needs for the copy of the training state from which a checkpoint is written while training
     continues. ranks: number of ranks on the node."""
     size = format_bytes(snapshot_bytes(config, world_size, ranks))
-    return f"memory on a node with {ranks} rank(s) for the copy of a checkpoint that is saved (save_async): {size}"
+    return f"memory for the copy of a checkpoint on a node with {ranks} rank(s), during a save (save_async): {size}"
 
 
 def checkpoints_line(config: TrainConfig, folder: Path, world_size: int, clock: Clock | None = None) -> str:

@@ -104,7 +104,7 @@ def _pretrained(case: Case) -> Outcome:
 def _load(case: Case) -> Outcome:
     if not case.resuming:
         return APPLIED
-    return Outcome("ignored", "the run has its own checkpoint") if case.now.lora is None else _BASE_IS_COMPARED
+    return Outcome("ignored", "the run resumes from its own checkpoint") if case.now.lora is None else _BASE_IS_COMPARED
 
 
 def _lora(case: Case) -> Outcome:
@@ -115,7 +115,7 @@ def _lora(case: Case) -> Outcome:
 
 def _adapters(case: Case) -> Outcome:
     was, now = (adapter_shapes(each.model, each.lora) for each in (case.was, case.now) if each.lora is not None)
-    return Outcome("ignored", "the adapters are the same") if was == now else _OTHER_TENSORS
+    return Outcome("ignored", "the adapters have the same shapes") if was == now else _OTHER_TENSORS
 
 
 def _rows(case: Case) -> Outcome:
@@ -201,7 +201,7 @@ def _freeze(case: Case) -> Outcome:
 
 
 def _at_the_start(case: Case) -> Outcome:
-    return Outcome("ignored", "the run has started") if case.resuming else APPLIED
+    return Outcome("ignored", "the run has already started") if case.resuming else APPLIED
 
 
 _STREAMS = "train_loader.dataset.streams"
@@ -249,7 +249,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "eval_subset_num_batches": APPLIED,
     # The model: its weights and its computation.
     "model.name": APPLIED,
-    "model.preset": Outcome("ignored", "each key of the model is compared"),
+    "model.preset": Outcome("ignored", "each key that the preset sets is compared"),
     "model.pretrained_model_name_or_path": _pretrained,
     "model.d_model": _OTHER_TENSORS,
     "model.n_heads": _OTHER_TENSORS,

@@ -72,5 +72,5 @@ def check_lora(config: TrainConfig, device: torch.device, moe_impl: str) -> None
         )
     if lora.dropout:
         logger.info(
-            f"lora.dropout {lora.dropout} of the experts is not exported: PEFT's adapters for experts have no dropout"
+            f"lora.dropout {lora.dropout} will not be exported for experts: PEFT's adapters for experts have no dropout"
         )

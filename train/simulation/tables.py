@@ -14,7 +14,7 @@ from train.simulation.storages import Phase
 def simulation_tables(config: TrainConfig, simulation: Simulation) -> Iterator[RenderableType]:
     yield f"\nsimulated memory of rank 0 of {simulation.ranks:,}, in its second step"
     yield _phases(simulation)
-    yield f"\nat the peak, in phase {simulation.peak.name}"
+    yield f"\nmemory at the peak, in phase {simulation.peak.name}"
     yield _peak(simulation.peak)
     if simulation.traffic:
         yield "\nsimulated traffic: GB (10^9 bytes) that rank 0 sends per step"

@@ -93,7 +93,7 @@ def _prepare(part: Path, place: Path) -> None:
     others = [path for path in place.parent.glob("ba*") if path != place] if place.parent.is_dir() else []
     if len(others) >= MOST:
         raise DataError(f"{place.parent} already has {len(others)} incidents, so no further incidents are written")
-    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another", needed_for="an incident"):
+    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another save_folder", needed_for="an incident"):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
 
@@ -108,7 +108,7 @@ def _write_batch(part: Path, batch: Mapping[str, Tensor]) -> str | None:
 
 
 def _commit(part: Path, place: Path, incident: Incident) -> None:
-    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another", needed_for="an incident"):
+    with plain_os_errors(f"save_folder {place.parent.parent}", "specify another save_folder", needed_for="an incident"):
         (part / _INCIDENT).write_text(json.dumps(asdict(incident)))
         # An earlier start of the run may have written an incident for the same batch.
         shutil.rmtree(place, ignore_errors=True)

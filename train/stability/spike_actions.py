@@ -83,7 +83,7 @@ class SpikeActions:
             self._detector.return_to(then["spikes"]["detector"])
         text = (
             f"{what}. Model and optimizer were restored from {back.checkpoint} (rollback {self._rollbacks} of {most}): "
-            "the rows since this checkpoint are skipped, and further steps are skipped until the spike ends"
+            "the rows used since this checkpoint are skipped, and further steps are skipped until the spike ends"
         )
         self._events.report("rollback", batch, text, logger=logger, checkpoint=back.checkpoint.name)
 
@@ -91,7 +91,7 @@ class SpikeActions:
         """Handle a spike that has lasted for spikes.max_steps steps."""
         steps, key = self._detector.length, f"spikes.max_steps: {self._config.spikes.max_steps}"
         if self._config.on_spike == "log":
-            self._report_end(batch, logger, f"{loss:.4g} is accepted as the new normal level ({key})")
+            self._report_end(batch, logger, f"a loss of {loss:.4g} is accepted as the new normal level ({key})")
             self._detector.restart()
             return
         raise RunStopped(

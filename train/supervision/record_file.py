@@ -37,7 +37,7 @@ def add_line(folder: Path, line: Mapping[str, Any], key: str = "save_folder") ->
     Raises ConfigError or DataError if the write fails (see plain_os_errors).
     """
     again = "start again with autoresume=true"
-    with plain_os_errors(f"{key} {folder}", "specify another", needed_for=RECORD, again=again):
+    with plain_os_errors(f"{key} {folder}", "specify another folder", needed_for=RECORD, again=again):
         append_line(folder / RECORD, {"batch": line["batch"], "time": round(time.time(), 3), **line})
 
 

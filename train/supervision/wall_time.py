@@ -35,7 +35,7 @@ class WallTime:
         self._sending = min(sent_bytes / _WRITTEN_PER_SECOND, _MOST_OF_IT * seconds)
 
     def __str__(self) -> str:
-        return f"{self.elapsed:.0f} s have passed; a step, a save and the exit may take {self.margin:.0f} s"
+        return f"{self.elapsed:.0f} s have passed; {self.margin:.0f} s are reserved for a step, a save and the exit"
 
     @property
     def margin(self) -> float:

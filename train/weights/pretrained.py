@@ -125,7 +125,7 @@ class PretrainedFolder:
         from train.hf.finite import not_finite
 
         places = [f"{name} in {self.tensors[name][0].name}" for name in names]
-        hint = "download them again, or specify weights whose training did not diverge"
+        hint = "download the weights again, or specify weights whose training did not diverge"
         return ConfigError(f"is {self.name!r}, but {not_finite('its weights', places, hint)}", key=KEY)
 
 

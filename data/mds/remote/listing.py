@@ -41,7 +41,9 @@ def remote_has(remote: str, files: tuple[tuple[str, int], ...]) -> bool:
         )
     for name, n_bytes in files:
         if there[name] != n_bytes:
-            raise DataError(f"{remote}/{name} has {there[name]} bytes, but must have {n_bytes}: upload the shard again")
+            raise DataError(
+                f"{remote}/{name} has {there[name]} bytes, but it must have {n_bytes}: upload the shard again"
+            )
     return True
 
 

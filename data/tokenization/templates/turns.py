@@ -75,12 +75,13 @@ def _not_stable(index: int, hidden: Hidden, earlier: str, later: str, *, is_prom
     was, now = (describe(hidden.restore(text[same:])) for text in (earlier, later))
     if is_prompt:
         text = (
-            f"messages[{index}] (assistant): the generation prompt ends with {was}, but before a known answer the chat "
-            f"template writes {now}, so prompts at inference would differ from training: use a chat template that "
-            "writes the same text before an answer as in its generation prompt (if the generation prompt contains the "
-            "tag that opens the assistant's thinking, remove the tag there, or write the tag before every answer)"
+            f"messages[{index}] (assistant): the generation prompt ends with {was}, but in a conversation with an "
+            f"answer, the chat template writes {now} in this place, so prompts at inference would differ from "
+            "training: use a chat template that writes the same text before an answer as in its generation prompt (if "
+            "the generation prompt contains the tag that opens the assistant's thinking, remove the tag there, or "
+            "write the tag before every answer)"
         )
-        return Problem("the generation prompt is not in the conversation", text)
+        return Problem("the generation prompt differs from the text before an answer", text)
     fix = "use a tokenizer whose template does not change earlier turns"
     if every_turn:
         fix += ", or train on the last answers only (target_prompts: none, target_responses: last)"

@@ -17,7 +17,7 @@ from scripts.bench.faults.damage import (
 from scripts.bench.faults.processes import Ended, run
 from scripts.bench.faults.runs import CRASHED, NO_END, Case, Lab
 
-_NOT_RUN = "code not run, function named"
+_NOT_RUN = "code not run, error names the function"
 
 
 def _seen(ended: Ended, canary: Path) -> str:
@@ -27,7 +27,7 @@ def _seen(ended: Ended, canary: Path) -> str:
         return NO_END
     if ended.crashed:
         return CRASHED
-    return _NOT_RUN if PAYLOAD in ended.text else "code not run, function not named"
+    return _NOT_RUN if PAYLOAD in ended.text else "code not run, error does not name the function"
 
 
 def _of_metadata(command: Callable[[Lab, Path], Ended], lab: Lab) -> Iterator[str]:
@@ -104,7 +104,7 @@ CASES: Mapping[str, Case] = {
             Case(f"pickle in the {name} (earlier version)", _NOT_RUN, partial(_of_item, path))
             for name, path in _ITEMS.items()
         ),
-        Case("pickle in a full .pt", _NOT_RUN, _of_file),
-        Case("pickle in a full .pt, load_weights_only", _NOT_RUN, _of_file_weights),
+        Case("pickle in a full checkpoint", _NOT_RUN, _of_file),
+        Case("pickle in a full checkpoint, load_weights_only", _NOT_RUN, _of_file_weights),
     )
 }

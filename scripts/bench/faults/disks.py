@@ -24,8 +24,8 @@ Hook = Callable[[Path], Callable[[], None]]
 """Maps the folder of a disk to a function that runs inside the training process."""
 _BATCH = SAVED[1]
 """The batch whose checkpoint cannot be saved."""
-_STOPPED = "error names the cause, no files left, same model after resume"
-_WARNED = "warning names the cause, no files left, same model"
+_STOPPED = "error names the cause, no partial files left, same model after resume"
+_WARNED = "warning names the cause, no partial files left, same model"
 _REFUSED = "error before training names the cause"
 _OWNED = "error names the owner"
 _TAKEN = "folder taken over, same model"

@@ -210,8 +210,8 @@ def test_a_run_that_ends_early_completes_its_save_and_a_run_without_memory_waits
     ((raised, now, out, small, threads),) = run_ranks(ended_early, 1, write_toy_run(tmp_path))
     assert raised == ["ep0-ba2"]
     assert now == [["ep0-ba3", "ep0-ba2", "ep0-ba3"]] * 2
-    (line,) = [line for line in out.splitlines() if "training stops while a checkpoint is saved" in line]
-    assert line.endswith("on the node of rank 0, which has 1000b free, of which the copy may use at most 90%")
+    (line,) = [line for line in out.splitlines() if "training pauses while a checkpoint is saved" in line]
+    assert line.endswith("which has 1000b free, but the copy may use at most 90% of the free memory")
     assert (small, threads) == (["ep0-ba2", "ep0-ba4"], ["MainThread"])
 
 

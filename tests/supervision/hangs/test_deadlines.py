@@ -97,8 +97,11 @@ def test_stragglers_are_found(beats: list[Heartbeat], silent: list[int], behind:
 @pytest.mark.parametrize(
     ("beat", "text"),
     [
-        (BEAT, "for 5 s after batch 3: the step, at f"),
-        (replace(BEAT, section="send", function=""), "for 5 s after batch 3: saving or uploading a checkpoint"),
+        (BEAT, "in the same section for 5 s after batch 3: the step, at f"),
+        (
+            replace(BEAT, section="send", function=""),
+            "in the same section for 5 s after batch 3: saving or uploading a checkpoint",
+        ),
         (replace(BEAT, left=True), "has ended after batch 3"),
     ],
 )

@@ -175,7 +175,7 @@ class RemoteFolder:
         """
         self.store.fetch([(part / MANIFEST, f"{name}/{MANIFEST}")])
         manifest = read_manifest(part)
-        assert manifest is not None, "it has just been fetched"
+        assert manifest is not None, "the manifest has just been fetched"
         for file, digest in manifest.files.items():
             if (size := contents.sizes.get(f"{name}/{file}")) != digest.size:
                 there = "is missing" if size is None else f"has {size:,} bytes, but {digest.size:,} were written"

@@ -155,7 +155,7 @@ class BackgroundSaver:
         pending, self._pending = self._pending, None
         self._pace.hurry()
         if not pending.saved.done():
-            logger.info(f"the run failed, and ends when the checkpoint of batch {pending.batch} is written")
+            logger.info(f"the run failed, and will end after the checkpoint of batch {pending.batch} is written")
         try:
             error = pending.saved.exception(seconds)
             error = error or pending.saved.result().refused
@@ -247,9 +247,9 @@ class BackgroundSaver:
         if needed[node] <= _USABLE * free[node]:
             return True
         logger.warning(
-            f"training stops while a checkpoint is saved: a copy needs {format_bytes(needed[node])} of CPU memory on "
-            f"the node of rank {node}, which has {format_bytes(free[node], down=True)} free, of which the "
-            f"copy may use at most {_USABLE:.0%}"
+            f"training pauses while a checkpoint is saved: a copy needs {format_bytes(needed[node])} of CPU memory on "
+            f"the node of rank {node}, which has {format_bytes(free[node], down=True)} free, but the copy "
+            f"may use at most {_USABLE:.0%} of the free memory"
         )
         return False
 

@@ -94,7 +94,7 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
                 raise CorruptCheckpointError(checkpoint, MANIFEST, "is missing")
             return None
         if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes")
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, which is too large for a manifest")
         content = json.loads(path.read_bytes())
         values = content["manifest"]
         if text_hash(_canonical(values)) != content["xxh3_128"]:
@@ -105,7 +105,7 @@ def read_manifest(checkpoint: Path) -> Manifest | None:
                 "version that wrote the file"
             )
         if values["block_bytes"] != BLOCK_BYTES:
-            raise ValueError(f"its blocks have {values['block_bytes']} bytes")
+            raise ValueError(f"its blocks have {values['block_bytes']} bytes, which is not supported")
         files = {name: _decoded(name, entry) for name, entry in values["files"].items()}
         rest = {each.name: values[each.name] for each in fields(Manifest) if each.name != "files"}
         manifest = Manifest(**rest, files=files)

@@ -71,7 +71,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
             return found
         raise pickle.UnpicklingError(
-            f"refers to {module}.{name}, which does not belong in a checkpoint: it was not executed"
+            f"refers to {module}.{name}, which does not belong in a checkpoint: the code was not executed"
         )
 
 
@@ -88,7 +88,9 @@ def _types_kept() -> Iterator[None]:
             gc.enable()
         changed = [kind for kind, attributes in before.items() if _restore(kind, attributes)]
     if changed:
-        raise pickle.UnpicklingError(f"changes the type {changed[0].__qualname__}: the change was undone")
+        raise pickle.UnpicklingError(
+            f"changes the type {changed[0].__qualname__} when it is loaded: the change was undone"
+        )
 
 
 def _restore(kind: type, attributes: Mapping[str, Any]) -> bool:
@@ -110,7 +112,7 @@ def read_metadata(data: bytes, checkpoint: Path, name: str) -> metadata.Metadata
         with _types_kept():
             found = _MetadataUnpickler(data).load()
         if not isinstance(found, metadata.Metadata):
-            raise TypeError(f"it contains {type(found).__name__}")
+            raise TypeError(f"it contains an object of type {type(found).__name__}")
         _check(found)
         found.storage_meta = None  # this field contains the placeholder that replaces a path
     except Exception as error:  # a damaged pickle can raise almost any exception
@@ -156,5 +158,5 @@ def _defect(error: Exception) -> str:
     if text.startswith(("refers to ", "changes ")):
         return text
     if isinstance(error, pickle.UnpicklingError) and (found := _REFUSED.search(text)):
-        return f"refers to {found[1]}, which does not belong in a checkpoint: it was not executed"
+        return f"refers to {found[1]}, which does not belong in a checkpoint: the code was not executed"
     return f"cannot be read: {text.splitlines()[0] if text else type(error).__name__}"

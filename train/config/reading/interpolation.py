@@ -107,8 +107,7 @@ def _malformed(key: str, text: str) -> Defect | None:
         return Defect(
             key,
             f"is {text!r}, but only references to other keys are resolved, such as ${{max_seq_len}}: pass {key}=$VAR "
-            f"on the "
-            "command line, where the shell expands it",
+            "on the command line, where the shell expands $VAR",
         )
     try:
         OmegaConf.create({"value": text})

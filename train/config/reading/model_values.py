@@ -91,7 +91,7 @@ def contradicting_weights(tree: dict[str, Any], pretrained: Pretrained) -> list[
     wanted = _model_of({**tree, "model": _merge(_merge(pretrained.values, whole), tree["model"])})
     defects = []
     for key, was, here in contradictions(pretrained.values, wanted):
-        whose = f" by preset {preset}" if preset and at(written, key) is None else ""
+        whose = f" in preset {preset}" if preset and at(written, key) is None else ""
         defects.append(
             Defect(
                 f"model.{key}",

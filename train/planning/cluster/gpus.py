@@ -162,6 +162,6 @@ def find_gpu(name: str) -> Gpu:
     key = name.lower().replace(" ", "").replace("-", "_")
     if key not in GPUS:
         raise ConfigError(
-            f"--gpu is {shown(name)}, but must be one of {', '.join(GPUS)}, or a .yaml file{near(name, GPUS)}"
+            f"--gpu is {shown(name)}, but it must be one of {', '.join(GPUS)}, or a .yaml file{near(name, GPUS)}"
         )
     return GPUS[key]

@@ -34,7 +34,7 @@ def make_cluster(nodes: int | None, gpus: int | None, gpu: str | None) -> Cluste
     Raises ConfigError for invalid values."""
     for option, value in (("--nodes", nodes), ("--gpus", gpus)):
         if value is not None and value < 1:
-            raise ConfigError(f"{option} is {value}, but must be at least 1")
+            raise ConfigError(f"{option} is {value}, but it must be at least 1")
     found = find_gpu(gpu) if gpu is not None else None
     usual = _USUAL_GPUS if found is not None else 1
     return Cluster(nodes=nodes or 1, gpus=gpus or usual, gpu=found)

@@ -66,7 +66,7 @@ def _active(model: ModelConfig, part: str, total: int) -> int:
 def flops_table(config: TrainConfig, flops: Sequence[Flops]) -> Group:
     """FLOPs per token and per step of each part of the model."""
     tokens = config.global_train_batch_size * config.max_seq_len
-    title = f"FLOPs: GEMMs, attention over whole rows of {config.max_seq_len:,}; a step has {tokens:,} tokens"
+    title = f"FLOPs of GEMMs, and of attention over rows of {config.max_seq_len:,} tokens; a step has {tokens:,} tokens"
     table = _table("part", *_FLOPS, "per token", "per step")
     for each in flops:
         if each.total:

@@ -37,7 +37,7 @@ class Heartbeat:
         if self.left:
             return f"has ended after batch {self.batch}"
         at = f", at {self.function}" if self.function else ""
-        return f"for {self.age:.0f} s after batch {self.batch}: {SECTION_NAMES[self.section]}{at}"
+        return f"in the same section for {self.age:.0f} s after batch {self.batch}: {SECTION_NAMES[self.section]}{at}"
 
 
 SECTION_NAMES = {

@@ -115,8 +115,8 @@ class Watchdog:
         names = ", ".join(map(str, gone))
         return self._failure(
             "lost",
-            f"{names} no longer exists: the process was killed (by kill -9, or by the system when out of memory: see "
-            "dmesg)",
+            f"{names} no longer exists: the process was killed (by kill -9, or by the kernel because memory ran out: "
+            "see dmesg)",
             lost=[each.rank for each in gone],
         )
 
