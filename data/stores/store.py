@@ -156,12 +156,11 @@ class Store:
                 raise
 
     def _tried(self, name: str, done: str, call: Callable[[], T]) -> T:
-<<<<<<< HEAD
         try:
             return retried(call)
         except FetchError as error:
             what = f"{self.url}/{name}" if name else self.url
-            reason = "no such bucket exists" if error.absent and done == "listed" else error
+            reason = "the bucket does not exist" if error.absent and done == "listed" else error
             text = f"{what} cannot be {done}: {reason}"
             raise StoreError(text, absent=error.absent, denied=error.denied) from None
 
@@ -170,22 +169,6 @@ class Store:
         if content is not None and len(content) != stop - start:
             raise ConnectionError(f"received {len(content):,} of {stop - start:,} bytes")
         return content
-=======
-        for wait in (*WAITS, None):
-            try:
-                return call()
-            except Exception as error:
-                raise_if_full(error)
-                if isinstance(error, OSError) and error.filename is not None:
-                    raise  # the error is about a local file
-                if wait is None or not is_worth_a_retry(error):
-                    failure = fetch_error(error)
-                    what = f"{self.url}/{name}" if name else self.url
-                    reason = "the bucket does not exist" if failure.absent and done == "listed" else failure
-                    raise StoreError(f"{what} cannot be {done}: {reason}", absent=failure.absent) from None
-            time.sleep(wait)
-        raise AssertionError
->>>>>>> gb
 
 
 _BUCKETS: dict[str, Callable[..., Bucket]] = {"s3": S3Bucket, "gs": GCSBucket}

@@ -127,15 +127,9 @@ def fast_encoder(encoding: "tiktoken.Encoding") -> FastEncoder | None:
         differs = [text for text in DIFFICULT if fast.encode(text).tolist() != encoding.encode_ordinary(text)]
         if not differs:
             return fast
-<<<<<<< HEAD
-        defect = f"its ids for {differs[0][:40]!r} are not equal to tiktoken's"
-    except Exception as error:  # any error, because tiktoken can be used instead
-        defect = f"it failed ({type(error).__name__}: {error})"
-=======
         defect = f"quicktok's ids for {differs[0][:40]!r} are not equal to tiktoken's"
     except Exception as error:  # any error, because tiktoken can be used in any case
         defect = f"quicktok failed ({type(error).__name__}: {error})"
->>>>>>> gb
     node_logger.warning(
         f"quicktok is installed, but texts are encoded with tiktoken, which is slower, because {defect}: "
         "install the version of quicktok-v1 that pyproject.toml requires"

@@ -181,8 +181,8 @@ def test_a_store_that_cannot_be_read_is_a_config_error(server: Server, tmp_path:
     server.put("a/b.jsonl", JSONL)
     scheme = server.scheme
     for address, text in (
-        (f"{scheme}://missing/a/*.jsonl", "cannot be listed: no such bucket exists: check the name of the bucket"),
-        (f"{scheme}://missing/a.jsonl", "cannot be listed: no such bucket exists: check the name of the bucket"),
+        (f"{scheme}://missing/a/*.jsonl", "cannot be listed: the bucket does not exist: check the name of the bucket"),
+        (f"{scheme}://missing/a.jsonl", "cannot be listed: the bucket does not exist: check the name of the bucket"),
         (f"{scheme}://bucket/a/c.jsonl", "but there is no such object, and there are no objects below it"),
         (f"{scheme}://bucket/c", "but there is no such object, and there are no objects below it"),
         (f"{scheme}://bucket/a/*.csv", "but no object matches this pattern: check the pattern"),
