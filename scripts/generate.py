@@ -160,7 +160,7 @@ def _answer(opened: "Opened", questions: "list[Question]", sampling: "Sampling",
             part.rename(output)
         finally:
             part.unlink(missing_ok=True)
-        print(f"wrote {len(prompts)} answers to {output}")
+        print(f"answers written to {output}: {len(prompts)}")
         return
     begun = -1
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped: run the same command again to resume from the newest checkpoint", file=sys.stderr)
         return 130
     if total["after"] < args.at_least * total["asked"]:
-        answered = f"{total['after']} of {total['asked']} questions were answered exactly"
+        answered = f"{total['after']} of {total['asked']} answers are exactly as expected"
         print(f"error: {answered}, which is less than {args.at_least:.0%}", file=sys.stderr)
         return 1
     return 0

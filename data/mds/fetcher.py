@@ -59,7 +59,8 @@ class ShardFetcher:
         """Make sure that the shard is local, complete and verified. If the shard is not local, this process fetches the
         shard, or waits until another process has fetched it.
 
-        Raises DataError at most a minute after the last byte was received.
+        Raises DataError if the shard cannot be fetched. If a download stalls, the error is raised at most a minute after
+        the last byte was received.
         """
         if self._is_ready(number):
             return

@@ -180,8 +180,8 @@ class MdsFolder:
         self._fetcher.check()
 
     def ensure(self, shard: int) -> None:
-        """Make sure that the shard is local, complete and verified. Raises DataError at most a minute after the last
-        byte was received."""
+        """Make sure that the shard is local, complete and verified. Raises DataError if the shard cannot be fetched. If
+        a download stalls, the error is raised at most a minute after the last byte was received."""
         self._fetcher.ensure(shard)
 
     def prefetch(self, shards: Iterable[int]) -> None:

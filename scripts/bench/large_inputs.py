@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure_start(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Times the parts of the start in seconds."""
+    """Measure the seconds that each step before the preparation takes: opening, slices, planning and hashing."""
     from data.preparation.packing.tokenizing import Tokenizing
     from data.preparation.parts.manifest import fingerprint_inputs
     from data.preparation.parts.plan import SLICE_BYTES, plan

@@ -148,10 +148,13 @@ def test_links_of_gpus() -> None:
     pairs = gpus.links(HGX)
     assert pairs == {(0, 1): "NV18", (0, 2): "NV18", (1, 2): "NV18"}
     check = gpus.describe_links(pairs, [], 3)
-    assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs over NV18 (NVLink)")
+    assert (check.status, check.found) == ("ok", "3 GPUs: 3 pairs connected by NV18 (NVLink)")
     check = gpus.describe_links(gpus.links(HGX.replace("NV18", "SYS")), [(0, 2)], 3)
     assert (check.status, bool(check.fix)) == ("slow", True)
-    assert "3 pairs over SYS (PCIe between NUMA nodes); in 1 pairs, the GPUs cannot access each other's " in check.found
+    assert (
+        "3 pairs connected by SYS (PCIe between NUMA nodes); in 1 pairs, the GPUs cannot access each other's "
+        in check.found
+    )
     assert gpus.describe_links({}, [], 2).found == "2 GPUs: nvidia-smi was not found"
 
 

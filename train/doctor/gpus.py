@@ -96,7 +96,9 @@ def describe_links(of_pairs: Mapping[tuple[int, int], str], apart: list[tuple[in
     """Return the check of the links between GPUs. of_pairs: the link of each pair of GPUs; empty if nvidia-smi is
     missing. apart: the pairs of GPUs that cannot access each other's memory."""
     counts = Counter(of_pairs.values())
-    shown = ", ".join(f"{count} pairs over {_named(link)}" for link, count in counts.most_common())
+    shown = ", ".join(
+        f"{count} pair{'s' if count > 1 else ''} connected by {_named(link)}" for link, count in counts.most_common()
+    )
     found = f"{n_gpus} GPUs: {shown or 'nvidia-smi was not found'}"
     if apart:
         found += (

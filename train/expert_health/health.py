@@ -57,7 +57,7 @@ class ExpertHealth:
     def report(self, batch: int, logger: Logger, sums: RoutingSums) -> None:
         """Report the events of a step. batch: number of batches before this step."""
         config, dead_LE, too_many_LE = self._config, sums.counts_LE == 0, self._has_too_many(sums)
-        share = f"more than {config.max_share:.4g} of the layer's tokens"
+        share = f"more than {100 * config.max_share:.4g}% of the layer's tokens"
         no_tokens = f"no tokens in {config.dead_steps} consecutive steps"
         too_many = f"{share} in {config.max_share_steps} consecutive steps"
         for kind, streaks, holds_LE, message, end_message in (

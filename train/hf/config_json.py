@@ -109,7 +109,7 @@ def _below(contents: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _check_architecture(contents: Mapping[str, Any]) -> None:
     if contents.get("model_type") != "dbrx":
-        found = contents.get("model_type") or contents.get("architectures") or "nothing"
+        found = contents.get("model_type") or f"missing (architectures: {contents.get('architectures')})"
         raise ValueError(f"its model_type is {found}, but only dbrx is supported")
     if contents.get("tie_word_embeddings"):
         raise ValueError("its tie_word_embeddings is true, but DBRX's head has separate weights")

@@ -108,7 +108,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]
         for row in (columns, *shown)
     ]
     if len(rows) > MOST:
-        lines.append(f"... and {len(rows) - MOST:,} more rows, which --json contains")
+        lines.append(f"... and {len(rows) - MOST:,} more rows: use --json to list all rows")
     return lines
 
 

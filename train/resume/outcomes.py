@@ -332,7 +332,7 @@ OUTCOMES: Mapping[str, Decided] = {
     "scheduler.alpha_f": _of_schedules("cosine", "linear_decay", "wsd"),
     "scheduler.t_decay": _of_schedules("wsd"),
     "algorithms.*": APPLIED,
-    # This machine and this process.
+    # Device, parallelism, checkpoints, monitoring and loggers.
     "device": APPLIED,
     "precision": APPLIED,
     "fsdp_config": APPLIED,

@@ -16,7 +16,7 @@ from data.tokenization.tokenizer import Tokenizer
 
 LISTED_DOCUMENTS, LISTED_MATCHES = 20, 10
 SHOWN_TOKENS, SHOWN_CHARACTERS = 600, 1500
-"""Maximum number of tokens that are decoded, and of characters that are shown, of a listed document."""
+"""For each listed document: the maximum number of tokens that are decoded, and of characters that are shown."""
 _PREVIEW = 100
 """Number of characters of the preview of a document."""
 

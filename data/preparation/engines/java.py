@@ -14,8 +14,8 @@ _INSTALL = "install Java 17 or newer (apt-get install default-jre-headless), or 
 
 
 def check_java() -> None:
-    """Raises EngineError if Java is missing or too old. Java is searched as Spark does: in JAVA_HOME if it is set, else
-    in PATH."""
+    """Raises EngineError if Java is missing or too old. Like Spark, this function looks for Java in JAVA_HOME if it is
+    set, and otherwise in PATH."""
     java = _find()
     try:
         done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=False)

@@ -1,9 +1,10 @@
 """Causal attention on a CPU within each document of packed tokens, computed by GEMMs over blocks of queries.
 
-The interface is AttentionBackend in backends.py. The CPU kernel that torch's SDPA calls splits keys into blocks of 512,
-computes the full square of shorter documents, and can process several documents in one call only if they are padded to
-the same length. Here, the scores of a block of queries are computed only for the keys up to the end of the block. The
-softmax is recomputed in backward, as in flash attention (Dao et al. 2022).
+The interface is AttentionBackend in backends.py. The CPU kernel that torch's SDPA calls splits keys into blocks of 512.
+For documents of fewer than 512 tokens, it computes the complete score matrix, including the masked half. It can process
+several documents in one call only if they are padded to the same length. Here, the scores of a block of queries are
+computed only for the keys up to the end of the block. The softmax is recomputed in backward, as in flash attention (Dao
+et al. 2022).
 
 Shapes: T packed tokens, H query heads, G key/value heads, R = H/G, X = T*R, C head_dim. A block has M keys, and N rows
 (R for each of its queries).
