@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from data.base.errors import DataError
+from data.base.errors import DataError, ReadError
 from data.base.locks import exclusive_unless
 from data.mds.records import CheckedShards, DownloadLog
 from data.mds.remote.deadlines import Silence
@@ -160,7 +160,7 @@ class ShardFetcher:
         try:
             packed = fetch(url, downloads, lambda file: file_defect(file, sent), silence)
         except FetchError as error:
-            raise DataError(
+            raise ReadError(
                 f"{url} cannot be downloaded ({error}): check that the remote responds and contains this shard, "
                 "and start again"
             ) from None

@@ -3,6 +3,7 @@ result does not depend on where and in which order the tasks run."""
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,6 +23,8 @@ from data.preparation.parts.part import PARTS
 from data.sources.slices import Slice
 
 PLAN = "plan.json"
+REMOVED = f"{UNFINISHED}.removed"
+"""The name of the folder `unfinished` while it is removed."""
 SLICE_BYTES = 4 << 20
 """Minimum size of a slice in bytes of input."""
 ROWS_PER_SLICE = 512
@@ -90,6 +93,15 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return read_json(file) if file.exists() else None
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the unfinished files. Their folder is renamed first, so that if the removal is interrupted, no later
+    preparation uses the remaining parts."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (folder / UNFINISHED).rename(folder / REMOVED)
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+
+
 def done(folder: Path) -> Iterator[int]:
     """The numbers of the slices that are prepared."""
     with suppress(FileNotFoundError):
@@ -100,9 +112,13 @@ def _write_once(file: Path, values: dict[str, Any]) -> None:
     """Write the file, unless another process has written it first."""
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     write_text(temporary, json.dumps(values))
-    with suppress(FileExistsError):
+    try:
         os.link(temporary, file)
-    temporary.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.rename(file)
+    temporary.unlink(missing_ok=True)
 
 
 def _first_valid(recipe: Recipe, slices: list[Slice], config: DatasetConfig) -> tuple[str | None, str]:
