@@ -96,6 +96,11 @@ class DataError(_Redacted):
     """A data error: something in the data is invalid."""
 
 
+class ReadError(DataError):
+    """A file cannot be read at the moment, for example because a network is interrupted. Work that is already complete
+    remains valid."""
+
+
 class WaitInterrupted(BaseException):
     """A signal arrived while the training process waited for a batch. The batch is no longer needed."""
 
@@ -233,13 +238,15 @@ def os_errors_named(
     key: str | None = None,
     as_error: type[ConfigError | DataError] = ConfigError,
 ) -> Iterator[None]:
-    """Convert an OSError raised in the block to a ConfigError or DataError whose text comes from `cannot_be`. For large
-    writes, use plain_os_errors instead."""
+    """Convert an OSError raised in the block to a ConfigError or DataError whose text comes from `cannot_be`. A
+    DataError about reading is a ReadError. For large writes, use plain_os_errors instead."""
     try:
         yield
     except OSError as error:
         text = cannot_be(done, subject, error) + (f": {hint}" if hint else "")
-        raise (ConfigError(text, key=key) if key is not None else as_error(text)) from None
+        if key is not None:
+            raise ConfigError(text, key=key) from None
+        raise (ReadError if (done, as_error) == ("read", DataError) else as_error)(text) from None
 
 
 @contextmanager

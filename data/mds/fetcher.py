@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from data.base.errors import DataError
+from data.base.errors import DataError, ReadError
 from data.base.locks import exclusive_unless
 from data.mds.records import CheckedShards, DownloadLog
 from data.mds.remote.deadlines import Silence
@@ -59,8 +59,8 @@ class ShardFetcher:
         """Make sure that the shard is local, complete and verified. If the shard is not local, this process fetches the
         shard, or waits until another process has fetched it.
 
-        Raises DataError if the shard cannot be fetched. If a download stalls, the error is raised at most a minute after
-        the last byte was received.
+        Raises DataError if the shard cannot be fetched. If a download stalls, the error is raised at most a minute
+        after the last byte was received.
         """
         if self._is_ready(number):
             return
@@ -161,7 +161,7 @@ class ShardFetcher:
         try:
             packed = fetch(url, downloads, lambda file: file_defect(file, sent), silence)
         except FetchError as error:
-            raise DataError(
+            raise ReadError(
                 f"{url} cannot be downloaded ({error}): check that the remote responds and contains this shard, "
                 "and start again"
             ) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.console import node_logger
-from data.base.errors import ConfigError, DataError, plain_os_errors
+from data.base.errors import ConfigError, DataError, ReadError, plain_os_errors
 from data.base.locks import exclusive
 from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
@@ -31,7 +31,7 @@ from data.preparation.parts.manifest import (
 )
 from data.preparation.parts.merge import merge
 from data.preparation.parts.part import PartError
-from data.preparation.parts.plan import plan, read_plan
+from data.preparation.parts.plan import REMOVED, plan, read_plan, remove_unfinished
 from data.preparation.parts.progress import Waiting
 from data.preparation.summary import summary
 from data.preparation.worker_errors import error_of_worker
@@ -120,20 +120,23 @@ def write_once(
     """Prepare the folder if it is not complete. `details` are added to the manifest unchanged."""
     made_from = _made_from_in(folder, made_from)
     upload = Remote(remote, folder, made_from) if remote is not None else None
-    if not is_whole(folder, made_from) or (folder / UNFINISHED).exists():
+    whole = is_whole(folder, made_from)
+    temporary = [folder / UNFINISHED, folder / REMOVED]
+    if not whole or any(path.exists() for path in temporary):
         check(engine, recipe.source)
-        planned = read_plan(folder)
+        planned = read_plan(folder) if not whole else None
         if planned is not None:
             refuse_other(folder, planned["made_from"], made_from)
-        elif engine.merge_only:
+        elif engine.merge_only and not whole:
             raise ConfigError(f"{folder} has no parts to merge: prepare all parts first (--part 0/N to N-1/N)")
-        if engine.share is not None:
+        if engine.share is not None and not whole:
             return _write_share(folder, recipe, config, made_from, compression, engine.share)
         started = time.monotonic()
         with exclusive(folder.with_name(f"{folder.name}.lock"), waiting=Waiting(folder, recipe.source.unit)):
             if not is_whole(folder, made_from):
                 _write(folder, recipe, config, made_from, details, compression, engine)
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            for path in temporary:
+                shutil.rmtree(path, ignore_errors=True)
         # Local rank 0 prints the summary, even if another rank prepared the rows.
         node_logger.info(summary(read_json(folder / MANIFEST), folder, time.monotonic() - started))
     if upload is not None and engine.share is None:
@@ -155,7 +158,7 @@ def _write(
     try:
         job = replace(plan(folder, recipe, config, made_from, compression), remote=engine.remote)
         merge(job, made_from, details, run(job, engine))
-    except (PartError, EngineError):
+    except (PartError, ReadError, EngineError):
         raise
     except (ConfigError, DataError):
         _discard(folder, engine)  # a resumed preparation would raise the same error again
@@ -182,6 +185,14 @@ def _write_share(
         run_share(job, index, count)
     except WorkerEnded as error:
         raise error_of_worker(error, config) from None
+    except (OSError, ConfigError, DataError) as error:
+        if is_whole(folder, made_from):
+            node_logger.info(f"{folder} was completed by other jobs while this job prepared part {index}/{count}")
+            return folder
+        if isinstance(error, FileNotFoundError) and read_plan(folder) is None:
+            removed = f"{folder / UNFINISHED} was removed while this job prepared part {index}/{count}"
+            raise DataError(f"{removed}, perhaps by a job that found invalid rows: start again") from None
+        raise
     n_slices = len(range(index, len(job.slices), count))
     node_logger.info(
         f"Prepared part {index}/{count} ({n_slices:,} of {len(job.slices):,} slices) in {folder}: when all parts are "
@@ -196,6 +207,6 @@ def _discard(folder: Path, engine: Engine) -> None:
         clean_remote(engine.remote, discard=True)
     if read_plan(folder) is None:
         return
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    remove_unfinished(folder)
     if not any(folder.iterdir()):
         folder.rmdir()

@@ -45,11 +45,13 @@ def grouped(pieces: Iterable[Piece], size: int) -> list[Slice]:
     """Slices of consecutive pieces. Each slice except the last one has at least `size` units."""
     slices: list[Slice] = []
     held: list[Piece] = []
+    n_held = 0
     for piece in pieces:
         held.append(piece)
-        if sum(each.size for each in held) >= size:
+        n_held += piece.size
+        if n_held >= size:
             slices.append(Slice(number=len(slices), pieces=tuple(held)))
-            held = []
+            held, n_held = [], 0
     if held:
         slices.append(Slice(number=len(slices), pieces=tuple(held)))
     return slices

@@ -263,7 +263,7 @@ def test_the_script_writes_answers_and_streams_them(exported, tmp_path, script, 
     output = tmp_path / "answers.jsonl"
     common = [exported, "--max_new_tokens", "6"]
     done = run_script(*common, "--file", tmp_path / "p.txt", "--output", output)
-    assert (done.returncode, done.stdout) == (0, f"wrote 2 answers to {output}\n")
+    assert (done.returncode, done.stdout) == (0, f"answers written to {output}: 2\n")
     assert "Traceback" not in done.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Reverse: abc", "x"]

@@ -1,13 +1,15 @@
 """Slices of sources: together they contain each record once, whatever their size."""
 
 import json
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data.config.dataset import DatasetConfig
-from data.sources.slices import grouped, size_of_slices
+from data.sources.formats.content import next_line
+from data.sources.slices import Piece, grouped, size_of_slices
 from data.sources.source import open_source
 from tests.helpers.read_source import chunks_of, of_file, of_folder, read
 
@@ -80,3 +82,32 @@ def test_slices_of_a_large_source_are_larger():
     assert size_of_slices(4 << 20, 20 << 30) == 4 << 20
     assert size_of_slices(4 << 20, 1 << 40) == (1 << 40) // 8192
     assert grouped([], 10) == []
+
+
+def test_a_line_that_spans_slices_is_read_to_its_end_only_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.sources.formats.content.SCAN_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "x" * 20_000}))
+    source, n_read = open_source(of_file(path)), [0]
+    slices = source.slices(200)
+    monkeypatch.setattr("data.sources.formats.content.next_line", counted(n_read))
+    assert len(slices) > 90
+    assert len([chunk for slice in slices for chunk in source.chunks(slice)]) == 1
+    assert n_read[0] < 3 * 20_000
+
+
+def counted(n_read: list[int]):
+    """next_line, which also counts the bytes between the offset and its result."""
+
+    def counting(path, name, offset, limit=None):
+        found = next_line(path, name, offset, limit)
+        n_read[0] += found - offset
+        return found
+
+    return counting
+
+
+def test_many_small_pieces_are_grouped_in_linear_time():
+    started = time.process_time()
+    assert len(grouped((Piece(file=number, size=1) for number in range(20_000)), 19_999)) == 2
+    assert time.process_time() - started < 2

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from data.base.workers import all_cores, map_in_order
+from data.preparation.parts.attempts import remove_killed
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import SLICE_BYTES, Job, done
 from data.preparation.parts.progress import source_bar
@@ -19,6 +20,7 @@ def run_local(job: Job, wanted: range | None = None) -> list[Part]:
 
     Returns the parts of slices that were not written, because rows are invalid and on_bad_example is `error`.
     """
+    remove_killed(job.folder)
     ready = set(done(job.folder))
     slices = [slice for slice in job.slices if wanted is None or slice.number in wanted]
     todo = [slice for slice in slices if slice.number not in ready]

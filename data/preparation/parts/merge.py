@@ -1,7 +1,6 @@
 """Join the parts of all slices to a folder. The folder is complete when its index is written, which happens last."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,8 @@ from data.preparation.parts.progress import Totals
 
 
 def merge(job: Job, made_from: MadeFrom, details: dict[str, Any], refused: Iterable[Part] = ()) -> None:
-    """Check the parts, and write the index and the manifest. `details` are added to the manifest unchanged.
+    """Check the parts, and write the index and the manifest. `details` are added to the manifest unchanged. The caller
+    removes the unfinished files afterwards.
 
     `refused` are parts with invalid rows, or that were only checked. They have no files. Raises a DataError that lists
     all invalid rows, unless on_bad_example is `drop`, and PartError if parts are missing.
@@ -55,7 +55,6 @@ def _join(job: Job, parts: list[Part], manifest: dict[str, Any]) -> None:
     write_text(unfinished / INDEX, json.dumps({"version": 2, "shards": entries}, sort_keys=True))
     for name in (MANIFEST, INDEX):
         (unfinished / name).rename(job.folder / name)
-    shutil.rmtree(unfinished)
 
 
 def _refuse_if_nothing_is_kept(totals: Totals, config: DatasetConfig) -> None:

@@ -31,7 +31,7 @@ class Part:
     reading: Reading = field(default_factory=Reading)
     tally: Tally = field(default_factory=Tally)
     files: list[int] = field(default_factory=list)
-    """Indices of the files in which rows were found, in the source's `inputs`."""
+    """Indices of the files in which rows were found, in the source's `inputs`, in the order in which they were read."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     """The index entries of the shards."""
     documents: dict[str, Any] | None = None
@@ -41,7 +41,7 @@ class Part:
         """Add the statistics of a chunk from the file with this index."""
         self.reading.merge(converted.reading)
         self.tally.merge(converted.tally)
-        if file not in self.files:
+        if self.files[-1:] != [file]:
             self.files.append(file)
 
     @property

@@ -3,6 +3,7 @@ result does not depend on where and in which order the tasks run."""
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,6 +31,8 @@ from data.mds.writer import (
 from data.preparation.packing.recipe import Recipe
 from data.sources.slices import Slice
 
+REMOVED = f"{UNFINISHED}.removed"
+"""The name of the folder `unfinished` while it is removed."""
 SLICE_BYTES = 4 << 20
 """Minimum size of a slice in bytes of input."""
 ROWS_PER_SLICE = 512
@@ -100,6 +103,15 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return read_json(file) if file.exists() else None
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove the unfinished files. Their folder is renamed first, so that if the removal is interrupted, no later
+    preparation uses the remaining parts."""
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        (folder / UNFINISHED).rename(folder / REMOVED)
+    shutil.rmtree(folder / REMOVED, ignore_errors=True)
+
+
 def done(folder: Path) -> Iterator[int]:
     """The numbers of the slices that are prepared."""
     with suppress(FileNotFoundError):
@@ -110,9 +122,13 @@ def _write_once(file: Path, values: dict[str, Any]) -> None:
     """Write the file, unless another process has written it first."""
     temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     write_text(temporary, json.dumps(values))
-    with suppress(FileExistsError):
+    try:
         os.link(temporary, file)
-    temporary.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.rename(file)
+    temporary.unlink(missing_ok=True)
 
 
 def _first_valid(recipe: Recipe, slices: list[Slice], config: DatasetConfig) -> tuple[str | None, str]:

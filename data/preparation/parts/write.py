@@ -4,8 +4,6 @@ A part is written to a folder of its own, which is then renamed. If several proc
 rename succeeds, and the other processes discard their files, which have the same content.
 """
 
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,8 +15,9 @@ import xxhash
 
 from data.base.workers import map_in_order
 from data.examples.examples import Reading
-from data.mds.writer import UNFINISHED, Sample, write_shards
+from data.mds.writer import Sample, write_shards
 from data.preparation.packing.recipe import Converted, Task
+from data.preparation.parts.attempts import attempt
 from data.preparation.parts.part import PART, Part, part_folder
 from data.preparation.parts.plan import Job
 from data.preparation.parts.row_documents import RowDocuments
@@ -38,26 +37,22 @@ def write_part(job: Job, slice: Slice, *, n_workers: int = 1, check_only: bool =
     """
     reading = Reading(form=job.form, first_place=job.first_place)
     part = Part(slice=slice.number, size=slice.size, reading=reading)
-    attempt = job.folder / UNFINISHED / f"attempt-{slice.number:05}-{uuid.uuid4().hex}"
-    attempt.mkdir()
-    try:
+    with attempt(job.folder, slice.number) as place:
         documents = _Documents()
         samples = _samples(job, slice, part, documents, n_workers, check_only)
         name = f"shard.{slice.number:05}"
-        shards = write_shards(attempt, name, samples, lambda: job.recipe.columns(str(job.form)), job.compression)
+        shards = write_shards(place, name, samples, lambda: job.recipe.columns(str(job.form)), job.compression)
         if not check_only and not job.refuses(reading):
             part.shards = shards
-            part.documents = documents.write(attempt, slice.number)
-            part.write(attempt / PART)
-            _commit(attempt, part_folder(job.folder, slice.number))
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
+            part.documents = documents.write(place, slice.number)
+            part.write(place / PART)
+            _commit(place, part_folder(job.folder, slice.number))
     return part
 
 
-def _commit(attempt: Path, place: Path) -> None:
+def _commit(written: Path, place: Path) -> None:
     try:
-        attempt.rename(place)
+        written.rename(place)
     except OSError:
         if not (place / PART).is_file():  # else, another process has prepared the same slice
             raise

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from data.base.errors import DataError, cannot_be, os_errors_named, setting
+from data.base.errors import DataError, ReadError, cannot_be, os_errors_named, setting
 from data.base.problems import Place, Problem, describe
 from data.base.sizes import format_bytes
 from data.sources.formats.compressed import PlainFile, RawFile
@@ -127,7 +127,8 @@ class Blocks:
         try:
             block = self._plain.read(BLOCK_BYTES if size is None else size)
         except OSError as error:
-            raise DataError(self._why_broken(error)) from None
+            kind = DataError if error.errno is None else ReadError
+            raise kind(self._why_broken(error)) from None
         first, self._begun = not self._begun, True
         mark = block.startswith(codecs.BOM_UTF8) if first else False
         self.first += len(codecs.BOM_UTF8) if mark else 0
@@ -161,8 +162,10 @@ class Content(Blocks):
         self._is_hashed = isinstance(file.path, Path) and not self._is_range
         if self._is_range:
             check_unchanged(file, name)
-            start = next_line(file.path, name, start)
-            stop = next_line(file.path, name, file.bytes if stop is None else stop)
+            last = file.bytes if stop is None else stop
+            start = next_line(file.path, name, start, last)
+            # If no line begins in the range, the end of the line that contains the range is not searched.
+            stop = next_line(file.path, name, last) if start < last else start
         super().__init__(file.path, name, self._digest.update if self._is_hashed else None, start, stop)
 
     def read(self, size: int | None = None) -> bytes:
@@ -209,17 +212,18 @@ def _is_same(now: tuple[int, ...], before: tuple[int, ...]) -> bool:
     return now == before if now[0] == before[0] else now[2:4] == before[2:4]
 
 
-def next_line(path: InputPath, name: str, offset: int) -> int:
-    """Offset of the first line that begins at `offset` or later; the size of the file if there is none."""
+def next_line(path: InputPath, name: str, offset: int, limit: int | None = None) -> int:
+    """Offset of the first line that begins at `offset` or later; the size of the file if there is none. With `limit`,
+    the search ends there, and the result is `limit` or more if no line begins before it."""
     if offset == 0:
         return 0
     with os_errors_named(name, as_error=DataError), open_file(path, exact=True) as file:
         file.seek(offset - 1)
-        while block := file.read(SCAN_BYTES):
+        while (limit is None or offset < limit) and (block := file.read(SCAN_BYTES)):
             if (end := block.find(b"\n")) >= 0:
                 return offset + end
             offset += len(block)
-        return file.tell()
+        return file.tell() if limit is None else limit
 
 
 def changed(name: str) -> str:

@@ -7,7 +7,9 @@ import pytest
 
 from data.base.errors import ConfigError, DataError
 from data.preparation.engines.choice import Engine, parse_share
+from data.preparation.engines.run import run_share
 from data.preparation.parts.part import PartError
+from data.preparation.parts.plan import done, remove_unfinished
 from data.preparation.prepare import prepare_into
 from tests.helpers.mds_folders import open_folder
 from tests.helpers.prepared import TOY, contents
@@ -111,3 +113,46 @@ def test_a_share_reports_its_bad_rows(tmp_path, config):
 def test_a_share_that_does_not_exist_is_refused(text):
     with pytest.raises(ConfigError, match=f"is {text!r}, but it must be I/N"):
         parse_share(text)
+
+
+def test_merging_is_repeated_after_it_was_killed_while_it_removed_the_parts(tmp_path, config):
+    write_share(tmp_path / "out", config, 0, 1)
+    before = contents(prepare_into(tmp_path / "out", config, TOY, engine=MERGE))
+    (tmp_path / "out" / "unfinished" / "parts" / "00000").mkdir(parents=True)
+    assert contents(prepare_into(tmp_path / "out", config, TOY, engine=MERGE)) == before
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
+def during_a_share(monkeypatch, happens) -> None:
+    """Call `happens(job)` after a share has read the plan."""
+
+    def run(job, index, count):
+        happens(job)
+        run_share(job, index, count)
+
+    monkeypatch.setattr("data.preparation.prepare.run_share", run)
+
+
+def test_a_share_of_a_folder_that_is_merged_meanwhile_changes_nothing(tmp_path, config, monkeypatch):
+    def merge(job):
+        run_share(job, 0, 1)
+        prepare_into(job.folder, config, TOY, engine=MERGE)
+
+    during_a_share(monkeypatch, merge)
+    write_share(tmp_path / "out", config, 1)
+    assert contents(tmp_path / "out") == contents(prepare_into(tmp_path / "local", config, TOY))
+
+
+def test_a_share_whose_folder_is_removed_meanwhile_is_one_error(tmp_path, config, monkeypatch):
+    during_a_share(monkeypatch, lambda job: remove_unfinished(job.folder))
+    with pytest.raises(DataError, match=r"out/unfinished was removed while this job prepared part 1/3"):
+        write_share(tmp_path / "out", config, 1)
+
+
+def test_a_removal_that_is_killed_leaves_no_parts(tmp_path, config, monkeypatch):
+    write_share(tmp_path / "out", config, 0, 1)
+    monkeypatch.setattr("data.preparation.parts.plan.shutil.rmtree", lambda *args, **kwargs: None)
+    remove_unfinished(tmp_path / "out")
+    monkeypatch.undo()
+    assert not list(done(tmp_path / "out"))
+    assert contents(prepare_into(tmp_path / "out", config, TOY)) == contents(prepare_into(tmp_path / "b", config, TOY))
