@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         metavar="N",
         help="maximum number of rows read from each source for statistics and duplicates (default: all rows; "
-        "with --html: rows with about 8 million positions in total)",
+        "with --html: rows with about 8 million positions)",
     )
     outputs = parser.add_mutually_exclusive_group()
     outputs.add_argument("--html", type=Path, metavar="FILE", help="write one HTML page to this file instead")
@@ -55,13 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
-    from data.base.paths import refuse_path_arguments
     from data.tokenization.build import build_tokenizer
     from train.config.load import read_config
 
     show_on_console()
     try:
-        refuse_path_arguments(args, "--html", "--png")
         _check(args)
         config = read_config(args.config, args.overrides)
         tokenizer = build_tokenizer(config.tokenizer)
@@ -74,21 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError) as error:
         show_error(error, debug=args.debug)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     from data.base.errors import ConfigError
+    from data.base.paths import refuse_output
 
     for name, least in (("rows", 0), ("first", 0), ("max_rows", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, but it must be at least {least}")
     for flag, path in (("--html", args.html), ("--png", args.png)):
-        if path is not None and path.is_dir():
-            raise ConfigError(f"{flag} is {str(path)!r}, which is a folder: specify a file")
-        if path is not None and not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"{flag} is {str(path)!r}, but its folder does not exist or is not writable")
+        if path is not None:
+            refuse_output(flag, path)
 
 
 def _sources(config: "TrainConfig") -> "dict[str, DatasetConfig]":

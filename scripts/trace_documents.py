@@ -29,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError, os_errors_named
-    from data.base.paths import refuse_path_arguments
+    from data.base.paths import refuse_output, refuse_path_arguments
 
     show_on_console()
     try:
-        refuse_path_arguments(args, *(name for name in ("--json", "--documents") if getattr(args, name[2:])))
+        refuse_path_arguments(args, "--documents")
+        if args.json is not None:
+            refuse_output("--json", args.json)
         if args.until is not None and not args.seen:
             raise ConfigError(f"--until is {args.until}, but it applies only to --seen")
         lines, values = _answer(args)
@@ -77,11 +79,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _steps(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
+    first, colon, last = text.partition(":")
     try:
-        return int(first), int(last or first)
+        steps = int(first), int(last if colon else first)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of steps such as 100:120") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a step or a range of steps such as 100:120") from None
+    if steps[0] > steps[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins: write {steps[1]}:{steps[0]}")
+    return steps
 
 
 def _answer(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

@@ -1,8 +1,10 @@
 """Checks of paths and names. Without these checks, an invalid path would cause a traceback when it is first used."""
 
 import argparse
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError
@@ -114,6 +116,15 @@ def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:
     """Apply refuse_path to the command-line arguments with these names, such as `--file` or `folder`."""
     for name in names:
         refuse_path(name, getattr(args, name.removeprefix("--")))
+
+
+def refuse_output(flag: str, path: Path) -> None:
+    """Raise ConfigError if a command-line argument is not the path of a file that can be written."""
+    refuse_path(flag, path)
+    if path.is_dir():
+        raise ConfigError(f"{flag} is {str(path)!r}, which is a folder: specify a file")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{flag} is {str(path)!r}, but its folder does not exist or is not writable")
 
 
 def _texts(value: object) -> list[str]:

@@ -66,6 +66,7 @@ ARGUMENTS = {
     "convert_text_to_mds": ["--path", "--input_folder"],
     "plan": ["config", "--png", "--gpu"],
     "inspect_data": ["config", "--html", "--png"],
+    "trace_documents": ["RUN", "--json"],
     "make_tiny_dbrx": ["--config", "folder"],
     "verify": ["folder", "--composer_path"],
 }
@@ -77,6 +78,7 @@ GIVEN = {
     "convert_text_to_mds": {"--out_root": "x", "--tokenizer": "x"},
     "plan": {"config": "x.yaml"},
     "inspect_data": {"config": "x.yaml"},
+    "trace_documents": {"RUN": "x", "--steps": "1"},
     "make_tiny_dbrx": {"folder": "x"},
     "verify": {"folder": "x", "--composer_path": "x"},
 }

@@ -1,11 +1,13 @@
 """The summary before a run reads data."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.helpers.small_config import load
-from train.console.data_summary import output_lines
+from train.console.data_summary import lineage_lines, output_lines
 from train.console.facts import WIDTH
 from train.console.start import config_lines, machine_lines, model_lines
 from train.planning.machine import RankMemory
@@ -26,6 +28,16 @@ def test_event_files_are_in_the_folder_of_the_run(tmp_path: Path) -> None:
     config = load(tmp_path, "loggers={tensorboard: {log_dir: 'boards/{run_name}'}}")
     text = "\n".join(output_lines(config, "mine", None, None))
     assert "TensorBoard in boards/mine" in text
+
+
+def test_streams_without_documents_are_listed() -> None:
+    streams: dict[str, Any] = {
+        name: SimpleNamespace(mds=SimpleNamespace(manifest=manifest))
+        for name, manifest in {"a": {"documents": []}, "b": {}, "c": None}.items()
+    }
+    (line,) = lineage_lines(streams)
+    assert line.startswith("lineage        the rows of b, c do not list their documents")
+    assert not [*lineage_lines({"a": streams["a"]})]
 
 
 def test_a_key_that_overrides_a_preset_is_listed(tmp_path: Path) -> None:

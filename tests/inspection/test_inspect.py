@@ -1,6 +1,7 @@
 import random
 import runpy
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -266,6 +267,11 @@ def test_the_script_verifies(run, tmp_path):
     code, out, _ = run("--verify")
     assert code == 1
     assert f"{shard.name}, samples 0 to " in out
+
+
+def test_an_interrupt_shows_no_traceback(run, monkeypatch):
+    monkeypatch.setattr("data.loading.opening.open_rows", Mock(side_effect=KeyboardInterrupt))
+    assert run() == (130, "", "")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_process_that_was_killed_before_it_noted_its_checkpoint() -> None:
     ("lines", "message"),
     [
         ([], "no line for the start"),
-        ([{"batch": 0, "event": "start"}], "an earlier version started the run at step 1: resume the run"),
+        ([{"batch": 0, "event": "start"}], "an earlier version started the run at step 1: only runs that"),
         ([start(0), {"batch": 9, "event": "rollback", "checkpoint": "ep0-ba4"}], "restored at step 10"),
         ([start(0), {"batch": 9, "skipped": True}, start(6)], "no line for the checkpoint at step 6"),
     ],

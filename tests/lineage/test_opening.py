@@ -62,6 +62,11 @@ def test_a_folder_without_a_record_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "record.jsonl").write_text("")
     with pytest.raises(DataError, match="no line for the start"):
         open_run(str(tmp_path))
+    (tmp_path / "ep0-ba10").mkdir()
+    (tmp_path / "latest").symlink_to("ep0-ba10")
+    for name in ("ep0-ba10", "latest"):
+        with pytest.raises(ConfigError, match=rf"is a checkpoint: specify {tmp_path} .*--seen --until 10"):
+            open_run(str(tmp_path / name))
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -101,7 +106,7 @@ def test_a_record_in_a_log_folder_refers_to_the_save_folder(traced: Traced, tmp_
 
 def test_a_run_is_found_from_its_config(traced: Traced, tmp_path: Path) -> None:
     path = Path(write_toy_run(tmp_path))
-    with pytest.raises(ConfigError, match=r"toy does not exist"):
+    with pytest.raises(ConfigError, match=rf"toy does not exist.*: {path} refers to this folder"):
         open_run(str(path))
     copied(traced, tmp_path).rename(tmp_path / "toy")
     assert open_run(str(path)).place == f"{tmp_path}/toy"

@@ -47,21 +47,26 @@ def test_a_line_number_becomes_the_bytes_of_the_line(tmp_path: Path, suffix: str
     content = b'{"text": "a"}\n\n{"text": "two \xc3\xa4"}\r\n{"text": "last"}'
     path = tmp_path / f"file0{suffix}"
     path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-    inputs = [{"path": str(path), "bytes": 1}]
+    inputs = [{"path": str(path), "bytes": path.stat().st_size}]
     folders = {"": FolderDocuments(write_documented(tmp_path / "rows", 6, n_files=1, inputs=inputs).mds)}
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         start = sum(len(each) + 1 for each in lines[: number - 1])
-        assert find(f"{path}:L{number}", folders) == [("", 0, start, start + max(len(line) - (number == 4), 0))]
+        found = [("", 0, start, start + max(len(line) - (number == 4), 0))]
+        assert find(f"{path}:L{number}", folders) == find(f"{path.name}:L{number}", folders) == found
     with pytest.raises(ConfigError, match=r":L5 does not exist: the file has 4 lines"):
         find(f"{path}:L5", folders)
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ConfigError, match="the file has changed since its rows were prepared"):
+        find(f"{path}:L2", folders)
 
 
 def test_lines_far_apart_in_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data.lineage.references._BLOCK", 64)
     path = tmp_path / "file0.jsonl"
     path.write_text("".join(f"{n:09}\n" for n in range(1000)))
-    folders = {"": FolderDocuments(write_documented(tmp_path / "rows", 6, n_files=1, prefix=str(tmp_path)).mds)}
+    inputs = [{"path": str(path), "bytes": path.stat().st_size}]
+    folders = {"": FolderDocuments(write_documented(tmp_path / "rows", 6, n_files=1, inputs=inputs).mds)}
     for line in (1, 7, 500, 501, 1000):
         assert find(f"{path}:L{line}", folders) == [("", 0, 10 * line - 10, 10 * line - 1)]
 
@@ -73,6 +78,7 @@ def test_lines_far_apart_in_a_large_file(tmp_path: Path, monkeypatch: pytest.Mon
         ("file0.jsonl:3", r"matches 2 files of the run \(/in/code/file0.jsonl, /in/web/file0.jsonl\)"),
         ("xyz", r"whose files are: /in/web/file0.jsonl"),
         ("/in/web/file1.jsonl:L3", "not on this machine: write /in/web/file1.jsonl:BYTE_OFFSET"),
+        ("web/file1.jsonl:abc", "ends with 'abc', which is not a position: write web/file1.jsonl:0"),
         ("a.jsonl:L0", "is not a document: write PATH:POSITION"),
         ("", "is not a document"),
     ],
@@ -99,3 +105,13 @@ def test_a_list_of_documents_is_read_from_a_file(tmp_path: Path) -> None:
         read_references(file)
     with pytest.raises(ConfigError, match="No such file"):
         read_references(tmp_path / "missing.txt")
+
+
+def test_errors_in_a_list_name_all_lines(tmp_path: Path, folders: dict[str, FolderDocuments]) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("\ufeff/in/web/file0.jsonl:L0\r\na:L0\r\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"(?s)2 problems.*list.txt:1: '/in/web.*list.txt:2: 'a:L0' is not"):
+        read_references(file)
+    file.write_text("web/file0.jsonl:0\n" + "".join(f"x{n % 12}.jsonl:1\n" for n in range(24)))
+    with pytest.raises(ConfigError, match=r"(?s)list.txt:2: 'x0.jsonl'.*list.txt:11: 'x9.jsonl'.*\.\.\. and 2 more$"):
+        find_documents(read_references(file), folders)

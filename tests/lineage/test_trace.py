@@ -11,6 +11,7 @@ from tests.helpers.traced_runs import Traced, write_traced_run
 from train.lineage.opening import open_run
 from train.lineage.questions import by_license, rows_of_steps, seen, trace
 from train.lineage.run import TracedRun
+from train.lineage.tables import trace_tables
 
 N_ROWS = {"a": 30, "b": 80, "c": 11}
 
@@ -71,11 +72,13 @@ def test_the_newest_checkpoint_that_never_saw_a_document(traced: Traced, run: Tr
 
 
 def test_all_documents_of_a_file_and_a_document_that_is_not_in_the_rows(traced: Traced, run: TracedRun) -> None:
-    whole, missing = trace(run, [parse_reference("/in/a/file0.jsonl"), parse_reference("/in/a/file0.jsonl:5")]).found
+    found = trace(run, [parse_reference("/in/a/file0.jsonl"), parse_reference("/in/a/file0.jsonl:5")])
+    whole, missing = found.found
     documents = {d for row in range(N_ROWS["a"]) for d in traced.documents("a", row) if "file0" in d}
     assert (whole.documents, missing.documents) == (len(documents), 0)
     assert whole.trained
     assert not missing.draws
+    assert "not found in the rows: 1 of 2 (/in/a/file0.jsonl:5): " in "\n".join(trace_tables(found))
 
 
 @pytest.mark.parametrize("part", [0.3, 0.7, 1.0])

@@ -128,6 +128,26 @@ def test_the_script_answers_questions_about_a_real_run(
     assert main([str(folder / "traced"), "--steps", "1", "--until", "3"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "5:2"], "'5:2' ends before it begins: write 2:5"),
+        (["--steps", "5:"], "'5:' is not a step or a range of steps"),
+        (["--steps", "1", "--json", "."], "error: --json is '.', which is a folder: specify a file"),
+        (["--seen", "--json", "no/answer.json"], "error: --json is 'no/answer.json', but its folder does not exist"),
+    ],
+)
+def test_wrong_arguments_are_reported_before_the_run_is_opened(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = load_script("trace_documents").main(["no-such-run", *arguments])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_the_event_of_a_real_run_is_valid(folder: Path, batches: dict) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from data.base.problems import listed
 from data.loading.rows import Rows
 from train.checkpoint.save_folder import METRICS, RECORD, REPORT
 from train.config.schema import TrainConfig
@@ -18,12 +19,22 @@ def data_lines(config: TrainConfig, data: RunData, eval_streams: Mapping[str, Ro
     epochs = {name: f", {taken[name] / rows.n_rows:.2f} epochs" for name, rows in data.streams.items()}
     yield from _stream_lines("train data", data.streams, epochs)
     yield from _stream_lines("eval data", eval_streams or {}, {})
+    yield from lineage_lines(data.streams)
     stages = [stage for stage in data.plan.stages() if stage[0]]
     for number, (name, first, end) in enumerate(stages):
         last = max_batches if end is None else end
         yield fact("" if number else "stages", f"{name}: batches {first:,} to {last:,}")
     rows, noun = data.plan.global_batch_size, "batch" if max_batches == 1 else "batches"
     yield fact("duration", f"max_duration {config.max_duration} is {max_batches:,} {noun} of {rows:,} rows")
+
+
+def lineage_lines(streams: Mapping[str, Rows]) -> Iterator[str]:
+    """Yield a line if scripts/trace_documents.py cannot trace the run."""
+    untraced = [name for name, rows in streams.items() if "documents" not in (rows.mds.manifest or {})]
+    if untraced:
+        of_streams = f" of {listed(untraced)}" if any(untraced) else ""
+        why = "because an earlier version or another program prepared them"
+        yield fact("lineage", f"the rows{of_streams} do not list their documents, {why}: this run cannot be traced")
 
 
 def _stream_lines(key: str, streams: Mapping[str, Rows], epochs: Mapping[str, str]) -> Iterator[str]:

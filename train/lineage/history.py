@@ -129,7 +129,7 @@ def _started(before: _Attempt, line: Mapping[str, Any], saved: Mapping[int, Trai
     if not isinstance(plan, Mapping):
         raise DataError(
             f"{RECORD} does not contain the run's data plan, because an earlier version started the run at step "
-            f"{batch + 1}: resume the run with this version, which records its plan"
+            f"{batch + 1}: only runs that this version starts can be traced"
         )
     trained = Batches()
     if batch in saved:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, from_here
 from data.base.paths import refuse_path
 from data.base.redaction import is_address
 from train.checkpoint.places import is_save_folder, resolve_folder
 from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import open_remote
-from train.checkpoint.save_folder import METRICS, RECORD, checkpoints, fill_name, run_name_of
+from train.checkpoint.save_folder import METRICS, RECORD, checkpoints, fill_name, named_batch, run_name_of
 from train.config.load import read_config
 from train.lineage.history import read_history
 from train.lineage.run import TracedRun
@@ -27,17 +27,22 @@ _HINT = "specify the save_folder or log_folder of a run, or its config"
 def open_run(place: str) -> TracedRun:
     """Open the run of a save folder (a path or an address in an object store), of a log folder, or of a config for
     train.py. Raises ConfigError if there is no record of a run, and DataError if the record is not complete."""
+    hint = _HINT
     if place.endswith((".yaml", ".yml")):
+        hint = f"{place} refers to this folder: if the run had other overrides, specify its save_folder"
         place = _place_of_config(place)
     if is_address(place):
         return _open_remote(place.rstrip("/"))
     refuse_path("RUN", place)
     folder = Path(place)
     if not folder.exists():
-        raise ConfigError(f"{folder} does not exist: {_HINT}")
+        raise ConfigError(f"{folder} does not exist{from_here(folder)}: {hint}")
     folder = resolve_folder(folder, _has_record)
     if not _has_record(folder):
-        raise ConfigError(f"{folder} has no {RECORD}: {_HINT}")
+        step = named_batch(folder.resolve())
+        if step is not None and _has_record(folder.parent):
+            hint = f"it is a checkpoint: specify {folder.parent} (for its data, with --seen --until {step})"
+        raise ConfigError(f"{folder} has no {RECORD}: {hint}")
     record = read_record(folder / RECORD)
     return _traced(str(folder), record, [folder, *_log_folder(record)], map(str, _checkpoints(folder, record)))
 

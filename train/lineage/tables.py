@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data.base.problems import listed
 from train.lineage.questions import Found, RowOfStep, StreamSeen, Trace, by_license
 from train.lineage.run import TracedRun
 
@@ -47,8 +48,8 @@ def trace_tables(found: Trace) -> list[str]:
     missing = [each.reference for each in found.found if not each.documents]
     if missing:
         lines.append(
-            f"{len(missing)} of {len(found.found)} were not found in the rows: the document was dropped during "
-            "preparation, or no document begins at this position"
+            f"not found in the rows: {len(missing)} of {len(found.found)} ({listed(missing)}): either preparation "
+            "dropped the document, or no document begins at this position"
         )
     n = len(found.found)
     body = [(Path(each.checkpoint).name, each.step, f"{each.references} of {n}") for each in found.checkpoints]

@@ -29,7 +29,8 @@ def merge(job: Job, made_from: MadeFrom, details: dict[str, Any], refused: Itera
     if missing := [str(slice.number) for slice in job.slices if slice.number not in parts]:
         raise PartError(
             f"{job.folder}: {len(missing):,} of {len(job.slices):,} slices are not prepared (numbers "
-            f"{listed(missing)}): wait until all tasks are finished, or start the tasks of these slices again"
+            f"{listed(missing)}): wait until all tasks are finished, or start the tasks of these slices again (with "
+            "--part I/N, slice number S is in the part whose I is S modulo N)"
         )
     totals = Totals()
     for slice in job.slices:
