@@ -3,6 +3,7 @@
 import json
 import threading
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -110,3 +111,10 @@ def test_each_chunk_is_weighed_once(job, monkeypatch):
     n_chunks = len(list(job.recipe.source.chunks(job.slices[1])))
     write_part(job, job.slices[1])
     assert len(weighed) == n_chunks > 2
+
+
+def test_a_plan_is_written_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "train.jsonl", questions(10))
+    expected = contents(prepare_into(tmp_path / "with", dataset_config(tmp_path), TOY))
+    monkeypatch.setattr("os.link", Mock(side_effect=PermissionError))
+    assert contents(prepare_into(tmp_path / "without", dataset_config(tmp_path), TOY)) == expected
