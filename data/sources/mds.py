@@ -101,10 +101,9 @@ class MdsSource:
 
     def chunks(self, slice: Slice) -> Iterator[MdsChunk]:
         """Chunks of about a megabyte on average."""
-        shard_by_end = dict(zip(self.mds.ends.tolist(), self.mds.shards, strict=True))
         for piece in slice.pieces:
             assert piece.stop is not None
-            shard = shard_by_end[piece.stop]
+            shard = self.mds.shards[int(np.searchsorted(self.mds.ends, piece.stop))]
             size = min(max(c.BLOCK_BYTES * shard.samples // shard.raw_data.bytes, 1), c.CHUNK_ROWS)
             for first in range(piece.start, piece.stop, size):
                 yield MdsChunk(first, min(size, piece.stop - first))

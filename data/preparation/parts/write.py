@@ -63,15 +63,18 @@ def _samples(
 ) -> Iterator[Sample]:
     """Yield the samples of the slice, and add the statistics to `part`."""
     window: list[Any] = []
+    weight = 0
     for file, converted in _converted(job, slice, part.reading, n_workers, check_only):
         part.add(converted, file)
         if check_only or job.refuses(part.reading):
             window.clear()
         elif converted.content is not None:
             window.append(converted.content.received())
-            if sum(content.weight for content in window) >= WINDOW_TOKENS:
+            weight += window[-1].weight
+            if weight >= WINDOW_TOKENS:
                 yield from documents.recorded(job.recipe.samples(window, part.tally), window)
                 window.clear()
+                weight = 0
     if window:
         yield from documents.recorded(job.recipe.samples(window, part.tally), window)
 

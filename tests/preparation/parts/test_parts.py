@@ -3,11 +3,13 @@
 import json
 import threading
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from data.mds.writer import MANIFEST
+from data.preparation.packing.documents import Documents
 from data.preparation.parts.manifest import fingerprint_of, in_version
 from data.preparation.parts.part import part_folder, read_part
 from data.preparation.parts.plan import Job, plan
@@ -100,3 +102,19 @@ def test_a_plan_is_the_same_when_it_is_made_again(job):
     made_from, before = json.loads(file.read_text())["made_from"], file.read_bytes()
     assert plan(job.folder, job.recipe, job.config, made_from, job.compression) == job
     assert file.read_bytes() == before
+
+
+def test_each_chunk_is_weighed_once(job, monkeypatch):
+    weighed, weight = [], Documents.weight.fget
+    monkeypatch.setattr(Documents, "weight", property(lambda self: weighed.append(self) or weight(self)))
+    monkeypatch.setattr("data.preparation.parts.write.WINDOW_TOKENS", 1 << 30)
+    n_chunks = len(list(job.recipe.source.chunks(job.slices[1])))
+    write_part(job, job.slices[1])
+    assert len(weighed) == n_chunks > 2
+
+
+def test_a_plan_is_written_on_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "train.jsonl", questions(10))
+    expected = contents(prepare_into(tmp_path / "with", dataset_config(tmp_path), TOY))
+    monkeypatch.setattr("os.link", Mock(side_effect=PermissionError))
+    assert contents(prepare_into(tmp_path / "without", dataset_config(tmp_path), TOY)) == expected
