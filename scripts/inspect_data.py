@@ -86,7 +86,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, but it must be at least {least}")
     for flag, path in (("--html", args.html), ("--png", args.png)):
         if path is not None:
-            refuse_output(flag, path)
+            refuse_output(flag, path, args.config)
 
 
 def _sources(config: "TrainConfig") -> "dict[str, DatasetConfig]":
@@ -130,6 +130,8 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", args: 
         rows = _open(name, dataset, tokenizer, rehash=args.rehash)
         for number in range(first, min(first + n_shown, rows.n_rows)):
             console.print(show_row(number, rows.read(number), tokenizer, marks=console.color_system is None))
+        if first >= rows.n_rows:
+            console.print(f"{name} has {rows.n_rows:,} rows: there is no row {first:,} (--first)", markup=False)
         numbers = spread(rows.n_rows, rows.n_rows if args.max_rows is None else args.max_rows)
         surveys.append(survey_rows(name, rows, _progress(name), numbers=numbers))
         lines = [*summary_lines(surveys[-1]), *histogram_lines(surveys[-1].lengths)]

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         refuse_path_arguments(args, "--documents")
         if args.json is not None:
-            refuse_output("--json", args.json)
+            refuse_output("--json", args.json, args.documents)
         if args.until is not None and not args.seen:
             raise ConfigError(f"--until is {args.until}, but it applies only to --seen")
         lines, values = _answer(args)

@@ -118,9 +118,15 @@ def refuse_path_arguments(args: argparse.Namespace, *names: str) -> None:
         refuse_path(name, getattr(args, name.removeprefix("--")))
 
 
-def refuse_output(flag: str, path: Path) -> None:
-    """Raise ConfigError if a command-line argument is not the path of a file that can be written."""
+def refuse_output(flag: str, path: Path, *inputs: str | Path | None) -> None:
+    """Raise ConfigError if a command-line argument is not the path of a file that can be written, or if it is the path
+    of one of the inputs."""
     refuse_path(flag, path)
+    valid = [each for each in inputs if each is not None and path_defect(each) is None]
+    if any(os.path.realpath(each) == os.path.realpath(path) for each in valid):
+        raise ConfigError(
+            f"{flag} is {str(path)!r}, which is also an input and would be overwritten: choose another file"
+        )
     if path.is_dir():
         raise ConfigError(f"{flag} is {str(path)!r}, which is a folder: specify a file")
     if not os.access(path.parent, os.W_OK):

@@ -254,6 +254,13 @@ def test_the_script_writes_a_page(run, tmp_path):
     assert page.read_text("utf-8").count("<article") == 2
 
 
+def test_a_first_row_after_the_last_row_is_reported(run, tmp_path):
+    page = tmp_path / "data.html"
+    assert run("--html", str(page), "--first", "999")[0] == 0
+    assert "the source has 9 rows, so there is no row 999" in page.read_text("utf-8")
+    assert "train has 9 rows: there is no row 999 (--first)" in run("--first", "999")[1]
+
+
 def test_the_page_is_written_even_if_the_rows_cannot_be_planned(run, tmp_path):
     page = tmp_path / "data.html"
     assert run("--html", str(page), "max_duration=10000ba")[0] == 0
@@ -281,13 +288,15 @@ def test_an_interrupt_shows_no_traceback(run, monkeypatch):
         (["--rows", "-1"], "error: --rows is -1, but it must be at least 0"),
         (["--max-rows", "0"], "error: --max-rows is 0, but it must be at least 1"),
         (["--html", "."], "error: --html is '.', which is a folder: specify a file"),
+        (["--html", "CONFIG"], "error: --html is 'CONFIG', which is also an input and would be overwritten"),
         (
             ["--png", "no/such/folder.png"],
             "error: --png is 'no/such/folder.png', but its folder does not exist or is not writable",
         ),
     ],
 )
-def test_the_script_reports_errors(run, arguments, message):
-    code, _, errors = run(*arguments)
+def test_the_script_reports_errors(run, tmp_path, arguments, message):
+    config = str(tmp_path / "run.yaml")
+    code, _, errors = run(*(each.replace("CONFIG", config) for each in arguments))
     assert code == 2
-    assert errors.startswith(message)
+    assert errors.startswith(message.replace("CONFIG", config))

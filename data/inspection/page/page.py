@@ -104,6 +104,7 @@ def _section(source: InspectedSource, number: int, options: Options, tokenizer: 
     return {
         "name": source.name,
         "part": source.part,
+        "n_rows": source.rows.n_rows,
         "folder": str(source.rows.folder),
         "files": tables.files(source),
         "charts": shown if number < MOST_CHARTS else [],
