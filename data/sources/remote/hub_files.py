@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data.base.errors import DataError
+from data.base.errors import DataError, ReadError
 from data.hub.client import REQUEST_SECONDS
 from data.sources.remote.remote_file import RemoteFile
 from data.stores.failures import FetchError, retried
@@ -43,7 +43,7 @@ class HubFile(RemoteFile):
         try:
             return retried(lambda: self._request(start, stop))
         except FetchError as error:
-            raise DataError(f"{self.url} cannot be read: {error}: start again when the hub responds") from None
+            raise ReadError(f"{self.url} cannot be read: {error}: start again when the hub responds") from None
 
     def _request(self, start: int, stop: int) -> bytes:
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from data.base.errors import DataError
+from data.base.errors import DataError, ReadError
 from data.sources.remote.remote_file import RemoteFile
 from data.stores.store import Store, StoreError, open_store
 from data.stores.stored import StoredObject
@@ -39,10 +39,11 @@ class ObjectFile(RemoteFile):
         try:
             content = bucket_at(self.bucket).read_range(self.key, start, stop, self.version)
         except StoreError as error:
-            hint = "check the credentials" if error.denied else "start again when the store responds"
             if error.absent:
                 hint = "it was deleted after the start, so start again when the files are complete"
-            raise DataError(f"{error}: {hint}") from None
+                raise DataError(f"{error}: {hint}") from None
+            hint = "check the credentials" if error.denied else "start again when the store responds"
+            raise ReadError(f"{error}: {hint}") from None
         if content is None:
             raise DataError(
                 f"{self.url} changed while it was being read: start again when the upload of the files is complete"
