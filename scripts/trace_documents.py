@@ -38,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_output("--json", args.json, args.documents)
         if args.until is not None and not args.seen:
             raise ConfigError(f"--until is {args.until}, but it applies only to --seen")
-        lines, values = _answer(args)
+        lines, values, complete = _answer(args)
         if args.json is not None:
             with os_errors_named(f"--json {args.json}", "written"):
                 args.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         print("\n".join(lines), flush=True)
+        return 0 if complete else 1
     except (ConfigError, DataError) as error:
         show_error(error, debug=args.debug)
         return 2
@@ -89,8 +90,8 @@ def _steps(text: str) -> tuple[int, int]:
     return steps
 
 
-def _answer(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    """The answer as lines of text and as JSON values."""
+def _answer(args: argparse.Namespace) -> tuple[list[str], dict[str, Any], bool]:
+    """The answer as lines of text and as JSON values, and whether all given documents were found in the rows."""
     from dataclasses import asdict
 
     from data.lineage.references import parse_reference, read_references
@@ -102,17 +103,18 @@ def _answer(args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     if args.documents is not None:
         references = read_references(args.documents)
     run = open_run(args.run)
-    about = tables.about(run)
+    about, complete = tables.about(run), True
     if references:
         found = trace(run, references)
         lines, values = tables.trace_tables(found), tables.trace_json(found)
+        complete = all(each.documents for each in found.found)
     elif args.seen:
         streams = seen(run, args.until)
         lines, values = tables.seen_tables(streams), tables.seen_json(streams)
     else:
         rows = [*rows_of_steps(run, *args.steps)]
         lines, values = tables.steps_table(rows), {"rows": [asdict(each) for each in rows]}
-    return [*lines, *(f"note: {note}" for note in about["notes"])], {**about, **values}
+    return [*lines, *(f"note: {note}" for note in about["notes"])], {**about, **values}, complete
 
 
 if __name__ == "__main__":

@@ -125,6 +125,8 @@ def test_the_script_answers_questions_about_a_real_run(
     assert "unknown" in text
     assert main([str(folder / "traced"), "--document", "wbe.jsonl:0"]) == 2
     assert "did you mean" in capsys.readouterr().err
+    assert main([str(folder / "traced"), "--document", f"{document}1"]) == 1
+    assert "not found in the rows: 1 of 1" in capsys.readouterr().out
     assert main([str(folder / "traced"), "--steps", "1", "--until", "3"]) == 2
 
 
