@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import composer  # noqa: F401 - its import has warnings, which tests would otherwise turn into errors
 import pytest
 import torch
 
