@@ -114,7 +114,8 @@ class BatchLoader(DataLoader[Batch]):
             return next(batches)
         except DataError as error:
             # Remove the worker's traceback, which torch adds to the text.
-            raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from None
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__name__}: ")[2].strip()) from None
         except StopIteration:
             given = f"{self._given} of {due} batches"
             raise DataError(f"the data ended after {given}: batches of a worker are missing") from None
