@@ -1,12 +1,15 @@
 """Slices of sources: together they contain each record once, whatever their size."""
 
 import json
+import os
 import time
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.base.errors import DataError
 from data.config.dataset import DatasetConfig
 from data.sources.formats.content import next_line
 from data.sources.slices import Piece, grouped, size_of_slices
@@ -111,3 +114,19 @@ def test_many_small_pieces_are_grouped_in_linear_time():
     started = time.process_time()
     assert len(grouped((Piece(file=number, size=1) for number in range(20_000)), 19_999)) == 2
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("content", ["same", "other"])
+def test_a_hard_link_to_a_file_is_not_a_change_of_its_content(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(LINES))
+    before, source = path.stat(), open_source(of_file(path))
+    chunks = chunks_of(source, 500)
+    next(chunks)
+    if content == "other":
+        path.write_text("\n".join(LINES).replace("x", "y"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "link").hardlink_to(path)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(DataError, match="changed while it was being read") if content == "other" else nullcontext():
+        list(chunks)
