@@ -16,12 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
-import multiprocessing
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.vocab_file = folder / "vocab.tiktoken"
             make_vocabulary(args.vocab_file, args.vocab_size)
         if args.gigabyte:  # measured first, so that the memory of later imports is not counted
-            report["gigabyte"] = in_fresh_process(prepare_gigabyte, args, folder)
+            report["gigabyte"] = common.in_fresh_process(prepare_gigabyte, args, folder)
         report["prepare"] = compare_preparation(args, folder)
         report["load"] = load(args, folder)
         if args.rows:
@@ -202,17 +201,6 @@ def prepare_gigabyte(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "peak_bytes": {name: common.peak_bytes(who) for name, who in processes.items()},
     }
-
-
-def in_fresh_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function(*arguments)))
-    process.start()
-    sender.close()
-    result = receiver.recv()
-    process.join()
-    return result
 
 
 def show(report: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ lazily."""
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -192,3 +193,15 @@ def description(args: argparse.Namespace) -> dict[str, Any]:
 def write_json(file: Path | None, report: Any) -> None:
     if file is not None:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result. It runs in its own process, so that memory of earlier measurements is not counted."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function(*arguments)))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result

@@ -13,12 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:] = [str(ROOT), *(path for path in sys.path if not Path(path).resolve().is_relative_to(ROOT / "scripts"))]
 
 import argparse
-import multiprocessing
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         if args.vocab_file is None:
             args.vocab_file = folder / "vocab.tiktoken"
-            in_fresh_process(make_vocabulary, args.vocab_file, args.vocab_size)
-        report["start"] = in_fresh_process(measure_start, args, folder) if args.start_gb else None
-        report["memory"] = [in_fresh_process(measure_memory, args, folder, size) for size in args.memory_gb]
+            common.in_fresh_process(make_vocabulary, args.vocab_file, args.vocab_size)
+        report["start"] = common.in_fresh_process(measure_start, args, folder) if args.start_gb else None
+        report["memory"] = [common.in_fresh_process(measure_memory, args, folder, size) for size in args.memory_gb]
     show(report)
     common.write_json(args.json, report)
     return 0
@@ -132,18 +131,6 @@ def write_repeated(file: Path, n_bytes: float) -> None:
     with file.open("ab") as out:
         for _ in range(round(n_bytes / len(block)) - 1):
             out.write(block)
-
-
-def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result. It runs in its own process, so that memory of earlier measurements is not counted."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function(*arguments)))
-    process.start()
-    sender.close()
-    result = receiver.recv()
-    process.join()
-    return result
 
 
 def show(report: dict[str, Any]) -> None:
