@@ -101,6 +101,11 @@ class ReadError(DataError):
     remains valid."""
 
 
+class EngineError(DataError):
+    """An engine, such as Spark, cannot be used, or it has ended before its work was complete. Completed work is
+    kept."""
+
+
 class WaitInterrupted(BaseException):
     """A signal arrived while the training process waited for a batch. The batch is no longer needed."""
 

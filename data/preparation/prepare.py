@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from data.base.console import node_logger
-from data.base.errors import ConfigError, DataError, ReadError, plain_os_errors
+from data.base.errors import ConfigError, DataError, EngineError, ReadError, plain_os_errors
 from data.base.locks import exclusive
 from data.base.workers import WorkerEnded
 from data.config.dataset import DatasetConfig
 from data.examples.preprocessing import resolve_preprocessing_fn
 from data.mds.upload import Remote
 from data.mds.writer import INDEX, MANIFEST, UNFINISHED, MadeFrom, check_compression, is_whole, read_json, refuse_other
-from data.preparation.engines.choice import LOCAL, Engine, EngineError
+from data.preparation.engines.choice import LOCAL, Engine
 from data.preparation.engines.run import check, clean_remote, run, run_share
 from data.preparation.packing.recipe import Recipe
 from data.preparation.packing.tokenizing import Tokenizing

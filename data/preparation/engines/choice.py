@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError
 
 ENGINES = ("local", "spark")
 
@@ -26,10 +26,6 @@ class Engine:
 
 
 LOCAL = Engine()
-
-
-class EngineError(DataError):
-    """The engine cannot be used, or it has ended before all slices were prepared. Prepared parts are kept."""
 
 
 def parse_share(text: str) -> tuple[int, int]:

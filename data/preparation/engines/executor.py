@@ -5,35 +5,26 @@ The driver and the executors exchange pickled objects.
 
 import gc
 import pickle
-import platform
-import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from data.base.errors import ConfigError, DataError, settings_written
-from data.base.versions import STREAMING, installed_versions
+from data.base.errors import ConfigError, DataError, EngineError, settings_written
 from data.base.workers import map_in_order
 from data.mds.writer import PARTS, PLAN, UNFINISHED
-from data.preparation.engines.choice import EngineError
 from data.preparation.packing.tokenizing import Tokenizing
 from data.preparation.parts.part import Part, part_folder
 from data.preparation.parts.plan import Job
 from data.preparation.parts.remote import RemoteParts
 from data.preparation.parts.write import write_part
+from data.spark.executors import check_versions, executor_error, versions_here
 from data.stores.store import StoreError
 
-PACKAGES = (*STREAMING, "numpy", "tiktoken", "transformers", "tokenizers", "pyarrow", "zstd", "brotli")
-"""Distributions that affect the bytes of the rows."""
-ROOT = Path(__file__).parents[3]
-"""The folder that contains the package `data`."""
 _SHARED = "choose a folder on a file system that the driver and all executors share"
 
 
@@ -54,13 +45,6 @@ class Payload:
 def payload_of(job: Job, n_workers: int, setting: Callable[[str, Any], str]) -> Payload:
     """The payload for the tasks of the job. Called by the driver."""
     return Payload(job=job, n_workers=n_workers, setting=setting, folder=str(Path.cwd()), versions=versions_here())
-
-
-def versions_here() -> dict[str, str]:
-    """The versions of Python, of the packages in PACKAGES, and a hash of Dropless' code."""
-    found = installed_versions(PACKAGES)
-    found["python"] = ".".join(platform.python_version_tuple()[:2])
-    return {**found, "dropless (hash of the code)": _hash_of_code()}
 
 
 def probe(content: bytes, number: int) -> bytes:
@@ -99,35 +83,27 @@ def prepare_slice(content: bytes, number: int, *, check_only: bool, is_last_atte
 def check_executor(payload: Payload, *, leave_file: bool = False) -> str:
     """Raises EngineError if this executor has other packages than the driver, does not see the input or the output, or
     cannot write the output. Returns the name of a file that was written into the unfinished folder."""
-    here = versions_here()
-    names = sorted({*here, *payload.versions})
-    different = [
-        f"{name} {here.get(name, 'is missing')} (driver: {payload.versions.get(name, 'none')})"
-        for name in names
-        if here.get(name) != payload.versions.get(name)
-    ]
-    if different:
-        raise _error(f"has other packages than the driver: {', '.join(different)}: install the same versions")
+    check_versions(payload.versions)
     try:
         payload.job.recipe.source.check_visible()
     except DataError as error:
-        raise _error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
+        raise executor_error(f"does not see the input as the driver does ({error}): {_SHARED}") from None
     if payload.job.remote is not None:
         try:
             _remote_parts(payload.job.remote).check_writable()
         except (ConfigError, StoreError) as error:
-            raise _error(f"cannot write the output ({error}): check its credentials") from None
+            raise executor_error(f"cannot write the output ({error}): check its credentials") from None
         return ""
     unfinished, plan = payload.job.folder / UNFINISHED, payload.job.folder / PLAN
     if not plan.is_file():
-        raise _error(f"does not see {plan}, which the driver has written: {_SHARED}")
+        raise executor_error(f"does not see {plan}, which the driver has written: {_SHARED}")
     file = unfinished / f"executor-{uuid.uuid4().hex}"
     try:
         file.write_bytes(b"")
         if not leave_file:
             file.unlink()
     except OSError as error:
-        raise _error(f"cannot write to {payload.job.folder} ({error.strerror}): {_SHARED}") from None
+        raise executor_error(f"cannot write to {payload.job.folder} ({error.strerror}): {_SHARED}") from None
     return file.name
 
 
@@ -188,18 +164,6 @@ def _as_on_driver(payload: Payload) -> Iterator[None]:
     there = chdir(payload.folder) if Path(payload.folder).is_dir() else nullcontext()
     with settings_written(payload.setting), there:
         yield
-
-
-@cache
-def _hash_of_code() -> str:
-    digest = xxhash.xxh3_64()
-    for file in sorted((ROOT / "data").rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _error(text: str) -> EngineError:
-    return EngineError(f"Spark's executor on {socket.gethostname()} {text}")
 
 
 def _picklable(error: Exception) -> Exception:

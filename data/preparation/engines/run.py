@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 
-from data.base.errors import setting
+from data.base.errors import EngineError, setting
 from data.base.problems import Reading
-from data.preparation.engines.choice import Engine, EngineError
+from data.preparation.engines.choice import Engine
 from data.preparation.engines.local import run_local
 from data.preparation.engines.spark import run_spark, store_errors
-from data.preparation.engines.spark_session import check_installed
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import Job
 from data.preparation.parts.remote import RemoteParts
 from data.sources.source import Source
+from data.spark.session import check_installed
 
 RUNNERS: dict[str, Callable[[Job, Engine], list[Part]]] = {
     "local": lambda job, engine: run_local(job),

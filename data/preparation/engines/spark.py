@@ -16,17 +16,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from data.base.errors import setting, settings_writer
+from data.base.errors import EngineError, setting, settings_writer
 from data.base.workers import WorkerEnded
 from data.mds.writer import UNFINISHED
-from data.preparation.engines.choice import Engine, EngineError
-from data.preparation.engines.executor import ROOT, payload_of
-from data.preparation.engines.spark_session import java_message, max_attempts, spark_context
+from data.preparation.engines.choice import Engine
+from data.preparation.engines.executor import payload_of
 from data.preparation.parts.part import Part
 from data.preparation.parts.plan import Job, done
 from data.preparation.parts.progress import source_bar
 from data.preparation.parts.remote import RemoteParts
 from data.sources.slices import Slice
+from data.spark.executors import ROOT
+from data.spark.session import java_message, max_attempts, spark_session
 from data.stores.store import StoreError
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ def _run(job: Job, engine: Engine, ready: set[int]) -> list[Part]:
     n_done = sum(slice.size for slice in job.slices if slice.number in ready)
     total = n_done + sum(slice.size for slice in todo)
     with (
-        spark_context(engine.master) as context,
+        spark_session(engine.master) as session,
         source_bar("Preparing rows", total or None, job.recipe.source.unit, n_done) as bar,
     ):
-        tasks = _Tasks(context, job)
+        tasks = _Tasks(session.sparkContext, job)
         tasks.check_executors()
         return _prepare(tasks, todo, bar)
 

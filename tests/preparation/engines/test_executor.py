@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from data.base.errors import DataError, settings_writer
+from data.base.errors import DataError, EngineError, settings_writer
 from data.base.workers import WorkerEnded
 from data.preparation.engines import executor
-from data.preparation.engines.choice import EngineError
 from data.preparation.engines.spark import _error_of
 from data.preparation.parts.plan import plan
 from data.preparation.prepare import _tokenizing

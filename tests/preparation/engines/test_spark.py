@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from data.base.errors import DataError
-from data.preparation.engines.choice import Engine, EngineError
-from data.preparation.engines.spark_session import check_installed, spark_context
+from data.base.errors import DataError, EngineError
+from data.preparation.engines.choice import Engine
 from data.preparation.parts.plan import done
 from data.preparation.prepare import prepare_into
+from data.spark.session import check_installed, spark_session
 from tests.helpers.missing import skip_or_fail
 from tests.helpers.prepared import TOY, contents
 from tests.helpers.stores import serve
@@ -65,8 +65,8 @@ def session(server):
         check_installed()
     except EngineError as error:
         skip_or_fail(str(error))
-    with spark_context("local[2]") as context:
-        yield context
+    with spark_session("local[2]") as session:
+        yield session.sparkContext
 
 
 @pytest.fixture

@@ -1,19 +1,18 @@
-"""The Spark session that prepares slices: an active session, or a new session that is stopped at the end."""
+"""The Spark session: an active session, or a new session that is stopped at the end."""
 
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from data.base.errors import setting
-from data.preparation.engines.choice import EngineError
-from data.preparation.engines.executor import ROOT
-from data.preparation.engines.java import check_java
+from data.base.errors import EngineError, setting
+from data.spark.executors import ROOT
+from data.spark.java import check_java
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -32,7 +31,7 @@ _OF_LOCAL = {
     # The Java process only starts tasks, so its code is compiled without optimizations that take seconds.
     "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
     "spark.executorEnv.PYTHONPATH": str(ROOT),
-    "spark.python.daemon.module": "data.preparation.engines.spark_daemon",
+    "spark.python.daemon.module": "data.spark.daemon",
 }
 """Spark's configuration for a new session on a local master."""
 _LOCAL = re.compile(r"local(?:\[([^],]+)(?:,\s*(\d+))?\])?")
@@ -41,22 +40,24 @@ _LOCAL = re.compile(r"local(?:\[([^],]+)(?:,\s*(\d+))?\])?")
 def check_installed() -> None:
     """Raises EngineError if PySpark or Java is missing or too old."""
     if find_spec("pyspark") is None:
-        raise EngineError(f"{setting('engine', 'spark')} requires PySpark 4: pip install -e '.[spark]'")
+        raise EngineError("Spark requires PySpark 4: pip install -e '.[spark]'")
     import pyspark
 
     if int(pyspark.__version__.partition(".")[0]) < 4:
         raise EngineError(
-            f"{setting('engine', 'spark')} requires PySpark 4, but PySpark {pyspark.__version__} is installed: pip "
-            "install -e '.[spark]'"
+            f"Spark requires PySpark 4, but PySpark {pyspark.__version__} is installed: pip install -e '.[spark]'"
         )
     if pyspark.SparkContext._active_spark_context is None:
         check_java()
 
 
 @contextmanager
-def spark_context(master: str | None) -> Iterator["SparkContext"]:
-    """The context of the active session, which is not stopped; or else of a new session, which is stopped at the end of
-    the block. Raises EngineError if there is no session and none can be started."""
+def spark_session(master: str | None, conf: Mapping[str, str] | None = None) -> Iterator["SparkSession"]:
+    """The active session, which is not stopped; or else a new session, which is stopped at the end of the block.
+
+    `conf` are settings of a new session, in addition to those of this module. Raises EngineError if there is no session
+    and none can be started.
+    """
     check_installed()
     from pyspark.sql import SparkSession
     from pyspark.sql.utils import is_remote
@@ -69,11 +70,11 @@ def spark_context(master: str | None) -> Iterator["SparkContext"]:
     session = SparkSession.getActiveSession()
     if session is not None:
         _check_master(str(session.sparkContext.master), master)
-        yield session.sparkContext
+        yield session
         return
-    session = _start(master)
+    session = _start(master, conf or {})
     try:
-        yield session.sparkContext
+        yield session
     finally:
         with suppress(Exception):  # Java has ended, which the block has reported
             session.stop()
@@ -100,7 +101,7 @@ def _with_attempts(master: str) -> str:
     return f"local[{local[1] or 1},{ATTEMPTS}]" if local is not None and local[2] is None else master
 
 
-def _start(master: str | None) -> "SparkSession":
+def _start(master: str | None, conf: Mapping[str, str]) -> "SparkSession":
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("dropless")
@@ -109,7 +110,7 @@ def _start(master: str | None) -> "SparkSession":
         # Tasks run on this machine, with the packages of this process.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    for key, value in (_OF_LOCAL if is_local else _OF_CLUSTER).items():
+    for key, value in {**(_OF_LOCAL if is_local else _OF_CLUSTER), **conf}.items():
         builder = builder.config(key, value)
     if master is not None:
         builder = builder.master(_with_attempts(master))

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from data.preparation.engines.choice import Engine, EngineError
-from data.preparation.engines.java import check_java
+from data.base.errors import EngineError
+from data.preparation.engines.choice import Engine
 from data.preparation.engines.run import check
 from data.preparation.prepare import prepare_into
+from data.spark.java import check_java
 from tests.helpers.prepared import TOY
 from tests.helpers.toy_tokenizer import dataset_config, questions, write_jsonl
 
@@ -57,7 +58,7 @@ def test_java_home_without_java_is_named(install, tmp_path, monkeypatch):
 
 
 def test_without_pyspark_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr("data.preparation.engines.spark_session.find_spec", lambda name: None)
+    monkeypatch.setattr("data.spark.session.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"requires PySpark 4: pip install -e '\.\[spark\]'"):
         check(SPARK, SimpleNamespace(is_local_only=False))
 

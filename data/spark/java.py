@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from data.preparation.engines.choice import EngineError
+from data.base.errors import EngineError
 
 MIN_VERSION = 17
 """The oldest version of Java that Spark 4 supports."""

@@ -1,0 +1,146 @@
+"""The base classes of steps. A step is a section of the config, and adds a verdict to each document."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from data.config.sections import Section
+from data.curation.base.document import Document, Verdict
+from data.curation.base.report import Table
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Judge = Callable[[Document], Verdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a step needs in addition to its documents."""
+
+    spark: "SparkSession"
+    folder: Path
+    """An empty folder for files that the step needs while it runs. It is on a file system that all executors share, and
+    is removed after the step."""
+    seed: int
+    """The seed of the config."""
+    count_tokens: Callable[[str], int]
+    """The number of tokens of a text, without bos and eos. Can be pickled."""
+
+
+class Threshold(NamedTuple):
+    """The valid range of a score. A document with a score outside the range is removed."""
+
+    score: str
+    """The key in `Document.scores`."""
+    key: str
+    """The parameter of the step that sets this threshold."""
+    min: float | None = None
+    max: float | None = None
+
+
+class Step(Section):
+    """One step of a curation. Subclasses are frozen dataclasses whose fields are the parameters of the step.
+
+    Raise VERSION in a subclass when a change of the code leads to other verdicts, so that finished steps are repeated.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    def check(self) -> None:
+        """Raises ConfigError if a file, a model or a package that the step needs is missing. Called before Spark
+        starts. Keys in errors are relative to the step. Heavy imports belong here and in the methods below, not at the
+        top of the module."""
+
+    def made_from(self) -> dict[str, Any]:
+        """Everything that determines the verdicts, as plain JSON values, such as parameters and hashes of files. The
+        location of files is not included. The version is added by the caller."""
+        return asdict(self)  # pyright: ignore[reportArgumentType] - subclasses are dataclasses
+
+    @abstractmethod
+    def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
+        """Add the columns of VERDICT_SCHEMA to `documents`, which has the columns of SCHEMA. Each document must be in
+        the result exactly once. The result must not depend on the partitions or the order of the documents."""
+
+    def tables(self, result: "DataFrame", context: Context) -> list[Table]:
+        """Additional tables for the page. `result` is the result of `apply`, read from disk."""
+        return []
+
+    def thresholds(self) -> list[Threshold]:
+        """The thresholds of the scores that this step computes, for histograms and error messages."""
+        return []
+
+
+class DocumentStep(Step):
+    """A step whose verdict on a document depends only on this document."""
+
+    @abstractmethod
+    def judge(self) -> Judge:
+        """The function that judges a document. Called once per process on the executors, so that the function can use
+        objects that cannot be pickled or that are large. If the function raises an exception, the curation ends, and
+        the error contains the document's file and line."""
+
+    def modules(self) -> tuple[ModuleType, ...]:
+        """The user's own modules that the step uses. They are sent to the executors."""
+        return ()
+
+    def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
+        from data.curation.base.tasks import judged
+
+        return judged(documents, self, context)
+
+
+class ScoredStep(DocumentStep):
+    """A step that computes scores, and then decides by comparing the scores with thresholds.
+
+    Scores are stored. If only thresholds were changed since the last run, the scores are not computed again.
+    """
+
+    @abstractmethod
+    def scorer(self) -> Callable[[Document], Mapping[str, float]]:
+        """The function that computes the scores of a document. Called once per process on the executors."""
+
+    @abstractmethod
+    def scores_made_from(self) -> dict[str, Any]:
+        """Everything that determines the scores, as in `made_from`, without the thresholds."""
+
+    def decide(self, scores: Mapping[str, float]) -> Verdict:
+        """The verdict for a document with these scores: the first threshold that is not met."""
+        for threshold in self.thresholds():
+            if (found := violated(threshold, scores)) is not None:
+                return found
+        return Verdict()
+
+    def judge(self) -> Judge:
+        score = self.scorer()
+
+        def judge(document: Document) -> Verdict:
+            scores = score(document)
+            return self.decide(scores)._replace(scores=scores)
+
+        return judge
+
+    def apply_again(self, documents: "DataFrame", context: Context) -> "DataFrame":
+        """As `apply`, for documents that already have the scores of this step."""
+        from data.curation.base.tasks import judged
+
+        return judged(documents, self, context, again=True)
+
+
+def violated(threshold: Threshold, scores: Mapping[str, float]) -> Verdict | None:
+    """The verdict if the score is outside the range of the threshold. A missing score is never outside."""
+    value = scores.get(threshold.score)
+    if value is None:
+        return None
+    rule = threshold.score.rpartition(".")[0]
+    reason = f"{rule}.{threshold.key}" if rule else threshold.key
+    if threshold.min is not None and value < threshold.min:
+        limit = f"at least {threshold.min:.6g} is required"
+    elif threshold.max is not None and value > threshold.max:
+        limit = f"at most {threshold.max:.6g} is allowed"
+    else:
+        return None
+    return Verdict(reason=reason, detail=f"{threshold.score} is {value:.6g}, but {limit}")

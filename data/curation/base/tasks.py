@@ -1,0 +1,108 @@
+"""Functions that run on Spark's executors: apply a step to batches of documents."""
+
+import base64
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from data.base.errors import ConfigError, DataError
+from data.curation.base.document import COLUMNS, SCHEMA, VERDICT_COLUMNS, VERDICT_SCHEMA, Document, Verdict
+from data.spark.executors import arrow_function
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from data.curation.base.step import Context, DocumentStep, Judge
+
+ARROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("position", pa.int64()),
+        ("text", pa.string()),
+        ("n_tokens", pa.int64()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
+    ]
+)
+"""SCHEMA as a schema of Arrow."""
+ARROW_VERDICTS = pa.schema(
+    [("reason", pa.string()), ("detail", pa.string()), ("other", pa.int64()), ("changes", pa.int64())]
+)
+"""VERDICT_SCHEMA as a schema of Arrow."""
+_MARK = re.compile(r"\[\[dropless:([A-Za-z0-9+/=]+)\]\]")
+
+
+class DocumentError(DataError):
+    """A step has raised an exception for a document. The driver adds the location of the document to the message."""
+
+    def __init__(self, text: str, source: str, file: str, position: int) -> None:
+        super().__init__(text)
+        self.source, self.file, self.position = source, file, position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DocumentError, (str(self), self.source, self.file, self.position)
+
+
+def judged(documents: "DataFrame", step: "DocumentStep", context: "Context", *, again: bool = False) -> "DataFrame":
+    """Add the step's verdicts to the documents. With `again`, the documents already have the scores of the step, which
+    must be a ScoredStep, and only the thresholds are applied."""
+    task = arrow_function(judge_batches, step, context.count_tokens, again, modules=step.modules())
+    return documents.select(*COLUMNS).mapInArrow(task, f"{SCHEMA}, {VERDICT_SCHEMA}")
+
+
+def judge_batches(
+    batches: Iterator[pa.RecordBatch], step: Any, count_tokens: Callable[[str], int], again: bool
+) -> Iterator[pa.RecordBatch]:
+    """The function of a task: add the verdicts of a DocumentStep to batches of documents."""
+    with errors_for_driver():
+        judge: Judge = (lambda document: step.decide(document.scores)) if again else step.judge()
+        for batch in batches:
+            rows = [Document(*row.values()) for row in batch.to_pylist(maps_as_pydicts="strict")]
+            yield _batch(rows, [_verdict(judge, row) for row in rows], count_tokens)
+
+
+def _verdict(judge: "Judge", document: Document) -> Verdict:
+    try:
+        return judge(document)
+    except Exception as error:  # the function of a step, which may be the user's own, raises errors of any type
+        text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise DocumentError(text, document.source, document.file, document.position) from error
+
+
+def _batch(rows: list[Document], verdicts: list[Verdict], count_tokens: Callable[[str], int]) -> pa.RecordBatch:
+    new = [_changed(row, verdict, count_tokens) for row, verdict in zip(rows, verdicts, strict=True)]
+    columns = {name: [getattr(row, name) for row in new] for name in COLUMNS}
+    columns["scores"] = [list(row.scores.items()) for row in new]
+    columns |= {name: [getattr(verdict, name) for verdict in verdicts] for name in VERDICT_COLUMNS}
+    schema = pa.schema([*ARROW_SCHEMA, *ARROW_VERDICTS])
+    return pa.RecordBatch.from_arrays(
+        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
+    )
+
+
+def _changed(row: Document, verdict: Verdict, count_tokens: Callable[[str], int]) -> Document:
+    if verdict.scores:
+        row = row._replace(scores={**row.scores, **verdict.scores})
+    if verdict.text is not None:
+        row = row._replace(text=verdict.text, n_tokens=count_tokens(verdict.text))
+    return row
+
+
+@contextmanager
+def errors_for_driver() -> Iterator[None]:
+    """Raise ConfigErrors and DataErrors of the block so that `error_from` finds them in Spark's error message."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise RuntimeError(f"[[dropless:{base64.b64encode(pickle.dumps(error)).decode()}]]") from error
+
+
+def error_from(error: Exception) -> ConfigError | DataError | None:
+    """The error of a task, if it is contained in the error with which Spark has ended the job."""
+    found = _MARK.search(str(error))
+    return pickle.loads(base64.b64decode(found[1])) if found else None
