@@ -65,7 +65,9 @@ def session(server):
         check_installed()
     except EngineError as error:
         skip_or_fail(str(error))
-    with spark_session("local[2]") as session:
+    # The Java process may have been started before the server, by another test.
+    of_server = {f"spark.executorEnv.{name}": value for name, value in server.environment.items()}
+    with spark_session("local[2]", of_server) as session:
         yield session.sparkContext
 
 
