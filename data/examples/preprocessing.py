@@ -20,7 +20,7 @@ from data.base.errors import ConfigError, DataError, setting
 from data.base.paths import path_defect, shown
 from data.base.problems import listed
 from data.base.workers import WorkerEnded, try_in_child
-from data.config.dataset import is_standard_library, mapping_defect, standard_library_defect
+from data.config.source import is_standard_library, mapping_defect, standard_library_defect
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
