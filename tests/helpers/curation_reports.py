@@ -140,19 +140,18 @@ def _reasons(total: int, shares: Mapping[str, float]) -> dict[str, Counts]:
 def _histogram(
     score: str, key: str, low: float | None, high: float | None, first: float, last: float, *, kept: int, removed: int
 ) -> Histogram:
-    """A bell curve. Documents outside of the thresholds are removed, as is a part of the others, for other reasons."""
-    n_bins, draw = 40, random.Random(score)
+    """A bell curve. Documents outside of the thresholds are removed; the other removals have other reasons."""
+    n_bins = 40
     edges = [first + (last - first) * n / n_bins for n in range(n_bins + 1)]
-    center = draw.uniform(0.35, 0.65)
-    weights = [math.exp(-(((n + 0.5) / n_bins - center) ** 2) / 0.05) for n in range(n_bins)]
-    total = sum(weights)
-    bins = [0] * n_bins, [0] * n_bins
-    for n, weight in enumerate(weights):
-        count = round((kept + removed) * weight / total)
-        is_out = (low is not None and edges[n] < low) or (high is not None and edges[n + 1] > high)
-        out = count if is_out else count // 60
-        bins[0][n], bins[1][n] = count - out, out
-    return Histogram(score=score, edges=edges, kept=bins[0], removed=bins[1], key=key, min=low, max=high)
+    center = 0.1 if low is None else 0.5
+    weights = [math.exp(-(((n + 0.5) / n_bins - center) ** 2) / 0.02) for n in range(n_bins)]
+    counts = [round((kept + removed) * weight / sum(weights)) for weight in weights]
+    is_out = [(low is not None and edges[n] < low) or (high is not None and edges[n] >= high) for n in range(n_bins)]
+    n_out = sum(count for count, out in zip(counts, is_out, strict=True) if out)
+    other = max(removed - n_out, 0) / (kept + removed - n_out)
+    gone = [count if out else round(count * other) for count, out in zip(counts, is_out, strict=True)]
+    left = [count - n for count, n in zip(counts, gone, strict=True)]
+    return Histogram(score=score, edges=edges, kept=left, removed=gone, key=key, min=low, max=high)
 
 
 def _sample(n: int, text: str, reason: str | None = None, detail: str | None = None) -> Sample:

@@ -37,7 +37,7 @@ def funnel_chart(report: CurationReport, what: str, count: Callable[[Counts], in
         "field": "source",
         "type": "nominal",
         "sort": shown,
-        "legend": {"orient": "top", "title": None, "labelLimit": 180} if len(shown) > 1 else None,
+        "legend": {"orient": "top", "title": None, "labelLimit": 120} if len(shown) > 1 else None,
         "scale": {"domain": shown, "range": [*COLORS[: len(shown)]]},
     }
     tooltip = [
@@ -139,7 +139,7 @@ def _bars(
 
 def _format(largest: float) -> str:
     """The format of an axis. Large numbers have a prefix. Numbers below 1 do not, because 300m would be unusual."""
-    return "~s" if largest >= 10_000 else "~g"
+    return "~s" if largest >= 10_000 else ",.6~g"
 
 
 def score_chart(histogram: Histogram) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def score_chart(histogram: Histogram) -> dict[str, Any]:
         if count
     ]
     encoding = bins_encoding(
-        histogram.score, "documents", {"domain": [edges[0], edges[-1]], "nice": False}, _format(edges[-1])
+        histogram.score, "documents", {"domain": [edges[0], edges[-1]], "nice": False}, _format(max(map(abs, edges)))
     )
     encoding["color"] = {
         "field": "documents",

@@ -108,7 +108,7 @@ def picture_curation(page: Path, picture: Path, step: str) -> bool:
         ".step > :is(.note, .scroll:not(:has(.bars)), pre, details, h3:has(+ pre), h3:has(+ .samples)), "
         ".step > .charts > :nth-child(n + 3), .step > .samples > :nth-child(n + 3), .step > .samples ~ .samples"
     )
-    return _picture(page, picture, hidden, height=1660, opened=step)
+    return _picture(page, picture, hidden, height=1720, opened=step)
 
 
 def _picture(page: Path, picture: Path, hidden: str, *, height: int, opened: str = "") -> bool:
