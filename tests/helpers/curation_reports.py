@@ -4,11 +4,13 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.curation.base.report import Counts, CurationReport, Flow, Histogram, Sample, StepReport, Table
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+_SCORED = 20_000
+"""Maximum number of documents in a histogram."""
 LONG_WORD = "https://example.org/" + "a1b2c3d4" * 60
 ARABIC = "في هذا النص كلمات عربية، مع اسم English وعدد 123 في نفس السطر، من أجل اختبار الاتجاه."
 SIZES = {"web": 812_400, "docs": 64_210, "code": 143_907}
@@ -39,6 +41,19 @@ _BAD = (
 )
 
 
+class Score(NamedTuple):
+    """A score, its thresholds, and the edges, the center and the width of its histogram."""
+
+    name: str
+    key: str
+    min: float | None
+    max: float | None
+    first: float
+    last: float
+    center: float
+    width: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Removal:
     """A step, with the share of the documents that it removes from each source."""
@@ -50,8 +65,7 @@ class Removal:
     changed: float = 0.0
     seconds: float = 20.0
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    scores: Sequence[tuple[str, str, float | None, float | None, float, float]] = ()
-    """(score, key, min, max, first edge, last edge) of each histogram."""
+    scores: Sequence[Score] = ()
     samples: Sequence[Sample] = ()
     changes: Sequence[Sample] = ()
     tables: Sequence[Table] = ()
@@ -114,7 +128,7 @@ def _step(number: int, removal: Removal, before: Mapping[str, Counts]) -> StepRe
         removed=[*removal.samples],
         kept=[_sample(number * 10 + n, text) for n, text in enumerate(_TEXTS)],
         changed=[*removal.changes],
-        histograms=[_histogram(*score, kept=n_kept, removed=n_removed) for score in removal.scores],
+        histograms=[_histogram(score, n_kept, n_removed) for score in removal.scores],
         tables=[*removal.tables],
         seconds=removal.seconds,
         bytes_on_disk=sum(flow.before.bytes for flow in flows.values()) * 2 // 5,
@@ -137,21 +151,28 @@ def _reasons(total: int, shares: Mapping[str, float]) -> dict[str, Counts]:
     return {reason: _counts(n, 310) for reason, n in counts.items() if n}
 
 
-def _histogram(
-    score: str, key: str, low: float | None, high: float | None, first: float, last: float, *, kept: int, removed: int
-) -> Histogram:
+def _histogram(score: Score, kept: int, removed: int) -> Histogram:
     """A bell curve. Documents outside of the thresholds are removed; the other removals have other reasons."""
-    n_bins = 40
-    edges = [first + (last - first) * n / n_bins for n in range(n_bins + 1)]
-    center = 0.1 if low is None else 0.5
-    weights = [math.exp(-(((n + 0.5) / n_bins - center) ** 2) / 0.02) for n in range(n_bins)]
-    counts = [round((kept + removed) * weight / sum(weights)) for weight in weights]
+    n_bins, n_documents = 40, min(kept + removed, _SCORED)
+    low, high = score.min, score.max
+    edges = [score.first + (score.last - score.first) * n / n_bins for n in range(n_bins + 1)]
+    weights = [math.exp(-(((n + 0.5) / n_bins - score.center) ** 2) / score.width) for n in range(n_bins)]
+    counts = [round(n_documents * weight / sum(weights)) for weight in weights]
     is_out = [(low is not None and edges[n] < low) or (high is not None and edges[n] >= high) for n in range(n_bins)]
     n_out = sum(count for count, out in zip(counts, is_out, strict=True) if out)
-    other = max(removed - n_out, 0) / (kept + removed - n_out)
+    other = max(n_documents * removed / (kept + removed) - n_out, 0) / (n_documents - n_out)
     gone = [count if out else round(count * other) for count, out in zip(counts, is_out, strict=True)]
     left = [count - n for count, n in zip(counts, gone, strict=True)]
-    return Histogram(score=score, edges=edges, kept=left, removed=gone, key=key, min=low, max=high)
+    return Histogram(
+        score=score.name,
+        edges=edges,
+        kept=left,
+        removed=gone,
+        n_documents=sum(counts),
+        key=score.key,
+        min=low,
+        max=high,
+    )
 
 
 def _sample(n: int, text: str, reason: str | None = None, detail: str | None = None) -> Sample:
@@ -173,10 +194,10 @@ def _change(n: int, before: str, after: str) -> Sample:
     return Sample(place=f"web: raw/web.jsonl.gz:{5_000 + n}", text=after, other_text=before)
 
 
-_WORDS = ("gopher.doc_words", "min_doc_words", 50.0, None, 0.0, 2_000.0)
-_LENGTH = ("gopher.avg_word_length", "min_avg_word_length, max_avg_word_length", 3.0, 10.0, 0.0, 14.0)
-_STOP = ("gopher.stop_words", "min_stop_words", 2.0, None, 0.0, 40.0)
-_LINES = ("gopher.dup_line_frac", "dup_line_frac", None, 0.3, 0.0, 1.0)
+_WORDS = Score("gopher.doc_words", "min_doc_words", 50, None, 0, 600, 0.12, 0.03)
+_LENGTH = Score("gopher.avg_word_length", "min_avg_word_length, max_avg_word_length", 3, 10, 0, 14, 0.43, 0.05)
+_STOP = Score("gopher.stop_words", "min_stop_words", 2, None, 0, 40, 0.1, 0.03)
+_LINES = Score("gopher.dup_line_frac", "dup_line_frac", None, 0.3, 0, 1, 0.08, 0.02)
 REMOVALS = (
     Removal(
         name="normalize",

@@ -90,7 +90,6 @@ def _costs(report: CurationReport) -> Iterator[dict[str, Any]]:
 def _step(step: StepReport) -> dict[str, Any]:
     """The template values of one step."""
     flow = step.total()
-    compared, kept = samples.compared(step)
     histograms = [each for each in step.histograms if each.kept]
     counts = f"{flow.before.documents:,} → {flow.after.documents:,} documents"
     part = tables.share(flow.after.documents, flow.before.documents)
@@ -107,12 +106,19 @@ def _step(step: StepReport) -> dict[str, Any]:
             chart(f"score-{step.number}-{n}", _score_title(each), charts.score_chart(each))
             for n, each in enumerate(histograms)
         ],
+        "sampled": _sampled(step),
         "bins": [(each.score, tables.bins(each)) for each in histograms],
-        "compared": compared,
-        "kept": kept,
+        "samples": samples.compared(step),
         "changed": samples.changed(step),
         "n_hidden": samples.n_hidden(step),
     }
+
+
+def _sampled(step: StepReport) -> str:
+    """A remark if the histograms do not contain all documents."""
+    n_documents = max((each.n_documents for each in step.histograms), default=0)
+    total = step.total().before.documents
+    return f"The scores are those of {n_documents:,} sampled documents of {total:,}." if n_documents < total else ""
 
 
 def _score_title(histogram: Histogram) -> str:

@@ -7,7 +7,7 @@ from data.base.console import printable
 from data.curation.base.report import Sample, StepReport, shortened
 from data.curation.page.diff import Piece, differences, similarity
 
-MOST_SAMPLES = 20
+MOST_SAMPLES = 60
 """Maximum number of samples of each kind."""
 _ALIKE = 0.4
 """Differences between a removed document and the document with which it was compared are marked if at least this share
@@ -26,14 +26,36 @@ class Cell:
     detail: str = ""
 
 
-def compared(step: StepReport) -> tuple[list[Cell | None], list[Cell]]:
-    """The cells of removed documents on the left, and on the right the document with which the document was compared,
-    or else a kept document. None is an empty cell. The second list are the remaining kept documents."""
-    kept = iter([Cell(kind="kept", place=each.place, pieces=_plain(each.text)) for each in step.kept[:MOST_SAMPLES]])
-    cells = list[Cell | None]()
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Removed and kept documents."""
+
+    pairs: list[Cell]
+    """A removed document, the document with which it was compared or else a kept document, and so on."""
+    removed: list[Cell]
+    """The remaining removed documents, if there are more of them than kept documents."""
+    kept: list[Cell]
+    """The remaining kept documents."""
+
+    @property
+    def title(self) -> str:
+        """The title of the pairs."""
+        kinds = {cell.kind for cell in self.pairs}
+        beside = "the documents with which they were compared" if "compared with" in kinds else "kept documents"
+        return f"Removed documents, beside {beside}"
+
+
+def compared(step: StepReport) -> Compared:
+    kept = [Cell(kind="kept", place=each.place, pieces=_plain(each.text)) for each in step.kept[:MOST_SAMPLES]]
+    found = Compared(pairs=[], removed=[], kept=kept)
     for sample in step.removed[:MOST_SAMPLES]:
-        cells += _with_other(sample) if sample.other_text is not None else [_removed(sample), next(kept, None)]
-    return cells, [*kept]
+        if sample.other_text is not None:
+            found.pairs.extend(_with_other(sample))
+        elif kept:
+            found.pairs.extend([_removed(sample), kept.pop(0)])
+        else:
+            found.removed.append(_removed(sample))
+    return found
 
 
 def changed(step: StepReport) -> list[Cell]:

@@ -71,6 +71,8 @@ def test_the_funnel_contains_the_numbers_of_every_step(page: str, report: Curati
         share = 100 * counts.documents / 481_887
         assert f"{reason} {counts.documents:,} {counts.tokens:,} {share:.1f}%" in text
     assert "mmlu 14,042 31 0.0022" in text
+    n_scored = quality.histograms[0].n_documents
+    assert f"The scores are those of {n_scored:,} sampled documents of 891,154." in text
 
 
 def test_each_source_has_its_numbers_after_each_step(report: CurationReport) -> None:
@@ -99,7 +101,9 @@ def test_bars_of_a_histogram_contain_every_document_once(report: CurationReport)
 
 
 def test_thresholds_are_drawn_if_they_are_between_the_edges() -> None:
-    histogram = Histogram(score="a.b", edges=[0.0, 1.0, 2.0], kept=[1, 2], removed=[3, 0], key="low", min=0.5, max=9.0)
+    histogram = Histogram(
+        score="a.b", edges=[0.0, 1.0, 2.0], kept=[1, 2], removed=[3, 0], n_documents=6, key="low", min=0.5, max=9.0
+    )
     layers = charts.score_chart(histogram)["layer"]
     assert [layer["data"]["values"] for layer in layers[1:]] == [[{"limit": 0.5, "text": "min 0.5"}]] * 2
     assert tables.limits(histogram) == "at least 0.5 and at most 9 (low)"
@@ -127,7 +131,7 @@ def test_specifications_are_valid_vega_lite_documents(report: CurationReport) ->
 def test_a_curation_without_documents_has_a_page() -> None:
     empty = Flow(before=Counts(), after=Counts())
     step = StepReport(number=0, name="read", parameters={}, fingerprint="", flows={"web": empty})
-    histogram = Histogram(score="words", edges=[0.0, 1.0], kept=[0], removed=[0])
+    histogram = Histogram(score="words", edges=[0.0, 1.0], kept=[0], removed=[0], n_documents=0)
     steps = [step, replace(step, number=1, name="sample", flows={}, histograms=[histogram])]
     text = Elements(render(CurationReport(name="a", config={}, steps=steps, output="b", versions={}))).text
     assert "0 read 0 → 0 documents" in text

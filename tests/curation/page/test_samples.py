@@ -16,8 +16,8 @@ def sample(text: str, other: str | None = None) -> Sample:
     return Sample(place=f"web: {text}", text=text, other_text=other, other_place=other and f"web: {other}")
 
 
-def kinds(cells: list[Cell | None]) -> list[str]:
-    return [f"{cell.kind} {cell.place}" if cell else "" for cell in cells]
+def kinds(cells: list[Cell]) -> list[str]:
+    return [f"{cell.kind} {cell.place}" for cell in cells]
 
 
 def text_of(pieces: list[Piece]) -> str:
@@ -29,20 +29,12 @@ def marked(pieces: list[Piece]) -> list[str]:
 
 
 def test_a_removed_document_is_beside_its_duplicate_or_a_kept_document() -> None:
-    both = replace(STEP, removed=[sample("x"), sample("y", "z"), sample("v")], kept=[sample("k")])
-    cells, rest = compared(both)
-    assert kinds(cells) == [
-        "removed web: x",
-        "kept web: k",
-        "removed web: y",
-        "compared with web: z",
-        "removed web: v",
-        "",
-    ]
-    assert rest == []
-    cells, rest = compared(replace(STEP, kept=[sample("k"), sample("l")]))
-    assert cells == []
-    assert kinds([*rest]) == ["kept web: k", "kept web: l"]
+    step = replace(STEP, removed=[sample("x"), sample("y", "z"), sample("v")], kept=[sample("k")])
+    found = compared(step)
+    assert kinds(found.pairs) == ["removed web: x", "kept web: k", "removed web: y", "compared with web: z"]
+    assert (kinds(found.removed), kinds(found.kept)) == (["removed web: v"], [])
+    found = compared(replace(STEP, kept=[sample("k"), sample("l")]))
+    assert (found.pairs, kinds(found.kept)) == ([], ["kept web: k", "kept web: l"])
 
 
 def test_changes_are_marked_on_both_sides() -> None:
@@ -77,17 +69,16 @@ def test_long_texts_without_common_words_are_marked_as_a_whole() -> None:
 
 
 def test_texts_without_much_in_common_are_not_marked() -> None:
-    cells, _ = compared(replace(STEP, removed=[sample("one two three", "four five six")]))
-    assert [marked(cell.pieces) for cell in cells if cell] == [[], []]
+    found = compared(replace(STEP, removed=[sample("one two three", "four five six")]))
+    assert [marked(cell.pieces) for cell in found.pairs] == [[], []]
 
 
 def test_control_characters_are_visible() -> None:
-    cells, _ = compared(replace(STEP, removed=[sample("a\x00b\x1b\x9b")]))
-    assert cells[0] is not None
-    assert text_of(cells[0].pieces) == "a␀b␛\ufffd"
+    found = compared(replace(STEP, removed=[sample("a\x00b\x1b\x9b")]))
+    assert text_of(found.removed[0].pieces) == "a␀b␛\ufffd"
 
 
 def test_the_number_of_samples_is_limited() -> None:
     many = replace(STEP, removed=[sample(str(n)) for n in range(MOST_SAMPLES + 7)])
-    assert len(compared(many)[0]) == 2 * MOST_SAMPLES
+    assert len(compared(many).removed) == MOST_SAMPLES
     assert n_hidden(many) == 7
