@@ -157,6 +157,18 @@ const once = setInterval(() => {
 """Opens all steps, and stores as title whether the page is wider than the window."""
 
 
+def with_long_names(report: CurationReport) -> CurationReport:
+    word, steps = "x" * 200, []
+    for step in report.steps:
+        removed = [replace(each, place=word, reason=word, detail=word) for each in step.removed]
+        histograms = [replace(each, score=word, key=word) for each in step.histograms]
+        reasons = {f"{reason}{word}": counts for reason, counts in step.reasons.items()}
+        flows = {f"{name}{word}": flow for name, flow in step.flows.items()}
+        names = {"name": step.name + word, "note": word, "parameters": {word: word}}
+        steps.append(replace(step, removed=removed, histograms=histograms, reasons=reasons, flows=flows, **names))
+    return replace(report, name=word, steps=steps, output=word, versions={word: word})
+
+
 def with_script(file: Path) -> Path:
     html, closed, rest = file.read_text("utf-8").rpartition("</body>")
     file.write_text(html + _OPEN_AND_MEASURE + closed + rest, "utf-8")
@@ -166,7 +178,7 @@ def with_script(file: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_chromium_draws_every_chart(report: CurationReport, tmp_path: Path) -> None:
-    write_page(report, tmp_path / "curation.html")
+    write_page(with_long_names(report), tmp_path / "curation.html")
     file = with_script(tmp_path / "curation.html")
     dom, errors = browse(file, "--dump-dom", "--window-size=420,1600", at="#theme=dark&log=1")
     assert errors == []
