@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from data.curation.decontamination.evals import EvalSet, Question
 
+UNSPACED = r"([\u0e00-\u0eff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff])"
+
 
 def words_of(text: str) -> list[str]:
     words = []
     for piece in unicodedata.normalize("NFKC", text).casefold().split():
         word = "".join(char for char in piece if char.isalnum())
-        words += re.findall(
-            r"[\u0e00-\u0eff\u3040-\u30ff\u4e00-\u9fff]|[^\u0e00-\u0eff\u3040-\u30ff\u4e00-\u9fff]+", word
-        )
+        words += [part for part in re.split(UNSPACED, word) if part]
     return words
 
 
