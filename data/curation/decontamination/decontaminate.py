@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import xxhash
 
-from data.base.errors import Problems, under
+from data.base.errors import ConfigError, Problems, under
 from data.config.sections import Defect
 from data.config.source import Paths
 from data.config.values import Count, Range, Share
@@ -82,7 +83,7 @@ class Decontaminate(DocumentStep):
         """The evaluation sets, which are read only once. Raises ConfigError with all problems."""
         problems, sets = Problems(), []
         for name, files in self.evals.items():
-            with problems.collect(), under(f"evals.{name}"):
+            with problems.collect(), under(f"evals.{name}") if isinstance(files, EvalFiles) else _at(f"evals.{name}"):
                 sets.append(read_evals(name, files if isinstance(files, EvalFiles) else EvalFiles(path=files)))
         problems.raise_if_any()
         return sets
@@ -119,6 +120,15 @@ class Decontaminate(DocumentStep):
     def _search(self) -> Search:
         n_short = self.min_question_words if self.exact_questions else None
         return build_search(self.sets, self.n_grams, n_short, self.min_overlap)
+
+
+@contextmanager
+def _at(key: str) -> Iterator[None]:
+    """Replace the key of a ConfigError, for files that the config specifies without the key `path`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.text, key=key) from None
 
 
 def _hash(one: EvalSet) -> str:

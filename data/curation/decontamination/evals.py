@@ -6,7 +6,7 @@ from pathlib import PurePath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from data.base.errors import ConfigError, setting
+from data.base.errors import ConfigError
 from data.base.problems import Problem, Reading, describe
 from data.config.dataset import DatasetConfig
 from data.config.sections import Defect, Section
@@ -158,12 +158,12 @@ def question_of(place: str, row: Mapping[str, Any], fields: Sequence[str] | None
     whole = list(texts_of(row if fields is None else [_get(row, name) for name in fields]))
     if not whole:
         names = f"the fields {', '.join(fields)}" if fields else "any field"
-        return Problem("no text", f"has no text in {names}: remove the record, or set {setting('fields')}")
+        return Problem("no text", f"has no text in {names}: remove the record, or select other fields")
     if field is None:
         return Problem(
             "no question",
-            f"has no field that is known as a question ({', '.join(QUESTION_FIELDS)}): set {setting('fields')}, "
-            f"in which the question's field is first (the record has {', '.join(row)})",
+            f"has no field that is known as a question ({', '.join(QUESTION_FIELDS)}): select the fields, with the "
+            f"question first: {{path: FILE, fields: [{', '.join(row)}]}}",
         )
     exact = " ".join(texts_of(_get(row, field)))
     return Question(place, (" ".join(whole), exact), exact)

@@ -108,7 +108,7 @@ class Index:
 
 def _mapped(file: Path) -> np.ndarray:
     try:
-        return np.load(file, mmap_mode="r")
+        return np.asarray(np.load(file, mmap_mode="r"))  # np.memmap is a slower subclass
     except ValueError:  # an empty array cannot be mapped
         return np.load(file)
 

@@ -99,7 +99,7 @@ def test_all_problems_are_reported_before_anything_runs(tmp_path):
     evals = {"none": "none.jsonl", "misspelt": {"path": str(tmp_path / "a.jsonl"), "fields": ["questoin"]}}
     with pytest.raises(ConfigError) as raised:
         build(Decontaminate, {"evals": evals}).check()
-    assert "evals.none.path has 'none.jsonl', but no such file exists" in str(raised.value)
+    assert "evals.none has 'none.jsonl', but no such file exists" in str(raised.value)
     assert "evals.misspelt.fields contains 'questoin', but no record has this field; did you mean question?" in str(
         raised.value
     )
