@@ -76,16 +76,20 @@ def mapping_defect(columns: Mapping[str, str]) -> str | None:
     return f"is {dict(columns)}, but a mapping must be {forms}"
 
 
-def standard_library_defect(function: str) -> str | None:
-    """Return an error message if a `preprocessing_fn` is in Python's standard library; otherwise return None. The
-    message can be appended to the name of the key. No function in the standard library converts rows to examples, but
-    some functions would run the rows as commands."""
+MAKES_EXAMPLES = "converts rows to examples"
+"""What a `preprocessing_fn` does."""
+
+
+def standard_library_defect(function: str, purpose: str = MAKES_EXAMPLES) -> str | None:
+    """Return an error message if a user's `module:function` is in Python's standard library; otherwise return None. The
+    message can be appended to the name of the key. No function in the standard library does what `purpose` describes,
+    but some functions would run the rows as commands."""
     module = function.partition(":")[0]
     if ":" not in function or not is_standard_library(module):
         return None
     return (
-        f"is {function!r}, but {module} is a module of Python's standard library, which has no function that converts "
-        "rows to examples: use your own module (if this is your own module, rename it)"
+        f"is {function!r}, but {module} is a module of Python's standard library, which has no function that {purpose}"
+        ": use your own module (if this is your own module, rename it)"
     )
 
 

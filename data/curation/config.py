@@ -15,6 +15,7 @@ from data.config.suggest import near
 from data.config.tokenizer import TokenizerConfig
 from data.config.values import Count, PathText
 from data.curation.base.step import Step
+from data.curation.steps.function import Function
 
 STEPS: dict[str, type[Step]] = {}
 """The steps by their names in the config."""
