@@ -42,7 +42,7 @@ Change = Callable[[str], tuple[str, int]]
 class Normalize(DocumentStep):
     """Normalizes Unicode, line ends and whitespace. The defaults are safe for code, because indentation is kept.
 
-    The number of changes is the sum of: 1 if mojibake was repaired; replaced line ends; removed invisible characters;
+    The number of changes is the sum of: lines with repaired mojibake; replaced line ends; removed invisible characters;
     lines changed by the Unicode normalization form; lines with trailing whitespace; and removed blank lines. A document
     without any text after normalization is removed. Without `fix_mojibake`, a normalized text is not changed again.
     """
@@ -114,8 +114,10 @@ class Normalize(DocumentStep):
 def _mojibake(text: str) -> tuple[str, int]:
     import ftfy  # pyright: ignore[reportMissingImports] - optional
 
-    fixed = ftfy.fix_encoding(text)
-    return fixed, int(fixed != text)
+    # By line, because a document may have parts with different encodings.
+    old = text.split("\n")
+    new = [line if line.isascii() else ftfy.fix_encoding(line) for line in old]
+    return "\n".join(new), _different(old, new)
 
 
 def _unicode(form: Literal["NFC", "NFKC"], text: str) -> tuple[str, int]:

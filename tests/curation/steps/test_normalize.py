@@ -146,7 +146,8 @@ def test_mojibake_is_repaired():
     pytest.importorskip("ftfy")
     step = {"fix_mojibake": True}
     Normalize(**step).check()
-    assert judge("cafÃ© naÃ¯ve", **step) == Verdict(text="café naïve", changes=1, scores={"normalize.mojibake": 1.0})
+    verdict = Verdict(text="café\nnaïve ✓\né", changes=2, scores={"normalize.mojibake": 2.0})
+    assert judge("cafÃ©\nnaÃ¯ve âœ“\né", **step) == verdict
     assert judge("café “naïve” ﬁ", **step) == KEPT
 
 
