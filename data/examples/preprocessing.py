@@ -5,26 +5,20 @@ A function returns an example (see examples.py), or None to drop the row. The re
 Each docstring shows the columns of a row according to the dataset's card on the Hugging Face hub.
 """
 
-import functools
-import importlib
 import inspect
 import json
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from data.base.errors import ConfigError, DataError, setting
-from data.base.paths import path_defect, shown
+from data.base.paths import shown
 from data.base.problems import listed
-from data.base.workers import WorkerEnded, try_in_child
-from data.config.dataset import is_standard_library, mapping_defect, standard_library_defect
+from data.config.source import mapping_defect
+from data.examples.own_function import did_you_mean, import_function, source_of
 from data.examples.syntax import canonical
 
 PreprocessingFn = Callable[[Any], Any]
-_MODULE = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, str]:
@@ -204,9 +198,7 @@ def resolve_preprocessing_fn(value: str | Mapping[str, str] | None) -> Preproces
     if value is None:
         return None
     if isinstance(value, str):
-        if (defect := standard_library_defect(value)) is not None:
-            raise ConfigError(defect, key="preprocessing_fn")
-        return _import_function(value) if is_own(value) else _registered(value)
+        return import_function(value, "preprocessing_fn") if is_own(value) else _registered(value)
     if (defect := mapping_defect(value)) is not None:
         raise ConfigError(defect, key="preprocessing_fn")
     return TakeColumns(value)
@@ -231,20 +223,7 @@ def preprocessing_source(value: str | Mapping[str, str] | None) -> str:
         return json.dumps(dict(value or {}), sort_keys=True)
     if value in PREPROCESSORS:
         return canonical(inspect.getsource(function))
-    module = value.partition(":")[0]
-    defined = inspect.getmodule(inspect.unwrap(function))
-    try:
-        # Include both the module named in the config and the module that defines the function, because a package may
-        # only re-export it.
-        named = inspect.getsource(importlib.import_module(module))
-        written = inspect.getsource(defined) if defined is not None else ""
-        return "\n".join([value, canonical(named), canonical(written)])
-    except (OSError, TypeError, SyntaxError):
-        raise ConfigError(
-            f"is {value!r}, but {module} has no Python source, so changes in the function would not be detected: call "
-            "the function from your own module",
-            key="preprocessing_fn",
-        ) from None
+    return source_of(value, function, "preprocessing_fn")
 
 
 @dataclass(frozen=True)
@@ -262,7 +241,7 @@ class TakeColumns:
             if column not in row:
                 raise DataError(
                     f"column {column!r}, which {setting('preprocessing_fn')} uses as the {key}, is missing (the "
-                    f"row has {listed(map(str, row)) or 'no columns'}){_did_you_mean(column, row)}"
+                    f"row has {listed(map(str, row)) or 'no columns'}){did_you_mean(column, row)}"
                 )
         return {key: row[column] for key, column in self.columns.items()}
 
@@ -270,66 +249,8 @@ class TakeColumns:
 def _registered(name: str) -> PreprocessingFn:
     if name not in PREPROCESSORS:
         raise ConfigError(
-            f"is {shown(name)}, but no such function is registered{_did_you_mean(name, PREPROCESSORS)} "
+            f"is {shown(name)}, but no such function is registered{did_you_mean(name, PREPROCESSORS)} "
             f"(registered: {', '.join(PREPROCESSORS)}; write your own as module:function)",
             key="preprocessing_fn",
         )
     return PREPROCESSORS[name]
-
-
-def _import_function(value: str) -> PreprocessingFn:
-    module_name, _, name = value.partition(":")
-    if not _MODULE.fullmatch(module_name) or not name.isidentifier() or path_defect(value) is not None:
-        raise ConfigError(
-            f"is {shown(value)}, but your own function must be written as module:function", key="preprocessing_fn"
-        )
-    try:
-        if module_name not in sys.modules:
-            try_in_child(lambda: importlib.import_module(module_name))
-        module = importlib.import_module(module_name)
-    except WorkerEnded as error:
-        raise ConfigError(
-            f"is {value!r}, but importing {module_name} ends the process: {error.how}: put the code that runs as a "
-            'script under `if __name__ == "__main__":`',
-            key="preprocessing_fn",
-        ) from None
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"is {value!r}, but {module_name} cannot be imported ({type(error).__name__}: {error}): "
-            "check that the folder of the module is in PYTHONPATH",
-            key="preprocessing_fn",
-        ) from error
-    function = getattr(module, name, None)
-    if function is None:
-        functions = [key for key, thing in vars(module).items() if callable(thing)]
-        raise ConfigError(
-            f"is {value!r}, but {module_name} has no {name}{_did_you_mean(name, functions)}", key="preprocessing_fn"
-        )
-    if not callable(function):
-        raise ConfigError(
-            f"is {value!r}, but {name} is not callable ({type(function).__name__}): set the name of a function",
-            key="preprocessing_fn",
-        )
-    if is_standard_library(origin := _origin(function)):
-        raise ConfigError(
-            f"is {value!r}, but {name} is defined in Python's standard library ({origin}), which has no function that "
-            f"makes examples: write your own function in {module_name}",
-            key="preprocessing_fn",
-        )
-    return function
-
-
-def _origin(function: Any) -> str:
-    """The module in which the callable is defined."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    module = getattr(function, "__module__", None)
-    if module is None:  # a method of a class implemented in C
-        of = getattr(function, "__objclass__", None) or type(getattr(function, "__self__", None))
-        module = of.__module__
-    return str(module)
-
-
-def _did_you_mean(name: str, names: Iterable[Any]) -> str:
-    close = get_close_matches(name, [str(other) for other in names], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -8,7 +8,8 @@ from typing import Any
 
 from data.base.errors import ConfigError, setting
 from data.base.problems import listed
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.config.splits import SplitPart, parse_split
 from data.hub.client import first_line, quiet
 from data.sources.folders import notice_unread

@@ -3,9 +3,11 @@ rows."""
 
 import platform
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -48,7 +50,7 @@ def executor_error(text: str) -> EngineError:
 
 
 def arrow_function(
-    function: Callable[..., "Iterator[pa.RecordBatch]"], *arguments: Any, modules: tuple[Any, ...] = ()
+    function: Callable[..., "Iterator[pa.RecordBatch]"], *arguments: Any, modules: tuple[ModuleType, ...] = ()
 ) -> "Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]":
     """The function `batches -> function(batches, *arguments)` for `DataFrame.mapInArrow`.
 
@@ -78,6 +80,11 @@ def arrow_function(
         return getattr(importlib.import_module(module), name)(batches, *pickle.loads(pickled))
 
     return run
+
+
+def module_of(function: str) -> ModuleType | None:
+    """The imported module of a user's own function, which is written as `module:function`."""
+    return sys.modules.get(function.partition(":")[0])
 
 
 @cache

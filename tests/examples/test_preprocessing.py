@@ -248,7 +248,7 @@ STANDARD = (
 
 @pytest.mark.parametrize("value", STANDARD)
 def test_the_standard_library_is_refused_before_anything_is_imported(value, monkeypatch):
-    monkeypatch.setattr("data.examples.preprocessing.importlib.import_module", lambda name: pytest.fail(name))
+    monkeypatch.setattr("data.examples.own_function.importlib.import_module", lambda name: pytest.fail(name))
     module = value.partition(":")[0]
     expected = f"preprocessing_fn is '{value}', but {module} is a module of Python's standard library"
     for name in (lambda: resolve_preprocessing_fn(value), lambda: StreamConfig(hf_name="json", preprocessing_fn=value)):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.base.errors import DataError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.sources.source import open_source
 
 

@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
 from data.config.loader import DataLoaderConfig
+from data.config.source import HFKwargs
 
 
 class ToyTokenizer:

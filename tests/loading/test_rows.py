@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.dataset import HFKwargs
+from data.config.source import HFKwargs
 from data.loading.loader import eval_loader
 from data.loading.opening import find_source, open_rows
 from data.loading.verify import verify

@@ -9,7 +9,8 @@ import pytest
 
 import data.mds.fetcher
 from data.base.errors import ConfigError, DataError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.loading.opening import open_rows
 from data.loading.verify import verify
 from data.mds.folder import MdsFolder

@@ -17,7 +17,8 @@ from streaming import MDSWriter
 
 from data.base.errors import ConfigError, DataError
 from data.base.locks import exclusive
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.mds.row import COLUMNS, Row
 from data.preparation.parts.progress import Waiting
 from data.preparation.prepare import prepare, prepare_into

@@ -16,7 +16,8 @@ import pytest
 from composer.core import Callback, State
 from composer.loggers import Logger
 
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.config.tokenizer import TokenizerConfig, TokenizerKwargs
 from data.loading.opening import open_streams
 from data.loading.rows import Rows

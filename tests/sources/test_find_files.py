@@ -6,7 +6,8 @@ import pytest
 
 from data.base import console
 from data.base.errors import ConfigError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.sources.find import find
 from data.sources.source import open_source
 from tests.helpers.read_source import of_file, of_folder, read, values

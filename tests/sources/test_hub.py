@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.hub import reach
 from data.sources.source import open_source
 from tests.helpers.hub_server import Hub, Repository, serve, use_hub

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.base.errors import ConfigError
-from data.config.dataset import HFKwargs
+from data.config.source import HFKwargs
 from data.sources.mds import MdsSource
 from data.sources.source import open_source
 from tests.helpers.mds_folders import texts, write_mds

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.sources.source import open_source
 from tests.helpers.read_source import chunks_of, of_folder, read, values
 

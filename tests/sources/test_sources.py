@@ -9,7 +9,8 @@ import xxhash
 
 from data.base.errors import ConfigError, DataError
 from data.base.problems import Problem
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.sources.find import find
 from data.sources.source import open_source
 from tests.helpers.read_source import chunks_of, of_file, read, refusal, rows_of, values

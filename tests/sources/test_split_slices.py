@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.base.errors import ConfigError, DataError
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
+from data.config.source import HFKwargs
 from data.config.splits import parse_split
 from data.sources.source import open_source
 from tests.helpers.read_source import of_folder, read, values

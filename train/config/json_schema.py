@@ -97,7 +97,8 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
     for base in cls.__mro__[1:]:
         if dataclasses.is_dataclass(base):  # pydantic does not find the docstrings of base classes
             for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
-                definition["properties"][name].setdefault("description", inherited.get("description"))
+                if "description" in inherited:
+                    definition["properties"][name].setdefault("description", inherited["description"])
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:

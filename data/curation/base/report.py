@@ -58,6 +58,8 @@ class Histogram:
     kept: list[int]
     removed: list[int]
     """Documents that this step removes, for any reason."""
+    n_documents: int
+    """Number of documents that are counted: all, or a random sample of a large number of documents."""
     key: str = ""
     """The parameter of the step that sets the threshold."""
     min: float | None = None
@@ -82,6 +84,9 @@ class StepReport:
     name: str
     parameters: dict[str, Any]
     fingerprint: str
+    """Hash of everything that determines the result of the step, including earlier steps."""
+    scores_fingerprint: str = ""
+    """For a ScoredStep: hash of everything that determines its scores."""
     flows: dict[str, Flow]
     """By name of the source."""
     reasons: dict[str, Counts] = field(default_factory=dict)

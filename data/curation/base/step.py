@@ -1,7 +1,7 @@
 """The base classes of steps. A step is a section of the config, and adds a verdict to each document."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +54,10 @@ class Step(Section):
         """Raises ConfigError if a file, a model or a package that the step needs is missing. Called before Spark
         starts. Keys in errors are relative to the step. Heavy imports belong here and in the methods below, not at the
         top of the module."""
+
+    def check_names(self, sources: Sequence[str], scores: Sequence[str]) -> None:
+        """Raises ConfigError if a parameter refers to a source or a score that does not exist. `sources` are the names
+        of the sources, and `scores` are the scores that earlier steps compute."""
 
     def made_from(self) -> dict[str, Any]:
         """Everything that determines the verdicts, as plain JSON values, such as parameters and hashes of files. The

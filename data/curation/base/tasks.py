@@ -3,15 +3,16 @@
 import base64
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from data.base.errors import ConfigError, DataError
+from data.base.errors import ConfigError, DataError, EngineError
 from data.curation.base.document import COLUMNS, SCHEMA, VERDICT_COLUMNS, VERDICT_SCHEMA, Document, Verdict
 from data.spark.executors import arrow_function
+from data.spark.session import java_message
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -63,7 +64,9 @@ def judge_batches(
         judge: Judge = (lambda document: step.decide(document.scores)) if again else step.judge()
         for batch in batches:
             rows = [Document(*row.values()) for row in batch.to_pylist(maps_as_pydicts="strict")]
-            yield _batch(rows, [_verdict(judge, row) for row in rows], count_tokens)
+            verdicts = [_verdict(judge, row) for row in rows]
+            changed = [_changed(row, verdict, count_tokens) for row, verdict in zip(rows, verdicts, strict=True)]
+            yield batch_of(list(zip(changed, verdicts, strict=True)))
 
 
 def _verdict(judge: "Judge", document: Document) -> Verdict:
@@ -74,15 +77,13 @@ def _verdict(judge: "Judge", document: Document) -> Verdict:
         raise DocumentError(text, document.source, document.file, document.position) from error
 
 
-def _batch(rows: list[Document], verdicts: list[Verdict], count_tokens: Callable[[str], int]) -> pa.RecordBatch:
-    new = [_changed(row, verdict, count_tokens) for row, verdict in zip(rows, verdicts, strict=True)]
-    columns = {name: [getattr(row, name) for row in new] for name in COLUMNS}
-    columns["scores"] = [list(row.scores.items()) for row in new]
-    columns |= {name: [getattr(verdict, name) for verdict in verdicts] for name in VERDICT_COLUMNS}
+def batch_of(rows: Sequence[tuple[Document, Verdict]]) -> pa.RecordBatch:
+    """Documents and their verdicts as a batch with the columns of SCHEMA and VERDICT_SCHEMA."""
+    columns = {name: [getattr(document, name) for document, _ in rows] for name in COLUMNS}
+    columns["scores"] = [list(document.scores.items()) for document, _ in rows]
+    columns |= {name: [getattr(verdict, name) for _, verdict in rows] for name in VERDICT_COLUMNS}
     schema = pa.schema([*ARROW_SCHEMA, *ARROW_VERDICTS])
-    return pa.RecordBatch.from_arrays(
-        [pa.array(columns[field.name], type=field.type) for field in schema], schema=schema
-    )
+    return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 def _changed(row: Document, verdict: Verdict, count_tokens: Callable[[str], int]) -> Document:
@@ -100,6 +101,24 @@ def errors_for_driver() -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         raise RuntimeError(f"[[dropless:{base64.b64encode(pickle.dumps(error)).decode()}]]") from error
+
+
+@contextmanager
+def errors_of_tasks(subject: str) -> Iterator[None]:
+    """Raise the ConfigError or DataError of a task that has ended a Spark job in the block. Other errors of Spark are
+    raised as EngineError. `subject` is what Spark computes."""
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except Exception as raised:  # PySpark and Py4J raise many types of errors
+        if type(raised).__module__.partition(".")[0] not in ("pyspark", "py4j"):
+            raise
+        if (error := error_from(raised)) is not None:
+            raise error from None
+        raise EngineError(
+            f"Spark has ended {subject} ({java_message(raised)}): start again; completed steps are not repeated"
+        ) from raised
 
 
 def error_from(error: Exception) -> ConfigError | DataError | None:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from data.base.errors import ConfigError, setting
 from data.base.paths import is_file_name
 from data.config.build import build
-from data.config.dataset import DatasetConfig, HFKwargs
+from data.config.dataset import DatasetConfig
 from data.config.sections import unchecked
+from data.config.source import HFKwargs
 from data.config.tokenizer import TokenizerConfig
 from data.examples.preprocessing import PREPROCESSORS
 from data.preparation.engines.choice import Engine, parse_share

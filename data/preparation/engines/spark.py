@@ -26,7 +26,7 @@ from data.preparation.parts.plan import Job, done
 from data.preparation.parts.progress import source_bar
 from data.preparation.parts.remote import RemoteParts
 from data.sources.slices import Slice
-from data.spark.executors import ROOT
+from data.spark.executors import ROOT, module_of
 from data.spark.session import java_message, max_attempts, spark_session
 from data.stores.store import StoreError
 
@@ -261,7 +261,7 @@ def store_errors() -> Iterator[None]:
 
 def _own_module(job: Job) -> ModuleType | None:
     """The module of the user's own preprocessing function."""
-    return sys.modules.get(str(job.config.preprocessing_fn).partition(":")[0]) if job.is_own_code else None
+    return module_of(str(job.config.preprocessing_fn)) if job.is_own_code else None
 
 
 def _folder_of(module: ModuleType | None) -> list[str]:
