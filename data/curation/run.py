@@ -99,7 +99,8 @@ class Runner:
         )
         report = with_counts(report, summary, counts)
         previous = self.chain[link.number - 1].kept(self.spark) if step is not None else None
-        report = with_samples(report, summary, result, previous)
+        shows_originals = step is None or step.SHOWS_ORIGINALS
+        report = with_samples(report, summary, result, previous, shows_originals=shows_originals)
         report = with_histograms(report, summary, thresholds)
         tables = [] if step is None else step.tables(result, self._context(link))
         return replace(report, tables=tables)
@@ -172,5 +173,5 @@ def report_lines(report: StepReport) -> str:
 
 def log_step(report: StepReport, warnings: list[str], *, is_new: bool) -> None:
     logger.info(report_lines(report) + ("" if is_new else " (complete before)"))
-    for line in warnings:
-        logger.warning(line)
+    if warnings:
+        logger.warning("\n".join(warnings))
