@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +118,8 @@ def _sample(row: Any, other: Any) -> Sample:
 
 def _changed(row: Any, before: str, shows_original: bool) -> Sample:
     """A sample that begins shortly before the first change."""
-    start = max(len(commonprefix([before, row["text"]])) - _CONTEXT, 0)
+    pairs = enumerate(zip(before, row["text"], strict=False))
+    start = max(next((index for index, (old, new) in pairs if old != new), 0) - _CONTEXT, 0)
     cut = CUT.strip() + " " if start else ""
     return Sample(
         place=_place(row),
