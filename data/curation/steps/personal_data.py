@@ -11,9 +11,10 @@ _EMAIL = re.compile(
     r"(?<![A-Za-z0-9_%+@-])[A-Za-z0-9_%+-](?:\.?[A-Za-z0-9_%+-]){0,63}"
     r"@(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![A-Za-z0-9(]|\.[A-Za-z0-9])"
 )
-_FILE_TYPES = frozenset(
-    "png jpg jpeg gif svg webp avif ico bmp css scss less js mjs ts jsx tsx json yaml yml toml xml html htm php txt csv"
-    " tar tgz gz bz2 xz whl jar war exe dll deb rpm".split()
+_FILE_TYPES = re.compile(
+    r"png|jpe?g|gif|svg|webp|avif|ico|bmp|s?css|less|m?js|[jt]sx?|json|ya?ml|toml|xml|html?|php|txt|csv|tar|tgz|gz|bz2|xz"
+    r"|whl|jar|war|exe|dll|deb|rpm",
+    re.IGNORECASE,
 )
 """Not top-level domains, but the last parts of file names such as `logo@2x.png` and `package@1.0.tgz`."""
 _RESERVED = re.compile(
@@ -46,7 +47,7 @@ def find_emails(text: str) -> Iterator[Span]:
     if "@" not in text:
         return
     for match in _EMAIL.finditer(text):
-        is_file = match["top"].lower() in _FILE_TYPES
+        is_file = _FILE_TYPES.fullmatch(match["top"]) is not None
         if not is_file and not match[0].startswith("git@") and not _RESERVED.fullmatch(match["domain"]):
             yield match.span()
 
