@@ -23,6 +23,8 @@ SECRETS = [
     ("Authorization: Basic YW5uOnBhNTU=", "Authorization: ***"),
     ("{'authorization': 'Bearer abc', 'x': 1}", "{'authorization': '***', 'x': 1}"),
     ("curl with bearer abcdefgh12345", "curl with bearer ***"),
+    (f"clone with gh{'p_'}{HEX[:36]}", "clone with ghp_***"),
+    ("-----BEGIN PRIVATE KEY-----\n" + "MIIE" * 16 + "\n-----END PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----***-----END PRIVATE KEY-----"),
     ('{"token": "a\\"b", "x": 1}', '{"token": "***", "x": 1}'),
     ("hf_kwargs.token is 'abc', but", "hf_kwargs.token is '***', but"),
     ("hf_kwargs:\n  token: abc\n  x: 1", "hf_kwargs:\n  token: ***\n  x: 1"),
