@@ -198,12 +198,8 @@ HARD = [
 
 @pytest.mark.parametrize("part", HARD)
 def test_repeated_text_takes_linear_time(part):
-    judge_once = MaskPii().judge()
-    seconds = []
-    for size in (10_000, 40_000):
-        text = (part * (size // len(part) + 1))[:size] + " PRIVATE KEY @ :: .eyJ uthorization token"
-        start = time.process_time()
-        judge_once(Document(1, "web", "a", 0, text, 1, {}))
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < max(0.05, 8 * seconds[0])
-    assert seconds[1] < 1
+    """Quadratic time would be at least 3 seconds."""
+    text = part * (80_000 // len(part)) + " PRIVATE KEY @ :: .eyJ uthorization token"
+    start = time.process_time()
+    judge(text)
+    assert time.process_time() - start < 1
