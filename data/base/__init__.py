@@ -1,4 +1,5 @@
-"""Utilities for all packages in data/: errors, console output, durations, sizes, paths, secrets, locks and workers.
+"""Utilities for all packages in data/: errors, console output, durations, sizes, paths, secrets, hashes,
+locks and workers.
 
 Nothing here depends on records, rows or sources.
 """

@@ -63,7 +63,7 @@ class Link:
         return spark.read.parquet(str(self.documents))
 
     def kept(self, spark: "SparkSession") -> "DataFrame":
-        return self.result(spark).where("kept")
+        return spark.read.parquet(str(self.documents / "kept=true"))
 
     def commit(self, report: StepReport) -> None:
         shutil.rmtree(self.folder / TEMPORARY, ignore_errors=True)

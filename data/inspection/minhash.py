@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.mixing.permutation import splitmix64
+from data.base.hashing import hash_ngrams, hash_rows, splitmix64
 
 ALIKE = 0.8
 NGRAM = 5
@@ -23,11 +23,7 @@ _MULTIPLIERS = splitmix64(np.arange(2 * HASHES, dtype=np.uint64)).reshape(2, HAS
 def signature(ids: np.ndarray) -> np.ndarray:
     """MinHash of the document's n-grams, uint32 [HASHES]. A document that is shorter than an n-gram counts as a single
     n-gram."""
-    ids = ids.astype(np.uint64)
-    n = max(len(ids) - NGRAM + 1, 1)
-    grams = np.zeros(n, dtype=np.uint64)
-    for offset in range(min(NGRAM, len(ids))):
-        grams = splitmix64(grams ^ ids[offset : offset + n])
+    grams = hash_ngrams(ids.astype(np.uint64), NGRAM)
     factors, shifts = _MULTIPLIERS
     return ((grams * factors + shifts) >> np.uint64(32)).min(axis=1).astype(np.uint32)
 
@@ -53,11 +49,7 @@ def near_matches(known: np.ndarray, asked: np.ndarray, *, earlier: bool) -> np.n
 
 def _band_keys(signatures: np.ndarray) -> Iterator[np.ndarray]:
     """For each band, a uint64 key per document."""
-    for band in np.split(signatures.astype(np.uint64), BANDS, axis=1):
-        keys = np.zeros(len(band), dtype=np.uint64)
-        for column in band.T:
-            keys = splitmix64(keys ^ column)
-        yield keys
+    yield from map(hash_rows, np.split(signatures, BANDS, axis=1))
 
 
 def first_with(known: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ from functools import cache
 
 import numpy as np
 
+from data.base.hashing import hash_ngrams
 from data.inspection.documents import Document
 from data.inspection.survey import hash_ids
-from data.mixing.permutation import splitmix64
 from data.tokenization.tokenizer import Tokenizer
 
 STATISTICS = ("characters per token", "share of non-letters", "repeated 5-grams", "share of the most common token")
@@ -48,13 +48,10 @@ def statistics(ids: np.ndarray, text: str) -> tuple[float, ...]:
 
 def repeated(ids: np.ndarray) -> float:
     """The share of the n-grams that are equal to an earlier n-gram: 1 - distinct / total."""
-    n = len(ids) - NGRAM + 1
-    if n < 1:
+    if len(ids) < NGRAM:
         return 0.0
-    grams = np.zeros(n, dtype=np.uint64)
-    for offset in range(NGRAM):
-        grams = splitmix64(grams ^ ids[offset : offset + n].astype(np.uint64))
-    return 1 - len(np.unique(grams)) / n
+    grams = hash_ngrams(ids.astype(np.uint64), NGRAM)
+    return 1 - len(np.unique(grams)) / len(grams)
 
 
 @cache

@@ -4,15 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data.base.hashing import splitmix64
+
 _ROUNDS = 6
-
-
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The output of one step of SplitMix64 (Steele, Lea, Flood 2014) with each uint64 of x as the state."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def make_key(seed: int, *parts: int) -> np.uint64:

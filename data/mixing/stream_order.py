@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data.mixing.permutation import make_key, permute, splitmix64, unpermute
+from data.base.hashing import splitmix64
+from data.mixing.permutation import make_key, permute, unpermute
 
 WINDOW_SHARDS = 8
 """Number of shards in a window. The rows of a window are shuffled together, and all shards of a window must be local at

@@ -1,5 +1,6 @@
 """Progress bars of Spark jobs."""
 
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ POLL = 0.5
 """Seconds between updates."""
 DELAY = 2
 """Seconds before a bar appears."""
+MININTERVAL = 0.5 if sys.stderr.isatty() else 30.0
+"""Seconds between updates of the bar. Updates are rare if the output goes to a log file."""
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def task_bar(context: "SparkContext", desc: str) -> Iterator[None]:
     """Show the number of completed tasks of all jobs that are started in the block."""
     group, ended = f"dropless-{uuid.uuid4().hex}", threading.Event()
     context.setJobGroup(group, desc)
-    bar = progress_bar(desc, None, unit="tasks", delay=DELAY)
+    bar = progress_bar(desc, None, unit="tasks", delay=DELAY, mininterval=MININTERVAL)
 
     def poll() -> None:
         while not ended.wait(POLL):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.base.errors import EngineError, setting
@@ -23,11 +24,12 @@ ATTEMPTS = 4
 on a local master."""
 _OF_CLUSTER = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
 """Spark's configuration for a new session on a cluster."""
+_LOG = Path(__file__).parent / "assets" / "log4j2.properties"
 _OF_LOCAL = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    # With ERROR, failed attempts would be logged to the console with Java's stack traces.
-    "spark.log.level": "FATAL",
+    # By default, failed attempts are logged to the console with Java's stack traces.
+    "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile=file:{_LOG}",
     # The Java process only starts tasks, so its code is compiled without optimizations that take seconds.
     "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",
     "spark.executorEnv.PYTHONPATH": str(ROOT),
@@ -116,9 +118,9 @@ def _start(master: str | None, conf: Mapping[str, str]) -> "SparkSession":
         builder = builder.master(_with_attempts(master))
     handler = signal.getsignal(signal.SIGINT)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # about the version of pandas, which is not used here
-            return builder.getOrCreate()
+        # About the version of pandas, which is not used here.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
+        return builder.getOrCreate()
     except Exception as error:  # PySpark and Py4J raise many types of errors
         at = f"with {setting('master')} {master!r} " if master is not None else ""
         raise EngineError(

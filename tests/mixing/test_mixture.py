@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data.mixing.permutation import make_key, permute, splitmix64
+from data.base.hashing import splitmix64
+from data.mixing.permutation import make_key, permute
 from data.mixing.stream_order import StreamOrder
 
 SIZES = np.array([5, 3, 7, 1, 4, 6, 2, 9, 8, 3, 5, 1])
