@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from data.base.errors import ConfigError, DataError
 from data.base.paths import shown
 from data.config.sections import Defect
@@ -85,7 +83,7 @@ class Language(ScoredStep):
 
     def scores_made_from(self) -> dict[str, Any]:
         with Path(self.model).open("rb") as file:
-            digest = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"model": digest, "languages": sorted(self.languages)}
 
     def made_from(self) -> dict[str, Any]:
