@@ -28,6 +28,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     master = "URL of Spark's master, such as spark://HOST:7077 or 'local[4]' (default: the active session, or else all "
     parser.add_argument("--master", help=f"{master}cores of this machine)")
     parser.add_argument("--check", action="store_true", help="only check the config and everything that it refers to")
+    parser.add_argument("--by-source", action="store_true", help="also show the counts of each source")
     parser.add_argument("--rehash", action="store_true", help="hash input files again even if they look unchanged")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error as well")
     return parser.parse_intermixed_args(argv)
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from data.base.console import show_error, show_on_console
     from data.base.errors import ConfigError, DataError
-    from data.curation.curate import check, curate
+    from data.curation.curate import PAGE, check, curate
+    from data.curation.page.console import print_tables
 
     show_on_console()
     try:
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check(config, steps, rehash=args.rehash)
             print(f"{args.config} is valid: {len(config.sources)} sources, {len(steps)} steps")
             return 0
-        curate(config, steps, master=args.master, rehash=args.rehash)
+        report = curate(config, steps, master=args.master, rehash=args.rehash)
+        print_tables(report, by_source=args.by_source)
+        print(f"documents: {report.output}\npage: {Path(config.output) / PAGE}")
     except (ConfigError, DataError) as error:
         show_error(error, debug=args.debug)
         return 2

@@ -15,9 +15,28 @@ from data.config.suggest import near
 from data.config.tokenizer import TokenizerConfig
 from data.config.values import Count, PathText
 from data.curation.base.step import Step
+from data.curation.decontamination.decontaminate import Decontaminate
+from data.curation.duplicates.exact import ExactDuplicates
+from data.curation.duplicates.near import NearDuplicates
+from data.curation.quality.c4_quality import C4Quality
+from data.curation.quality.fineweb_quality import FineWebQuality
+from data.curation.quality.gopher_quality import GopherQuality
+from data.curation.quality.gopher_repetition import GopherRepetition
 from data.curation.steps.function import Function
+from data.curation.steps.mask_pii import MaskPii
+from data.curation.steps.normalize import Normalize
 
-STEPS: dict[str, type[Step]] = {}
+STEPS: dict[str, type[Step]] = {
+    "normalize": Normalize,
+    "exact_duplicates": ExactDuplicates,
+    "near_duplicates": NearDuplicates,
+    "gopher_quality": GopherQuality,
+    "gopher_repetition": GopherRepetition,
+    "c4_quality": C4Quality,
+    "fineweb_quality": FineWebQuality,
+    "decontaminate": Decontaminate,
+    "mask_pii": MaskPii,
+}
 """The steps by their names in the config."""
 _NO_ROWS = 2
 """A valid value for `max_seq_len`, which has no effect, because no rows are made when documents are read."""

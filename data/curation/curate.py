@@ -21,6 +21,8 @@ from data.curation.chain import (
     remove_others,
 )
 from data.curation.config import CurationConfig, NamedStep
+from data.curation.page.page import write_page
+from data.curation.page.warnings import warning_lines
 from data.curation.probe import probe
 from data.curation.reading import OpenSource, TokenCounter, made_from, open_sources, work_of
 from data.curation.run import Runner, check_remaining, log_step
@@ -140,7 +142,7 @@ class _Curation:
     def _logged(self, link: Link, new: StepReport | None) -> StepReport:
         report = new or link.report()
         assert report is not None
-        log_step(report, [], is_new=new is not None)
+        log_step(report, warning_lines(report), is_new=new is not None)
         check_remaining(link, report)
         return report
 
@@ -177,6 +179,7 @@ class _Curation:
         part = self.output / f".{RECORD}"
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         part.replace(self.output / RECORD)
+        write_page(report, self.output / PAGE)
         remove_others(self.chain)
         if not self.config.keep_steps:
             remove_documents(self.chain)

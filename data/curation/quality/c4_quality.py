@@ -94,5 +94,3 @@ def _kept_lines(lines: list[str], clean: Callable[[str], str | None]) -> tuple[l
         if found is not None:
             kept.append(found)
     return kept, None
-
-

@@ -16,6 +16,7 @@ from data.curation.quality.splitters import WordsStep
 _PARAGRAPH_END = re.compile(r"\n{2,}")
 _LINE_END = re.compile(r"\n+")
 
+
 def _n_grams(step: "GopherRepetition") -> Iterator[Defect]:
     for key in ("top_n_grams", "dup_n_grams"):
         for n, share in getattr(step, key).items():
@@ -23,6 +24,7 @@ def _n_grams(step: "GopherRepetition") -> Iterator[Defect]:
                 yield Defect(key, f"has the key {n}, but the number of words of an n-gram must be at least 1")
             if not 0 <= share <= 1:
                 yield Defect(f"{key}.{n}", f"is {share}, but it must be in [0, 1]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GopherRepetition(WordsStep):
@@ -82,9 +84,11 @@ class GopherRepetition(WordsStep):
         ]
         return of_pieces + of_n_grams
 
+
 def _of_pieces(kind: str, pieces: list[str], length: int) -> dict[str, float]:
     n_repeated, n_chars = repeated(pieces)
     return {f"dup_{kind}_frac": n_repeated / len(pieces), f"dup_{kind}_char_frac": n_chars / length}
+
 
 def _of_n_grams(words: list[str], top: list[int], dup: list[int], length: int) -> dict[str, float]:
     grams = NGrams(words)

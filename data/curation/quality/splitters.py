@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from data.base.errors import ConfigError, DataError
 from data.base.paths import shown
-from data.config.dataset import is_standard_library
+from data.config.source import is_standard_library
 from data.config.suggest import near
 from data.curation.base.step import DocumentStep, ScoredStep
 from data.curation.quality.characters import TERMINAL_PUNCTUATION

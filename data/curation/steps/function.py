@@ -11,7 +11,7 @@ import numpy as np
 
 from data.base.errors import ConfigError, DataError, raise_together
 from data.base.paths import is_unicode, shown
-from data.config.dataset import is_standard_library
+from data.config.source import is_standard_library
 from data.config.suggest import near
 from data.curation.base.document import KEPT, Document, Verdict
 from data.curation.base.step import DocumentStep, Judge

@@ -12,8 +12,47 @@ _EMAIL = re.compile(
     r"@(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![A-Za-z0-9(]|\.[A-Za-z0-9])"
 )
 _FILE_TYPES = frozenset(
-    "png jpg jpeg gif svg webp avif ico bmp css scss less js mjs ts jsx tsx json yaml yml toml xml html htm php txt csv"
-    " tar tgz gz bz2 xz whl jar war exe dll deb rpm".split()
+    [
+        "png",
+        "jpg",
+        "jpeg",
+        "gif",
+        "svg",
+        "webp",
+        "avif",
+        "ico",
+        "bmp",
+        "css",
+        "scss",
+        "less",
+        "js",
+        "mjs",
+        "ts",
+        "jsx",
+        "tsx",
+        "json",
+        "yaml",
+        "yml",
+        "toml",
+        "xml",
+        "html",
+        "htm",
+        "php",
+        "txt",
+        "csv",
+        "tar",
+        "tgz",
+        "gz",
+        "bz2",
+        "xz",
+        "whl",
+        "jar",
+        "war",
+        "exe",
+        "dll",
+        "deb",
+        "rpm",
+    ]
 )
 """Not top-level domains, but the last parts of file names such as `logo@2x.png` and `package@1.0.tgz`."""
 _RESERVED = re.compile(
