@@ -129,6 +129,7 @@ class _Curation:
             sources=self.sources,
             work=lambda: work_of(self.sources, self.tokenizer),
             count_tokens=TokenCounter(self.tokenizer),
+            drops_invalid=self.config.on_bad_example == "drop",
             seed=self.config.seed,
         )
         reports: list[StepReport] = []
@@ -213,8 +214,13 @@ def _conf(master: str | None) -> dict[str, str]:
     import psutil
 
     memory = max(int(psutil.virtual_memory().total * _LOCAL_MEMORY) >> 20, 1024)
-    # Unlike preparation, curation moves documents through Java, so its code should be optimized.
-    return {**_CONF, "spark.driver.memory": f"{memory}m", "spark.driver.defaultJavaOptions": ""}
+    return {
+        **_CONF,
+        "spark.driver.memory": f"{memory}m",
+        # Unlike preparation, curation moves documents through Java, so its code should be optimized.
+        "spark.driver.defaultJavaOptions": "",
+        "spark.python.daemon.module": "data.curation.daemon",
+    }
 
 
 def _local_master() -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 from data.base.errors import ConfigError, from_here
 from data.base.redaction import is_address
 from data.config.suggest import near, show
-from data.curation.decontamination.evals import QUESTION_FIELDS, EvalSet, Question, texts_of
+from data.curation.decontamination.questions import QUESTION_FIELDS, EvalSet, Question, texts_of
 
 _KEY = "lm_eval"
 _FORMATS = ("json", "csv", "parquet", "arrow", "text")

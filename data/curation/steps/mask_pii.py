@@ -32,6 +32,7 @@ class MaskPii(DocumentStep):
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = (_some_kind,)
+    SHOWS_ORIGINALS: ClassVar[bool] = False
 
     email: str | None = "<EMAIL>"
     """E-mail addresses. Addresses in the domains that RFC 2606 reserves for documentation, such as example.com, are
