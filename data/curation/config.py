@@ -1,6 +1,7 @@
 """The config of a curation: sources, steps and output."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,6 +130,18 @@ class NamedStep:
     """The key of the step's parameters, such as `steps[2].near_duplicates`."""
     step: Step
 
+    @contextmanager
+    def errors_placed(self) -> Iterator[None]:
+        """Prepend the key of the step to the key of any ConfigError raised in the block."""
+        try:
+            yield
+        except ConfigError as error:
+            if isinstance(self.step, Function) and error.key == "function":
+                # The function is the name of the step, and not a parameter.
+                raise ConfigError(error.text, key=self.key) from None
+            with under(self.key):
+                raise
+
 
 def read_config(values: Mapping[str, Any]) -> tuple[CurationConfig, list[NamedStep]]:
     """The config and its steps, from plain values. Raises ConfigError with all problems."""
@@ -150,7 +163,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[CurationConfig, list[NamedSt
 def _check_names(steps: list[NamedStep], sources: list[str], problems: Problems) -> None:
     scores: list[str] = []
     for each_step in steps:
-        with problems.collect(), under(each_step.key):
+        with problems.collect(), each_step.errors_placed():
             each_step.step.check_names(sources, scores)
         scores += [threshold.score for threshold in each_step.step.thresholds()]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.base.errors import ConfigError, Problems, plain_os_errors, under
+from data.base.errors import ConfigError, Problems, plain_os_errors
 from data.base.locks import exclusive_unless
 from data.base.versions import installed_versions
 from data.config.dataset import DatasetConfig
@@ -64,7 +64,7 @@ def check(
     with problems.collect():
         sources = open_sources(config, rehash=rehash)
     for named in steps:
-        with problems.collect(), under(named.key):
+        with problems.collect(), named.errors_placed():
             named.step.check()
     with problems.collect():
         _check_output(config, sources)

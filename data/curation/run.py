@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.console import logger
-from data.base.errors import ConfigError, DataError, under
+from data.base.errors import ConfigError, DataError
 from data.base.paths import shown
 from data.curation.base.report import StepReport
 from data.curation.base.step import Context, ScoredStep, Step
@@ -153,7 +153,7 @@ def _named(link: Link, error: ConfigError | DataError) -> ConfigError | DataErro
         return DataError(f"{place}: the step {link.name} raised {error}")
     if isinstance(error, ConfigError) and link.named is not None and error.key is not None:
         try:
-            with under(link.named.key):
+            with link.named.errors_placed():
                 raise error
         except ConfigError as named:
             return named

@@ -11,12 +11,13 @@ The result depends only on the documents and the parameters.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pyarrow as pa
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, EngineError
 from data.config.sections import Defect, Rule
 from data.config.values import Count, Range
 from data.curation.base.report import Table
@@ -83,6 +84,10 @@ class NearDuplicates(Step):
     score: str | None = None
     """For `keep: highest_score`: the name of the score, such as `language.score`. Documents without this score are
     kept only if no document of the cluster has it."""
+
+    def check(self) -> None:
+        if find_spec("scipy") is None:
+            raise EngineError("near_duplicates requires SciPy, which is not installed: pip install -e '.[spark]'")
 
     def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
         self._check_scores(documents)

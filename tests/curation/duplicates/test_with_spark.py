@@ -5,6 +5,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from data.curation.duplicates.exact import ExactDuplicates
 from data.curation.duplicates.minhash import bucket_keys
 from data.curation.duplicates.near import NearDuplicates
 from data.curation.duplicates.shingles import shingles, words
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 pytestmark = [pytest.mark.slow, pytest.mark.subprocess]
 
@@ -72,7 +76,14 @@ def planted_documents(first_id: int) -> list[Document]:
 
 
 def run(spark, folder: Path, step: Step, documents: list[Document], n_files: int = 2, fail: bool = False) -> list[dict]:
-    """The result of the step, sorted by id. With `fail`, the first task of each job that reads documents fails once."""
+    """The result of the step, sorted by id."""
+    return collected(applied(spark, folder, step, documents, n_files, fail), documents)
+
+
+def applied(
+    spark, folder: Path, step: Step, documents: list[Document], n_files: int = 2, fail: bool = False
+) -> "DataFrame":
+    """The result of the step. With `fail`, the first task of each job that reads the documents fails once."""
     for name in ("input", "step"):
         (folder / name).mkdir(parents=True)
     for number in range(n_files):
@@ -81,12 +92,18 @@ def run(spark, folder: Path, step: Step, documents: list[Document], n_files: int
     frame = spark.read.schema(SCHEMA).parquet(str(folder / "input"))
     if fail:
         frame = frame.repartition(n_files, "id").mapInArrow(fail_once, SCHEMA)
-    context = Context(spark=spark, folder=folder / "step", seed=0, count_tokens=len)
-    result = step.apply(frame, context)
+    return step.apply(frame, context(spark, folder))
+
+
+def collected(result: "DataFrame", documents: list[Document]) -> list[dict]:
     assert result.columns == [*COLUMNS, *VERDICT_COLUMNS]
     rows = sorted((row.asDict() for row in result.collect()), key=lambda row: row["id"])
     assert [row["text"] for row in rows] == [each.text for each in sorted(documents)]
     return rows
+
+
+def context(spark, folder: Path) -> Context:
+    return Context(spark=spark, folder=folder / "step", seed=0, count_tokens=len)
 
 
 def fail_once(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -166,7 +183,11 @@ def test_the_document_with_the_highest_score_is_kept(spark, tmp_path):
     text = " ".join(VOCABULARY[:50])
     rows = [document(0, text), document(1, text, q=0.5), document(2, text, q=0.7), document(3, text, q=0.7)]
     step = NearDuplicates(keep="highest_score", score="q")
-    assert verdicts(run(spark, tmp_path / "a", step, rows)) == {0: 2, 1: 2, 3: 2}
+    result = applied(spark, tmp_path / "a", step, rows)
+    assert verdicts(collected(result, rows)) == {0: 2, 1: 2, 3: 2}
+    compared, sizes = step.tables(result, context(spark, tmp_path / "a"))
+    assert [row[1] for row in compared.rows] == [3, 3, 0]
+    assert sizes.rows[1] == ["3-5", 1, 4, 3]
     with pytest.raises(ConfigError, match="score is z, but no document has this score"):
         run(spark, tmp_path / "b", NearDuplicates(keep="highest_score", score="z"), rows)
 
