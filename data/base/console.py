@@ -22,6 +22,15 @@ node_logger = logging.getLogger("dropless.node")
 """For messages about the files and processes of a node. The node's local rank 0 prints these messages."""
 rank_logger = logging.getLogger("dropless.rank")
 """For messages about work that one process does for all ranks. The process that does the work prints these messages."""
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_CONTROLS |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+"""Control characters -> printable symbols."""
+
+
+def printable(text: str) -> str:
+    """The text with printable symbols instead of control characters, so that data cannot control the terminal, and
+    HTML contains only valid characters."""
+    return text.translate(_CONTROLS)
 
 
 def is_first() -> bool:

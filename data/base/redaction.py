@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from data.base.secret_formats import find_keys, find_private_keys
+
 HIDDEN = "***"
 
 AWS_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -117,7 +119,10 @@ _BY_SHAPE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("", re.compile(r"\bbearer\s{1,3}(?P<secret>(?=\S*\d|\S{16})[\w.~+/=-]{8,})", re.IGNORECASE)),
 )
-"""(the environment variable that contains the secret, the secret's format)."""
+"""(the environment variable that contains the secret, the secret's format). These formats also match keys that are
+abbreviated or embedded in a message. The keys of other providers are in secret_formats.py."""
+_SHAPED = ("AWS", "Hugging Face")
+"""The providers in secret_formats.py that _BY_SHAPE replaces."""
 
 
 class _Secret(NamedTuple):
@@ -208,6 +213,11 @@ def _found(text: str) -> Iterator[_Secret]:
     for source, shape in _BY_SHAPE:
         for match in shape.finditer(text):
             yield _Secret(*match.span("secret"), source)
+    for name, match in find_keys(text):
+        if name not in _SHAPED:
+            yield _Secret(*match.span("secret"), "")
+    for match in find_private_keys(text):
+        yield _Secret(*match.span("secret"), "")
 
 
 def _found_by_name(text: str) -> Iterator[_Secret]:

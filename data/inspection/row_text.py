@@ -5,17 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from rich.text import Text
 
+from data.base.console import printable
 from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer
-
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-"""Control characters -> printable symbols, so that data cannot control the terminal, and HTML contains
-only valid characters."""
-
-
-def printable(text: str) -> str:
-    """The text with printable symbols instead of control characters."""
-    return text.translate(_CONTROLS)
 
 
 def show_row(number: int, row: Row, tokenizer: Tokenizer, *, marks: bool) -> Text:

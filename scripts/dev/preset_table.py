@@ -90,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def filled(text: str) -> str:
-    """Return the page with newly computed tables between their markers."""
+def filled(text: str, tables: Mapping[str, Callable[[], str]] | None = None) -> str:
+    """Return the page with newly computed tables between their markers. tables: by default, TABLES."""
+    tables = TABLES if tables is None else tables
 
     def replacement(match: re.Match[str]) -> str:
-        return f"{match[1]}\n\n{TABLES[match[2]]()}\n\n{match[3]}"
+        return f"{match[1]}\n\n{tables[match[2]]()}\n\n{match[3]}"
 
     return re.sub(r"(<!-- table: (\w+) .*?-->).*?(<!-- end of table -->)", replacement, text, flags=re.DOTALL)
 

@@ -1,6 +1,5 @@
 """The keys of a config: a JSON schema for editors, an explanation of a single key, and the page docs/keys.md."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -13,7 +12,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from data.base.errors import ConfigError
-from data.config.sections import Section, field_checks, hints_of, join
+from data.config.markdown import bounds_of, complete_properties, default_cell, key_table, prose, section_of, table_row
+from data.config.sections import Section, hints_of, join
 from data.config.suggest import describe, intended_key, is_section, options_of
 from data.config.values import REFERENCE
 from train.config import llm_foundry
@@ -85,20 +85,11 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
     if cls is not TrainConfig:
         # In YAML, an empty section is null. Such a section uses its defaults.
         definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        key = definition["properties"][field.name]
-        key.pop("title", None)
-        if field.default_factory is not dataclasses.MISSING:
-            made = field.default_factory()
-            key["default"] = {} if isinstance(made, Section) else made
-        section = _section_of(hints_of(cls)[field.name])
+    complete_properties(definition["properties"], cls)
+    for name, hint in hints_of(cls).items():
+        key, section = definition["properties"][name], section_of(hint)
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
-    for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic does not find the docstrings of base classes
-            for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
-                if "description" in inherited:
-                    definition["properties"][name].setdefault("description", inherited["description"])
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:
@@ -153,29 +144,21 @@ def explain(path: str) -> str:
 
 def _explained(path: str, cls: type[Section], name: str, hint: Any, *, is_item: bool) -> Iterator[str]:
     key = _definition(cls)["properties"][name]
-    bounds = [] if is_item else _bounds(cls, name)
+    bounds = [] if is_item else bounds_of(cls, name)
     null = " or null" if type(None) in get_args(hint) else ""
     yield path
     yield f"  type     {', '.join([describe(hint) + null, *bounds])}"
     if not is_item:
         yield f"  default  {json.dumps(key['default']) if 'default' in key else 'none: the key is required'}"
     yield textwrap.indent(textwrap.fill(" ".join(key["description"].split()), 98), "  ")
-    section = _section_of(hint)
+    section = section_of(hint)
     if section is not None:
         yield f"  keys     {', '.join(hints_of(section)) or 'none'}"
-
-
-def _section_of(hint: Any) -> type[Section] | None:
-    return next(filter(is_section, options_of(hint)), None)
 
 
 def _definition(cls: type[Section]) -> dict[str, Any]:
     schema = json_schema()
     return schema if cls is TrainConfig else schema["$defs"][cls.__name__]
-
-
-def _bounds(cls: type[Section], name: str) -> list[str]:
-    return [text for check in field_checks(cls).get(name, ()) if (text := check.described())]
 
 
 def key_reference() -> str:
@@ -201,20 +184,14 @@ def _section_of_page(path: str, cls: type[Section]) -> Iterator[str]:
     definition = _definition(cls)
     yield f"{_heading(path)}\n"
     if cls is not TrainConfig:
-        yield f"{_prose(definition['description'])}\n"
-    names = hints_of(cls)
-    if not names:
+        yield f"{prose(definition['description'])}\n"
+    if not hints_of(cls):
         yield f"`{path}` has no keys: write `{path}: {{}}`.\n"
         return
-    yield "| key | type | default | meaning |"
-    yield "|---|---|---|---|"
-    for name, hint in names.items():
-        key = definition["properties"][name]
-        cells = (f"`{name}`", _type_cell(cls, name, hint), _default_cell(key), _prose(key["description"]))
-        yield f"| {' | '.join(cells)} |"
+    yield from key_table(cls, definition["properties"], _link)
     if cls is TrainConfig:
         key = definition["properties"][VARIABLES]
-        yield f"| `{VARIABLES}` | a mapping | {_default_cell(key)} | {_prose(key['description'])} |"
+        yield table_row(f"`{VARIABLES}`", "a mapping", default_cell(key), prose(key["description"]))
     yield ""
 
 
@@ -226,43 +203,3 @@ def _link(cls: type[Section]) -> str:
     """A link to the heading of the section's table. As on GitHub, anchors contain no dots or brackets."""
     path = _first_paths()[cls]
     return f"[{path.replace('[]', '')}](#{re.sub(r'[^a-z0-9_]', '', path.lower())})"
-
-
-def _type_cell(cls: type[Section], name: str, hint: Any) -> str:
-    options = [_type_option(option) for option in options_of(hint)]
-    if type(None) in get_args(hint):
-        options.append("`null`")
-    return _cell("; ".join([" or ".join(options), *_bounds(cls, name)]))
-
-
-def _type_option(option: Any) -> str:
-    if get_origin(option) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(option))
-    if is_section(option):
-        return f"section {_link(option)}"
-    if get_origin(option) in (list, dict):
-        section = _section_of(get_args(option)[-1])
-        if section is not None:
-            return f"{'list' if get_origin(option) is list else 'mapping'} of sections {_link(section)}"
-    return describe(option)
-
-
-def _default_cell(key: dict[str, Any]) -> str:
-    if "default" not in key:
-        return "**required**"
-    return f"`{_cell(json.dumps(key['default']))}`"
-
-
-def _prose(text: str) -> str:
-    """A documentation string as one line of Markdown. Code in backticks is not escaped."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return _cell("".join(part if part.startswith("`") else _escaped(part) for part in parts))
-
-
-def _escaped(text: str) -> str:
-    text = re.sub(r"([*\[\]])", r"\\\1", text).replace("<", "&lt;")
-    return re.sub(r"docs/([\w-]+\.md(#[\w-]+)?)", r"[\1](\1)", text)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

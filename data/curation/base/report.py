@@ -3,6 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+SHOWN_CHARACTERS = 1500
+"""Maximum number of characters of a sample's text."""
+CUT = " […]"
+"""The end of a shortened text."""
+
+
+def shortened(text: str) -> str:
+    """The first characters of the text, followed by CUT if it is longer."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + CUT
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -33,7 +43,7 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A document that the page shows. Texts are shortened to their first characters."""
+    """A document that the page shows. Long texts are `shortened`."""
 
     place: str
     """Location of the document, such as `web: a.jsonl:12`."""

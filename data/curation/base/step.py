@@ -49,6 +49,8 @@ class Step(Section):
     """
 
     VERSION: ClassVar[int] = 1
+    SHOWS_ORIGINALS: ClassVar[bool] = True
+    """Whether samples of changed documents may show the text before the change."""
 
     def check(self) -> None:
         """Raises ConfigError if a file, a model or a package that the step needs is missing. Called before Spark

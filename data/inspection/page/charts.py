@@ -1,6 +1,5 @@
 """The charts of the page as Vega-Lite specifications that contain their data, and the histograms that they show."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from data.inspection.page.source import InspectedSource
 from data.inspection.planned_shares import Curves
 from data.mixing.row_plan import RowPlan
+from data.pages.charts import histogram
 from data.pages.palette import COLORS
 
 LENGTH_BINS, FILL_BINS = 30, 20
@@ -39,51 +39,15 @@ def fill_bins(row_tokens: np.ndarray) -> Bins:
 def length_chart(source: InspectedSource) -> dict[str, Any]:
     found = [(low, high + 1, f"{low:,} to {high:,}", count) for low, high, count in length_bins(source.survey.lengths)]
     scale = {"type": "log", "base": 2, "nice": False}
-    return _histogram(
-        f"{source.name}: lengths of the documents", found, "tokens per document", "documents", scale, ",d"
-    )
+    return histogram(f"{source.name}: lengths of the documents", found, "tokens per document", "documents", scale, ",d")
 
 
 def fill_chart(source: InspectedSource) -> dict[str, Any]:
     found = [(low, high, f"{low:.0%} to {high:.0%}", n) for low, high, n in fill_bins(source.survey.row_tokens)]
     scale = {"domain": [0, 1], "nice": False}
-    return _histogram(
+    return histogram(
         f"{source.name}: fill of the rows", found, "share of the positions with tokens", "rows", scale, "%"
     )
-
-
-def _histogram(
-    title: str, bins: Sequence[tuple[float, float, str, int]], unit: str, what: str, scale: dict[str, Any], form: str
-) -> dict[str, Any]:
-    total = sum(count for *_, count in bins)
-    values = [
-        {"low": low, "high": high, "bin": name, "count": count, "share": count / total}
-        for low, high, name, count in bins
-    ]
-    return {
-        "description": title,
-        "height": 170,
-        "width": "container",
-        "data": {"values": values},
-        "mark": {"type": "bar", "color": COLORS[0], "binSpacing": 1},
-        "encoding": {
-            "x": {
-                "field": "low",
-                "type": "quantitative",
-                "bin": {"binned": True},
-                "scale": scale,
-                "axis": {"format": form, "grid": False},
-                "title": unit,
-            },
-            "x2": {"field": "high"},
-            "y": {"field": "count", "type": "quantitative", "axis": {"format": "~s"}, "title": what},
-            "tooltip": [
-                {"field": "bin", "type": "nominal", "title": unit},
-                {"field": "count", "type": "quantitative", "title": what, "format": ","},
-                {"field": "share", "type": "quantitative", "title": "share", "format": ".1%"},
-            ],
-        },
-    }
 
 
 def mixture_chart(plan: RowPlan, drawn: Curves, total: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Write the page about the data of a config."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from data.inspection.page.tokens import show_row
 from data.inspection.planned_shares import curves
 from data.mixing.row_plan import RowPlan
 from data.pages import page
+from data.pages.charts import chart
 from data.tokenization.tokenizer import Tokenizer
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -89,7 +90,7 @@ def render(options: Options, sources: Sequence[InspectedSource], plan: Plan | st
         "uncompared": [*_uncompared(sources)],
         "hidden_charts": max(0, len(sources) - MOST_CHARTS),
     }
-    specs = [chart for section in sections for chart in section["charts"]] + (mixture["charts"] if mixture else [])
+    specs = [each for section in sections for each in section["charts"]] + (mixture["charts"] if mixture else [])
     return page.render(_ASSETS, "data.html", values, {"charts": {each["key"]: each["spec"] for each in specs}})
 
 
@@ -98,8 +99,8 @@ def _section(source: InspectedSource, number: int, options: Options, tokenizer: 
     special = special_ids(tokenizer)
     lengths, fills = charts.length_bins(source.survey.lengths), charts.fill_bins(source.survey.row_tokens)
     shown = [
-        _chart(f"lengths-{number}", f"{source.name}: lengths of the documents", charts.length_chart(source)),
-        _chart(f"fill-{number}", f"{source.name}: fill of the rows", charts.fill_chart(source)),
+        chart(f"lengths-{number}", f"{source.name}: lengths of the documents", charts.length_chart(source)),
+        chart(f"fill-{number}", f"{source.name}: fill of the rows", charts.fill_chart(source)),
     ]
     return {
         "name": source.name,
@@ -114,10 +115,6 @@ def _section(source: InspectedSource, number: int, options: Options, tokenizer: 
         "longest": texts.longest(source, tokenizer),
         "oddest": texts.oddest(source, tokenizer),
     }
-
-
-def _chart(key: str, title: str, spec: Mapping[str, Any], *, wide: bool = False) -> dict[str, Any]:
-    return {"key": key, "title": title, "wide": wide, "spec": spec}
 
 
 def _example_rows(source: InspectedSource, number: int, options: Options) -> list[int]:
@@ -136,7 +133,7 @@ def _mixture(plan: Plan, sources: Sequence[InspectedSource]) -> dict[str, Any]:
     if total and (len(plan.rows.names) > 1 or len(plan.rows.stages()) > 1):
         title = "Planned share of the tokens of each stream, without padding; dashed lines: starts of stages"
         shown.append(
-            _chart("mixture", title, charts.mixture_chart(plan.rows, curves(plan.rows, total), total), wide=True)
+            chart("mixture", title, charts.mixture_chart(plan.rows, curves(plan.rows, total), total), wide=True)
         )
     return {
         "charts": shown,

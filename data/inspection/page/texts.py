@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.base.console import printable
 from data.inspection.documents import read_document
 from data.inspection.duplicates import Matches
 from data.inspection.oddity import STATISTICS
 from data.inspection.page.source import InspectedSource
-from data.inspection.row_text import printable
 from data.tokenization.tokenizer import Tokenizer
 
 LISTED_DOCUMENTS, LISTED_MATCHES = 20, 10

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.base.console import printable
 from data.inspection.documents import continues
-from data.inspection.row_text import printable
 from data.loading.rows import Rows
 from data.mds.row import Row
 from data.tokenization.tokenizer import Tokenizer

@@ -1,5 +1,5 @@
-"""The example's figures, drawn from the metrics of its runs, and screenshots of the report and of the page about the
-data."""
+"""The example's figures, drawn from the metrics of its runs, and screenshots of the pages: the report, the page about
+the data, and the page about a curation."""
 
 import shutil
 import subprocess
@@ -100,13 +100,27 @@ def picture_data(config: str, picture: Path) -> bool:
         return _picture(page, picture, hidden, height=1330)
 
 
-def _picture(page: Path, picture: Path, hidden: str, *, height: int) -> bool:
-    """Write a screenshot of the page without the elements that the CSS selector `hidden` selects."""
+def picture_curation(page: Path, picture: Path, step: str) -> bool:
+    """Use Chromium to write a screenshot of the main parts of the page curation.html, with the reasons, the scores and
+    the first samples of a step, such as `3 gopher_quality`. Returns False if Chromium is not installed."""
+    hidden = (
+        "#costs, #config, footer, nav, .step:not([open]), #funnel > :not(h2, .charts, .scroll), "
+        ".step > :is(.note, .scroll:not(:has(.bars)), pre, details, h3:has(+ pre), h3:has(+ .samples)), "
+        ".step > .charts > :nth-child(n + 3), .step > .samples > :nth-child(n + 3), .step > .samples ~ .samples"
+    )
+    return _picture(page, picture, hidden, height=1720, opened=step)
+
+
+def _picture(page: Path, picture: Path, hidden: str, *, height: int, opened: str = "") -> bool:
+    """Write a screenshot of the page without the elements that the CSS selector `hidden` selects. The part of the page
+    whose title begins with `opened` is opened."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         return False
     style = f"<style>{hidden} {{display: none !important}}</style>"
     html = page.read_text("utf-8").replace("</head>", f"{style}</head>", 1)
+    if opened:
+        html = html.replace(f"><summary>{opened}", f" open><summary>{opened}", 1)
     with tempfile.TemporaryDirectory() as temporary:
         file, raw = Path(temporary, "page.html"), Path(temporary, "picture.png")
         file.write_text(html, encoding="utf-8")
