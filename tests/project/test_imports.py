@@ -55,6 +55,7 @@ ORDER = [
     "data.mixing",
     "data.curation",
     "data.curation.page",
+    "data.curation.statistics",
     "data.curation.duplicates",
     "data.curation.quality",
     "data.curation.decontamination",
