@@ -120,12 +120,20 @@ def _text_rows(texts: Mapping[str, Mapping[str, int]], steps: int) -> Iterator[S
         yield name, f"{counts['documents']:,}", f"{counts['tokens']:,}", f"{epochs:.2f}"
 
 
-def _loss_rows(results: dict[str, list[dict[str, float]]]) -> Iterator[Sequence[str]]:
-    yield "loss on", "raw", "curated", "difference"
-    for name in sorted(results["raw"][0], reverse=True):
-        raw, curated = ([each[name] for each in results[text]] for text in ("raw", "curated"))
-        differences = [after - before for before, after in zip(raw, curated, strict=True)]
-        yield name.replace("-", " "), _spread(raw), _spread(curated), _spread(differences, sign="+")
+def _loss_rows(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Sequence[str]]:
+    yield "loss", "raw", "curated", "difference"
+    for kind in ("documents", "questions"):
+        names = [f"unseen-{kind}", f"leaked-{kind}"]
+        unseen, leaked = ({text: [each[name] for each in runs] for text, runs in results.items()} for name in names)
+        yield _loss_row(f"unseen {kind}", unseen)
+        yield _loss_row(f"leaked {kind}", leaked)
+        less = {text: [a - b for a, b in zip(unseen[text], leaked[text], strict=True)] for text in results}
+        yield _loss_row(f"unseen {kind} - leaked {kind}", less, sign="+")
+
+
+def _loss_row(name: str, losses: Mapping[str, Sequence[float]], sign: str = "") -> Sequence[str]:
+    differences = [curated - raw for raw, curated in zip(losses["raw"], losses["curated"], strict=True)]
+    return name, _spread(losses["raw"], sign), _spread(losses["curated"], sign), _spread(differences, "+")
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:
