@@ -98,9 +98,10 @@ class Sample(Step):
 
     def check_names(self, sources: Sequence[str], scores: Sequence[str]) -> None:
         if self.by not in _FIELDS and self.by not in scores:
-            known = f"scores: {', '.join(scores)}" if scores else "earlier steps compute no scores"
+            known = ", ".join(dict.fromkeys(scores))
             raise ConfigError(
-                f"is {self.by!r}, which no earlier step computes{near(self.by, scores)} ({known})", key="by"
+                f"is {self.by!r}, which no earlier step computes{near(self.by, scores)} (scores: {known or 'none'})",
+                key="by",
             )
         if self.by == "source":
             raise_together(
