@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from data.base.errors import ConfigError, Problems, under
 from data.base.paths import label_defect, shown
-from data.base.redaction import is_address
 from data.config.build import build
 from data.config.dataset import DatasetConfig
 from data.config.sections import Defect, Section, each

@@ -79,6 +79,7 @@ ORDER = [
     "data.config",
     "data.pages",
     "data.base",
+    "data.secrets",
 ]
 """The order of packages and of modules next to them. A package imports only from those below it."""
 

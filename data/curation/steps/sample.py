@@ -67,6 +67,7 @@ class Sample(Step):
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = (_limited_once, _valid_limits, _valid_ranges)
+    USES_SEED: ClassVar[bool] = True
 
     by: str = "source"
     """What divides the documents into strata: `source`, `file`, or a score such as `gopher_quality.n_words`. The strata
