@@ -1,21 +1,17 @@
 """The quality rules of C4 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.2)."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from data.config.values import Count
 from data.curation.base.document import Document, Verdict
 from data.curation.base.step import Judge, Threshold, violated
-from data.curation.quality.splitters import SENTENCES, Splitter, SplittingStep
+from data.curation.quality.splitters import SENTENCES, SplittingStep
 
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _ENDINGS = (".", "?", "!", '"', "'")
 _POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _POLICY = re.compile("|".join(_POLICIES))
-_LOREM_IPSUM = "filter_lorem_ipsum"
-_CURLY_BRACKET = "filter_curly_bracket"
-_DETAILS = {_LOREM_IPSUM: "contains the text `lorem ipsum`", _CURLY_BRACKET: "contains a curly bracket"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +20,7 @@ class C4Quality(SplittingStep):
     ipsum`. A limit that is null is not applied. White space around lines is removed.
 
     The number of sentences is stored as a score. If any parameter changes, the step is nevertheless repeated, because
-    its result does not contain the removed lines.
+    the result of the last run does not contain the removed lines.
     """
 
     PARAMETER = "sentences"
@@ -57,14 +53,16 @@ class C4Quality(SplittingStep):
     install spaCy and set `datatrove.utils.text:split_into_sentences`."""
 
     def judge(self) -> Judge:
-        split, clean, (threshold,) = self.splitter(), _line_filter(self), self.thresholds()
+        split, (threshold,) = self.splitter(), self.thresholds()
 
         def judge(document: Document) -> Verdict:
             lines = document.text.splitlines() if self.split_paragraph else split(document.text)
-            kept, reason = _kept_lines(lines, clean)
-            if reason is not None:
-                return Verdict(reason=f"c4_quality.{reason}", detail=_DETAILS[reason])
-            scores = {threshold.score: float(self._count(kept, split))}
+            result = _filtered(lines, self)
+            if isinstance(result, Verdict):
+                return result
+            kept = [line for line in result if line is not None]
+            n_sentences = sum(len(split(line)) for line in kept) if self.split_paragraph else len(kept)
+            scores = {threshold.score: float(n_sentences)}
             if (removed := violated(threshold, scores)) is not None:
                 return removed._replace(scores=scores)
             text = ("\n" if self.split_paragraph else " ").join(kept).strip()
@@ -72,7 +70,8 @@ class C4Quality(SplittingStep):
                 return Verdict(reason="c4_quality.empty", detail="no line remains", scores=scores)
             if text == document.text:
                 return Verdict(scores=scores)
-            changes = len(lines) - len(set(lines) & set(kept))
+            changes = sum(old != new for old, new in zip(lines, result, strict=True))
+            # Only white space at the end of the text may have changed.
             return Verdict(text=text, changes=max(changes, 1), scores=scores)
 
         return judge
@@ -80,17 +79,35 @@ class C4Quality(SplittingStep):
     def thresholds(self) -> list[Threshold]:
         return [Threshold("c4_quality.n_sentences", "min_num_sentences", min=self.min_num_sentences)]
 
-    def _count(self, lines: list[str], split: Splitter) -> int:
-        return sum(len(split(line)) for line in lines) if self.split_paragraph else len(lines)
+
+def _filtered(lines: list[str], step: C4Quality) -> list[str | None] | Verdict:
+    """For each line, the line without citations and surrounding white space; None if the line is removed. If the
+    document is removed, its verdict."""
+    result: list[str | None] = []
+    for original in lines:
+        line = _terminated(original.strip(), step)
+        lower = "" if line is None else line.lower()
+        if step.filter_lorem_ipsum and "lorem ipsum" in lower:
+            return Verdict(reason="c4_quality.filter_lorem_ipsum", detail="contains the text `lorem ipsum`")
+        if step.filter_javascript and "javascript" in lower:
+            line = None
+        if step.filter_curly_bracket and line is not None and "{" in line:
+            return Verdict(reason="c4_quality.filter_curly_bracket", detail="contains a curly bracket")
+        if step.filter_policy and _POLICY.search(lower):
+            line = None
+        result.append(line)
+    return result
 
 
-def _kept_lines(lines: list[str], clean: Callable[[str], str | None]) -> tuple[list[str], str | None]:
-    """The lines that remain; or the parameter for which the document is removed."""
-    kept = []
-    for line in lines:
-        found = clean(line)
-        if found in _DETAILS:
-            return [], found
-        if found is not None:
-            kept.append(found)
-    return kept, None
+def _terminated(line: str, step: C4Quality) -> str | None:
+    """The line without citations, if it has enough words, no long word, and terminal punctuation."""
+    words = line.split()
+    longest = step.max_word_length
+    if longest is not None and len(line) > longest and any(len(word) > longest for word in words):
+        return None
+    if step.remove_citations and "[" in line:
+        line = _CITATION.sub("", line)
+    if step.filter_no_terminal_punct and (not line.endswith(_ENDINGS) or line.endswith("...")):
+        return None
+    # As in C4, a citation counts as a word.
+    return None if step.min_words_per_line is not None and len(words) < step.min_words_per_line else line

@@ -31,16 +31,14 @@ class NGrams:
     def joined(self, sizes: Sequence[int], separator: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (n, hashes of all n-grams) for these n in increasing order. The hash is that of the words joined with
         the separator, an empty string or one character."""
-        shift = self.powers[self.lengths + len(separator)]
-        between = np.uint64(0)
+        shift, head = self.powers[self.lengths + len(separator)], self.hashes
         if separator:
-            between = self.powers[self.lengths] * np.uint64(ord(separator) + 1)
+            head = head + self.powers[self.lengths] * np.uint64(ord(separator) + 1)
         found = self.hashes
         for n in range(1, max(sizes, default=0) + 1):
             if n > 1:
-                count = max(len(self.hashes) - n + 1, 0)
-                head = self.hashes[:count] + (between[:count] if separator else between)
-                found = head + shift[:count] * found[1 : count + 1]
+                count = max(len(head) - n + 1, 0)
+                found = head[:count] + shift[:count] * found[1 : count + 1]
             if n in sizes:
                 yield n, found
 
