@@ -19,13 +19,16 @@ from data.curation.base.step import Step
 from data.curation.decontamination.decontaminate import Decontaminate
 from data.curation.duplicates.exact import ExactDuplicates
 from data.curation.duplicates.near import NearDuplicates
+from data.curation.quality.bad_words import C4BadWords
 from data.curation.quality.c4_quality import C4Quality
 from data.curation.quality.fineweb_quality import FineWebQuality
 from data.curation.quality.gopher_quality import GopherQuality
 from data.curation.quality.gopher_repetition import GopherRepetition
+from data.curation.quality.language import Language
 from data.curation.steps.function import Function
 from data.curation.steps.mask_pii import MaskPii
 from data.curation.steps.normalize import Normalize
+from data.curation.steps.sample import Sample
 
 STEPS: dict[str, type[Step]] = {
     "normalize": Normalize,
@@ -34,9 +37,12 @@ STEPS: dict[str, type[Step]] = {
     "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
     "c4_quality": C4Quality,
+    "c4_bad_words": C4BadWords,
     "fineweb_quality": FineWebQuality,
+    "language": Language,
     "decontaminate": Decontaminate,
     "mask_pii": MaskPii,
+    "sample": Sample,
 }
 """The steps by their names in the config."""
 _NO_ROWS = 2

@@ -34,7 +34,7 @@ def read_task(name: str, path: str) -> EvalSet:
     try:
         task = _load(path, config["task"])
         columns = _columns(config, task)
-        documents = enumerate(task.eval_docs)
+        documents = enumerate(task.eval_docs, start=1)
         questions = [_question(f"{path} question {number}", task, dict(doc), columns) for number, doc in documents]
     except Exception as error:  # the task's YAML, its functions and datasets can raise almost any error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
