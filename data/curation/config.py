@@ -28,6 +28,7 @@ from data.curation.steps.function import Function
 from data.curation.steps.mask_pii import MaskPii
 from data.curation.steps.normalize import Normalize
 from data.curation.steps.sample import Sample
+from data.secrets.redaction import is_address
 
 STEPS: dict[str, type[Step]] = {
     "normalize": Normalize,

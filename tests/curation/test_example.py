@@ -137,13 +137,14 @@ def test_the_tables_of_the_page_are_those_of_the_classes():
 
 @pytest.mark.proof
 @pytest.mark.subprocess
-def test_the_example_is_curated(folder, planted):
-    config = folder / "curation.yaml"
-    text = (ROOT / "yamls/curation/stdlib.yaml").read_text(encoding="utf-8")
-    config.write_text(text.replace(".cache/curation", str(folder)), encoding="utf-8")
-    subprocess.run([sys.executable, "scripts/curate.py", str(config)], cwd=ROOT, check=True)
-    found = {each.kind: each for each in compare(planted, Curated.read(folder / "curated"))}
+def test_the_example_is_curated_and_trained(folder, tmp_path):
+    short = ["--steps", "2", "--seeds", "1", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "effect.json")]
+    command = [sys.executable, "scripts/dev/curation_effect.py", "--data", str(folder), *short]
+    subprocess.run(command, cwd=ROOT, check=True)
+    report = json.loads((tmp_path / "effect.json").read_text())
+    found = {each["kind"]: each for each in report["found"]}
     exact = ("exact_duplicate", "near_duplicate", "leaked_document", "leaked_questions", "email", "aws_key", "numbers")
-    assert {kind: found[kind].share for kind in exact} == dict.fromkeys(exact, 1)
-    assert "near_duplicates" not in found["similar"].steps
-    assert found[CLEAN].share < 0.3
+    assert {kind: found[kind]["found"] for kind in exact} == {kind: found[kind]["planted"] for kind in exact}
+    assert "near_duplicates" not in found["similar"]["steps"]
+    assert found[CLEAN]["found"] < 0.3 * found[CLEAN]["planted"]
+    assert {name: len(runs) for name, runs in report["losses"].items()} == {"raw": 1, "curated": 1}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import yaml
 
 from data.base.errors import ConfigError
@@ -19,8 +20,9 @@ BASE = ROOT / "yamls/examples/stdlib_pretrain.yaml"
 
 def train(name: str, data_files: Sequence[Path], seed: int, steps: int, folder: Path) -> Path:
     """Train on text files for a number of steps, and return the folder of checkpoints. A run that is complete is not
-    repeated. Raises ConfigError if the run fails."""
-    run = folder / f"{name}-{seed}-{steps}"
+    repeated, unless the files have changed. Raises ConfigError if the run fails."""
+    digest = xxhash.xxh3_64(b"".join(file.read_bytes() for file in data_files)).hexdigest()
+    run = folder / f"{name}-{seed}-{steps}-{digest[:8]}"
     checkpoints, config = run / "checkpoints", run / "config.yaml"
     if (run / "complete").exists():
         return checkpoints
