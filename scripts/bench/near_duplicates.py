@@ -69,8 +69,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(variants: dict[str, Variant], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The seconds of each variant for each size and round, and the number of documents that it keeps."""
-    texts = Texts(seed=0).mixture(args.documents * max(args.sizes))
-    inputs = {size: write_documents(folder / f"in{size}", texts[: args.documents * size]) for size in args.sizes}
+    # Each size has its own mixture, because in a part of a mixture, there would be fewer copies.
+    texts = {size: Texts(seed=0).mixture(args.documents * size) for size in args.sizes}
+    inputs = {size: write_documents(folder / f"in{size}", texts[size]) for size in args.sizes}
     for number in range(2):
         variants[STEP](inputs[min(args.sizes)], folder / f"warm{number}")
     rows = {
@@ -79,7 +80,7 @@ def measure(variants: dict[str, Variant], args: argparse.Namespace, folder: Path
         for size in args.sizes
     }
     for (size, _), row in rows.items():
-        row["bytes"] = sum(len(text.encode()) for text in texts[: args.documents * size])
+        row["bytes"] = sum(len(text.encode()) for text in texts[size])
     for order in common.rounds(variants, args.rounds):
         for size, name in itertools.product(args.sizes, order):
             began = time.perf_counter()
