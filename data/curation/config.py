@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from data.base.errors import ConfigError, Problems, under
 from data.base.paths import label_defect, shown
-from data.base.redaction import is_address
 from data.config.build import build
 from data.config.dataset import DatasetConfig
 from data.config.sections import Defect, Section, each
@@ -29,6 +28,7 @@ from data.curation.steps.function import Function
 from data.curation.steps.mask_pii import MaskPii
 from data.curation.steps.normalize import Normalize
 from data.curation.steps.sample import Sample
+from data.secrets.redaction import is_address
 
 STEPS: dict[str, type[Step]] = {
     "normalize": Normalize,

@@ -106,7 +106,7 @@ class _Curation:
         self.config, self.tokenizer, self.sources = config, tokenizer, sources
         self.master = master
         self.output = Path(config.output)
-        self.chain = links(self.output, made_from(sources, config, tokenizer), steps)
+        self.chain = links(self.output, made_from(sources, config, tokenizer), steps, config.seed)
 
     def run(self) -> CurationReport:
         if self._is_written() and all(link.report() is not None for link in self.chain) and self.config.rows is None:

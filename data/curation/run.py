@@ -15,10 +15,10 @@ from data.curation.base.report import StepReport
 from data.curation.base.step import Context, ScoredStep, Step
 from data.curation.base.tasks import DocumentError, errors_of_tasks
 from data.curation.chain import TEMPORARY, Link, scored_before
-from data.curation.places import place_text
 from data.curation.reading import OpenSource, Work, check_files, read_documents, refuse_invalid
-from data.curation.statistics import with_counts, with_histograms, with_samples
-from data.curation.summary import summarize
+from data.curation.statistics.places import place_text
+from data.curation.statistics.step_report import with_counts, with_histograms, with_samples
+from data.curation.statistics.summary import summarize
 from data.spark.progress import task_bar
 
 if TYPE_CHECKING:

@@ -34,13 +34,19 @@ from scripts.bench.duplicate_variants import STEP, Variant, make_variants, run_s
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+CONF = {
+    "spark.driver.memory": "4g",
+    "spark.driver.defaultJavaOptions": "",
+    "spark.python.daemon.module": "data.curation.daemon",
+}
+"""Settings of the session, as in data/curation/curate.py."""
 EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     notes: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, spark_session(f"local[{args.workers}]") as spark:
+    with tempfile.TemporaryDirectory() as folder, spark_session(f"local[{args.workers}]", CONF) as spark:
         result = common.description(args)
         if args.rounds:
             variants = make_variants(spark, args.workers, notes)

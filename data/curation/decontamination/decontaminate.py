@@ -15,9 +15,9 @@ from data.base.errors import ConfigError, Problems, under
 from data.config.sections import Defect
 from data.config.source import Paths
 from data.config.values import Count, Range, Share
+from data.curation.base.document import Judge
 from data.curation.base.report import Table
-from data.curation.base.step import Context, DocumentStep, Judge
-from data.curation.base.tasks import judged
+from data.curation.base.step import Context, DocumentStep
 from data.curation.decontamination.evals import EvalFiles, read_evals
 from data.curation.decontamination.questions import EvalSet
 from data.curation.decontamination.search import PAIRS, Search, SearchInFolder, build_search, pairs_in_batches
@@ -96,7 +96,7 @@ class Decontaminate(DocumentStep):
         return self._search().judge
 
     def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
-        return judged(documents, SearchInFolder(folder=str(self._saved(context))), context)
+        return SearchInFolder(folder=str(self._saved(context))).apply(documents, context)
 
     def tables(self, result: "DataFrame", context: Context) -> list[Table]:
         from pyspark.sql import functions as F

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, from_here
-from data.base.redaction import is_address
 from data.config.suggest import near, show
 from data.curation.decontamination.questions import QUESTION_FIELDS, EvalSet, Question, texts_of
+from data.secrets.redaction import is_address
 
 _KEY = "lm_eval"
 _FORMATS = ("json", "csv", "parquet", "arrow", "text")

@@ -76,8 +76,9 @@ class NearDuplicates(Step):
     hashes_per_bucket: Count = 6
     """Number of MinHash values that form a key. With s as the similarity, the probability that two documents are
     compared is 1 - (1 - s^hashes_per_bucket)^num_buckets."""
-    max_comparisons: Count = 50
-    """In each bucket, a document is compared with at most this number of documents that have the same key."""
+    max_comparisons: Count = 20
+    """In each bucket, a document is compared with at most this number of documents that have the same key, so that the
+    time grows linearly if many documents are similar, such as pages with the same template."""
     keep: Literal["longest", "first", "highest_score"] = "longest"
     """The document of a cluster that is kept: the document with the most tokens, the first document of the input, or
     the document with the highest score. Of equal documents, the first is kept."""

@@ -67,6 +67,7 @@ class Sample(Step):
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = (_limited_once, _valid_limits, _valid_ranges)
+    USES_SEED: ClassVar[bool] = True
 
     by: str = "source"
     """What divides the documents into strata: `source`, `file`, or a score such as `gopher_quality.n_words`. The strata
@@ -98,9 +99,10 @@ class Sample(Step):
 
     def check_names(self, sources: Sequence[str], scores: Sequence[str]) -> None:
         if self.by not in _FIELDS and self.by not in scores:
-            known = f"scores: {', '.join(scores)}" if scores else "earlier steps compute no scores"
+            known = ", ".join(dict.fromkeys(scores))
             raise ConfigError(
-                f"is {self.by!r}, which no earlier step computes{near(self.by, scores)} ({known})", key="by"
+                f"is {self.by!r}, which no earlier step computes{near(self.by, scores)} (scores: {known or 'none'})",
+                key="by",
             )
         if self.by == "source":
             raise_together(

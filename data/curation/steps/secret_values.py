@@ -1,7 +1,7 @@
 """Find secrets that are recognized by the text around them: values assigned to names such as `api_key`, HTTP
 authorization, and logins in URLs. Searches take linear time.
 
-Messages are redacted by data/base/redaction.py, which prefers to hide too much. Here, a value must also look random,
+Messages are redacted by data/secrets/redaction.py, which prefers to hide too much. Here, a value must also look random,
 because training text is full of names such as `token` and of placeholders.
 """
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from data.base.redaction import is_secret_name
+from data.secrets.names import is_secret_name
 
 Span = tuple[int, int]
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from data.curation.base.report import CUT, SHOWN_CHARACTERS, Counts, Flow, Histogram, Sample, StepReport, shortened
 from data.curation.base.step import Threshold
-from data.curation.places import place_text
-from data.curation.summary import MAX_REASONS, Summary
+from data.curation.statistics.places import place_text
+from data.curation.statistics.summary import MAX_REASONS, Summary
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

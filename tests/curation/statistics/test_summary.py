@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.curation import statistics
 from data.curation.base.report import Counts, StepReport
 from data.curation.base.step import Threshold
-from data.curation.statistics import with_counts, with_histograms
-from data.curation.summary import MAX_KEPT, MAX_SAMPLES, Summary, hashes_of, summarize_batches
+from data.curation.statistics import step_report
+from data.curation.statistics.step_report import with_counts, with_histograms
+from data.curation.statistics.summary import MAX_KEPT, MAX_SAMPLES, Summary, hashes_of, summarize_batches
 
 REPORT = StepReport(number=1, name="step", parameters={}, fingerprint="f", flows={})
 
@@ -106,4 +106,4 @@ def test_a_histogram_counts_each_scored_document_once():
     assert sum(drawn.removed) == sum(row["reason"] is not None for row in scored)
     assert drawn.n_documents == len(scored)
     assert (drawn.edges[0], drawn.min, drawn.max) == (-1.0, -1.0, 0.5)
-    assert len(drawn.edges) == statistics.BINS + 1
+    assert len(drawn.edges) == step_report.BINS + 1

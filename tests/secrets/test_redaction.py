@@ -2,7 +2,8 @@
 
 import pytest
 
-from data.base.redaction import is_secret_name, redacted, without_login, without_secrets
+from data.secrets.names import is_secret_name
+from data.secrets.redaction import redacted, without_login, without_secrets
 
 HF = "hf_" + "Abcdefghij1234567890Abcdefghij1234"
 AWS_ID, AWS_KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
