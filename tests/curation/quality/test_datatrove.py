@@ -23,10 +23,7 @@ try:
 except ImportError:
     skip_or_fail("datatrove is not installed")
 
-GOPHER_OFF = dict.fromkeys(
-    ["min_doc_words", "max_doc_words", "min_avg_word_length", "max_avg_word_length", "max_symbol_word_ratio"]
-    + ["max_bullet_lines_ratio", "max_ellipsis_lines_ratio", "max_non_alpha_words_ratio", "min_stop_words"]
-)
+GOPHER_OFF = {threshold.key: None for threshold in GopherQuality().thresholds()} | {"max_symbol_word_ratio": None}
 REPETITION_OFF = dict.fromkeys(["dup_line_frac", "dup_para_frac", "dup_line_char_frac", "dup_para_char_frac"])
 REPETITION_OFF |= {"top_n_grams": (), "dup_n_grams": ()}
 FINEWEB_OFF = {"line_punct_thr": -1, "short_line_thr": 2, "char_duplicates_ratio": 2, "new_line_ratio": math.inf}
