@@ -17,7 +17,7 @@ from data.curation.base.document import COLUMNS, SCHEMA, VERDICT_COLUMNS, Docume
 from data.curation.base.step import Context, Step
 from data.curation.base.tasks import ARROW_SCHEMA
 from data.curation.duplicates.exact import ExactDuplicates
-from data.curation.duplicates.minhash import bucket_keys
+from data.curation.duplicates.minhash import bucket_keys, signature
 from data.curation.duplicates.near import NearDuplicates
 from data.curation.duplicates.shingles import shingles, words
 
@@ -127,7 +127,8 @@ def slow_near_duplicates(documents: list[Document], step: NearDuplicates) -> dic
     by_key = defaultdict(list)
     for each in documents:
         if len(found := shingles(each.text, step.n_grams)):
-            for key in bucket_keys(found, step.num_buckets, step.hashes_per_bucket).tolist():
+            values = signature(found, step.num_buckets * step.hashes_per_bucket)
+            for key in bucket_keys(values[None], step.num_buckets)[0].tolist():
                 by_key[key].append(each)
     pairs = {pair for group in by_key.values() for pair in itertools.combinations([each.id for each in group], 2)}
     text = {each.id: each.text for each in documents}
