@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = common.make_parser(__doc__, documents=10_000, pairs=2500, rounds=3, workers=2)
+    parser = common.make_parser(__doc__, documents=20_000, pairs=2500, rounds=3, workers=2)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4], help="multiples of --documents")
     return parser.parse_args(argv)
 
