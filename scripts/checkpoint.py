@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _place(text: str) -> Path | str:
     """Convert the text to a path, unless it is a URL."""
-    from data.base.redaction import is_address
+    from data.secrets.redaction import is_address
 
     return text if is_address(text) else Path(text)
 

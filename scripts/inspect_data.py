@@ -148,9 +148,9 @@ def _inspect(sources: "dict[str, DatasetConfig]", tokenizer: "Tokenizer", args: 
 
 
 def _write_page(config: "TrainConfig", tokenizer: "Tokenizer", args: argparse.Namespace) -> None:
-    from data.base.redaction import redacted
     from data.inspection.page.page import Options, write_page
     from data.inspection.page.source import inspect_source
+    from data.secrets.redaction import redacted
 
     sources = [
         inspect_source(

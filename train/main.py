@@ -15,8 +15,8 @@ from pathlib import Path
 from data.base.console import is_first, logger, show_on_console
 from data.base.errors import ConfigError, DataError
 from data.base.paths import refuse_path
-from data.base.redaction import redacted
 from data.base.workers import signalled_at_end_of
+from data.secrets.redaction import redacted
 from train.config.load import LoadedConfig, load_config
 from train.config.schema import TrainConfig
 from train.console.start import config_lines, machine_lines, model_lines

@@ -1,4 +1,4 @@
-"""Utilities for all packages in data/: errors, console output, durations, sizes, paths, secrets, hashes,
+"""Utilities for all packages in data/: errors, console output, durations, sizes, paths, hashes,
 locks and workers.
 
 Nothing here depends on records, rows or sources.

@@ -14,7 +14,7 @@ from functools import cache
 from types import TracebackType
 from typing import Any, TextIO
 
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 logger = logging.getLogger("dropless")
 """For messages about the whole run. Global rank 0 prints these messages."""

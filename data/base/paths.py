@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095
 """NAME_MAX of common file systems, and Linux's PATH_MAX without the terminating NUL."""

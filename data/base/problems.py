@@ -11,7 +11,7 @@ import numpy as np
 
 from data.base.errors import DataError, setting
 from data.base.paths import is_unicode
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 SHOWN = 20
 """Maximum number of kinds of problems that are listed. Further kinds are only counted."""

@@ -1,9 +1,12 @@
 """The keys of a config's sections as tables in Markdown, for pages of the documentation."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
+
+from pydantic import TypeAdapter
 
 from data.config.sections import Section, field_checks, hints_of
 from data.config.suggest import describe, is_section, options_of
@@ -20,6 +23,21 @@ def key_table(cls: type[Section], definitions: Mapping[str, Any], link: Link) ->
     for name, hint in hints_of(cls).items():
         key = definitions[name]
         yield table_row(f"`{name}`", _type_cell(cls, name, hint, link), default_cell(key), prose(key["description"]))
+
+
+def complete_properties(properties: dict[str, Any], cls: type[Section]) -> None:
+    """Add to the `properties` of pydantic's JSON schema what pydantic omits: defaults of default factories, and the
+    documentation of inherited keys. Titles are removed."""
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        properties[field.name].pop("title", None)
+        if field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+            properties[field.name]["default"] = {} if isinstance(made, Section) else made
+    for base in cls.__mro__[1:]:
+        if dataclasses.is_dataclass(base):
+            for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
+                if "description" in inherited:
+                    properties[name].setdefault("description", inherited["description"])
 
 
 def table_row(*cells: str) -> str:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from data.base.errors import ConfigError
 from data.base.paths import STORES, path_defect
-from data.base.redaction import is_address
 from data.config.sections import Defect, Section
 from data.config.splits import parse_split
 from data.config.values import PathText
+from data.secrets.redaction import is_address
 
 Paths = PathText | list[PathText]
 

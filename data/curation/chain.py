@@ -75,13 +75,15 @@ class Link:
         return self.documents.is_dir()
 
 
-def links(output: Path, read_from: Mapping[str, Any], steps: list[NamedStep]) -> list[Link]:
+def links(output: Path, read_from: Mapping[str, Any], steps: list[NamedStep], seed: int) -> list[Link]:
     """The chain. read_from: everything that determines the documents of step 0. ID_BITS is part of the fingerprint
     because ids are stored."""
     first = {"format": FORMAT_VERSION, "id_bits": ID_BITS, **read_from}
     chain = [_link(output, 0, None, first, "")]
     for number, named in enumerate(steps, start=1):
-        before = {"before": chain[-1].fingerprint, "name": named.name, "version": named.step.VERSION}
+        before: dict[str, Any] = {"before": chain[-1].fingerprint, "name": named.name, "version": named.step.VERSION}
+        if named.step.USES_SEED:
+            before["seed"] = seed
         of_scores = ""
         if isinstance(named.step, ScoredStep):
             of_scores = fingerprint_of({**before, "scores": named.step.scores_made_from()})

@@ -1,12 +1,12 @@
 """The config of a curation: sources, steps and output."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data.base.errors import ConfigError, Problems, under
 from data.base.paths import label_defect, shown
-from data.base.redaction import is_address
 from data.config.build import build
 from data.config.dataset import DatasetConfig
 from data.config.sections import Defect, Section, each
@@ -15,9 +15,35 @@ from data.config.suggest import near
 from data.config.tokenizer import TokenizerConfig
 from data.config.values import Count, PathText
 from data.curation.base.step import Step
+from data.curation.decontamination.decontaminate import Decontaminate
+from data.curation.duplicates.exact import ExactDuplicates
+from data.curation.duplicates.near import NearDuplicates
+from data.curation.quality.bad_words import C4BadWords
+from data.curation.quality.c4_quality import C4Quality
+from data.curation.quality.fineweb_quality import FineWebQuality
+from data.curation.quality.gopher_quality import GopherQuality
+from data.curation.quality.gopher_repetition import GopherRepetition
+from data.curation.quality.language import Language
 from data.curation.steps.function import Function
+from data.curation.steps.mask_pii import MaskPii
+from data.curation.steps.normalize import Normalize
+from data.curation.steps.sample import Sample
+from data.secrets.redaction import is_address
 
-STEPS: dict[str, type[Step]] = {}
+STEPS: dict[str, type[Step]] = {
+    "normalize": Normalize,
+    "exact_duplicates": ExactDuplicates,
+    "near_duplicates": NearDuplicates,
+    "gopher_quality": GopherQuality,
+    "gopher_repetition": GopherRepetition,
+    "c4_quality": C4Quality,
+    "c4_bad_words": C4BadWords,
+    "fineweb_quality": FineWebQuality,
+    "language": Language,
+    "decontaminate": Decontaminate,
+    "mask_pii": MaskPii,
+    "sample": Sample,
+}
 """The steps by their names in the config."""
 _NO_ROWS = 2
 """A valid value for `max_seq_len`, which has no effect, because no rows are made when documents are read."""
@@ -110,6 +136,18 @@ class NamedStep:
     """The key of the step's parameters, such as `steps[2].near_duplicates`."""
     step: Step
 
+    @contextmanager
+    def errors_placed(self) -> Iterator[None]:
+        """Prepend the key of the step to the key of any ConfigError raised in the block."""
+        try:
+            yield
+        except ConfigError as error:
+            if isinstance(self.step, Function) and error.key == "function":
+                # The function is the name of the step, and not a parameter.
+                raise ConfigError(error.text, key=self.key) from None
+            with under(self.key):
+                raise
+
 
 def read_config(values: Mapping[str, Any]) -> tuple[CurationConfig, list[NamedStep]]:
     """The config and its steps, from plain values. Raises ConfigError with all problems."""
@@ -131,7 +169,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[CurationConfig, list[NamedSt
 def _check_names(steps: list[NamedStep], sources: list[str], problems: Problems) -> None:
     scores: list[str] = []
     for each_step in steps:
-        with problems.collect(), under(each_step.key):
+        with problems.collect(), each_step.errors_placed():
             each_step.step.check_names(sources, scores)
         scores += [threshold.score for threshold in each_step.step.thresholds()]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.base.errors import ConfigError, Problems, plain_os_errors, under
+from data.base.errors import ConfigError, Problems, plain_os_errors
 from data.base.locks import exclusive_unless
 from data.base.versions import installed_versions
 from data.config.dataset import DatasetConfig
@@ -21,6 +21,8 @@ from data.curation.chain import (
     remove_others,
 )
 from data.curation.config import CurationConfig, NamedStep
+from data.curation.page.page import write_page
+from data.curation.page.warnings import warning_lines
 from data.curation.probe import probe
 from data.curation.reading import OpenSource, TokenCounter, made_from, open_sources, work_of
 from data.curation.run import Runner, check_remaining, log_step
@@ -62,7 +64,7 @@ def check(
     with problems.collect():
         sources = open_sources(config, rehash=rehash)
     for named in steps:
-        with problems.collect(), under(named.key):
+        with problems.collect(), named.errors_placed():
             named.step.check()
     with problems.collect():
         _check_output(config, sources)
@@ -104,7 +106,7 @@ class _Curation:
         self.config, self.tokenizer, self.sources = config, tokenizer, sources
         self.master = master
         self.output = Path(config.output)
-        self.chain = links(self.output, made_from(sources, config, tokenizer), steps)
+        self.chain = links(self.output, made_from(sources, config, tokenizer), steps, config.seed)
 
     def run(self) -> CurationReport:
         if self._is_written() and all(link.report() is not None for link in self.chain) and self.config.rows is None:
@@ -127,6 +129,7 @@ class _Curation:
             sources=self.sources,
             work=lambda: work_of(self.sources, self.tokenizer),
             count_tokens=TokenCounter(self.tokenizer),
+            drops_invalid=self.config.on_bad_example == "drop",
             seed=self.config.seed,
         )
         reports: list[StepReport] = []
@@ -140,7 +143,7 @@ class _Curation:
     def _logged(self, link: Link, new: StepReport | None) -> StepReport:
         report = new or link.report()
         assert report is not None
-        log_step(report, [], is_new=new is not None)
+        log_step(report, warning_lines(report), is_new=new is not None)
         check_remaining(link, report)
         return report
 
@@ -177,6 +180,7 @@ class _Curation:
         part = self.output / f".{RECORD}"
         part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         part.replace(self.output / RECORD)
+        write_page(report, self.output / PAGE)
         remove_others(self.chain)
         if not self.config.keep_steps:
             remove_documents(self.chain)
@@ -210,8 +214,13 @@ def _conf(master: str | None) -> dict[str, str]:
     import psutil
 
     memory = max(int(psutil.virtual_memory().total * _LOCAL_MEMORY) >> 20, 1024)
-    # Unlike preparation, curation moves documents through Java, so its code should be optimized.
-    return {**_CONF, "spark.driver.memory": f"{memory}m", "spark.driver.defaultJavaOptions": ""}
+    return {
+        **_CONF,
+        "spark.driver.memory": f"{memory}m",
+        # Unlike preparation, curation moves documents through Java, so its code should be optimized.
+        "spark.driver.defaultJavaOptions": "",
+        "spark.python.daemon.module": "data.curation.daemon",
+    }
 
 
 def _local_master() -> str | None:

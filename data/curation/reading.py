@@ -193,17 +193,21 @@ def _invalid(problem: Problem) -> Verdict:
     return Verdict(reason=f"{INVALID}: {problem.kind}", detail=problem.text)
 
 
-def check_read(result: "DataFrame", sources: list[OpenSource], place: Callable[[str, str, int], str]) -> None:
-    """Check the files after all slices were read. Raises DataError if a file has changed in the meantime, if a source
-    has no records, or with all invalid records. `place` makes the location of a document."""
-    from pyspark.sql import functions as F
-
+def check_files(result: "DataFrame", sources: list[OpenSource]) -> None:
+    """Check the files after all slices were read. Raises DataError if a file has changed in the meantime, or if a
+    source has no records."""
     seen: dict[str, set[str]] = {}
     for row in result.select("source", "file").distinct().collect():
         seen.setdefault(row["source"], set()).add(row["file"])
     for each in sources:
         files = seen.get(each.name, set())
         each.source.check_done({number for number, file in enumerate(each.files) if file in files})
+
+
+def refuse_invalid(result: "DataFrame", place: Callable[[str, str, int], str]) -> None:
+    """Raises a DataError that lists all invalid records. `place` makes the location of a document."""
+    from pyspark.sql import functions as F
+
     invalid = result.where(F.col("reason").startswith(INVALID))
     reading = Reading()
     counts = invalid.groupBy("reason").agg(F.count("*").alias("n"), F.min("id").alias("first")).orderBy("first")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.base.console import logger
-from data.base.errors import ConfigError, DataError, under
+from data.base.errors import ConfigError, DataError
 from data.base.paths import shown
 from data.curation.base.report import StepReport
 from data.curation.base.step import Context, ScoredStep, Step
 from data.curation.base.tasks import DocumentError, errors_of_tasks
 from data.curation.chain import TEMPORARY, Link, scored_before
-from data.curation.places import place_text
-from data.curation.reading import OpenSource, Work, check_read, read_documents
-from data.curation.statistics import with_counts, with_histograms, with_samples
-from data.curation.summary import summarize
+from data.curation.reading import OpenSource, Work, check_files, read_documents, refuse_invalid
+from data.curation.statistics.places import place_text
+from data.curation.statistics.step_report import with_counts, with_histograms, with_samples
+from data.curation.statistics.summary import summarize
 from data.spark.progress import task_bar
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Runner:
     work: Callable[[], Work]
     """What tasks need to read the sources."""
     count_tokens: Callable[[str], int]
+    drops_invalid: bool
+    """Whether invalid records are removed instead of reported as errors."""
     seed: int
 
     def run(self, link: Link, before: StepReport | None) -> StepReport:
@@ -60,7 +62,9 @@ class Runner:
         # Files are partitioned by `kept`, so that the next step reads only kept documents.
         marked.write.mode("overwrite").partitionBy("kept").parquet(str(link.documents))
         if link.named is None:
-            check_read(link.result(self.spark), self.sources, place_text)
+            check_files(link.result(self.spark), self.sources)
+            if not self.drops_invalid:
+                refuse_invalid(link.result(self.spark), place_text)
         return note
 
     def _apply(self, link: Link) -> tuple["DataFrame", str]:
@@ -99,7 +103,8 @@ class Runner:
         )
         report = with_counts(report, summary, counts)
         previous = self.chain[link.number - 1].kept(self.spark) if step is not None else None
-        report = with_samples(report, summary, result, previous)
+        shows_originals = step is None or step.SHOWS_ORIGINALS
+        report = with_samples(report, summary, result, previous, shows_originals=shows_originals)
         report = with_histograms(report, summary, thresholds)
         tables = [] if step is None else step.tables(result, self._context(link))
         return replace(report, tables=tables)
@@ -148,7 +153,7 @@ def _named(link: Link, error: ConfigError | DataError) -> ConfigError | DataErro
         return DataError(f"{place}: the step {link.name} raised {error}")
     if isinstance(error, ConfigError) and link.named is not None and error.key is not None:
         try:
-            with under(link.named.key):
+            with link.named.errors_placed():
                 raise error
         except ConfigError as named:
             return named
@@ -172,5 +177,5 @@ def report_lines(report: StepReport) -> str:
 
 def log_step(report: StepReport, warnings: list[str], *, is_new: bool) -> None:
     logger.info(report_lines(report) + ("" if is_new else " (complete before)"))
-    for line in warnings:
-        logger.warning(line)
+    if warnings:
+        logger.warning("\n".join(warnings))

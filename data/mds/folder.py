@@ -16,7 +16,6 @@ import xxhash
 
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, os_errors_named
-from data.base.redaction import without_login
 from data.examples.forms import TEXT_FORMS
 from data.mds.fetcher import ShardFetcher
 from data.mds.index import fetch_index, need_index, parse_index
@@ -24,6 +23,7 @@ from data.mds.remote.fetch import check_scheme
 from data.mds.row import ROW_FORMS
 from data.mds.shard_files import ShardFiles, plain_local_errors, work_folder
 from data.mds.writer import INDEX, MANIFEST
+from data.secrets.redaction import without_login
 
 
 class MdsFolder:

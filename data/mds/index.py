@@ -21,9 +21,9 @@ from data.base.console import notice
 from data.base.errors import ConfigError, DataError, from_here, setting
 from data.base.paths import path_defect
 from data.base.problems import listed
-from data.base.redaction import redacted
 from data.mds.remote.fetch import WAITS, check_network, fetch
 from data.mds.writer import INDEX, MANIFEST, PLAN, done_slices, read_json
+from data.secrets.redaction import redacted
 from data.stores.failures import FetchError
 
 _SHARD_KEYS = {

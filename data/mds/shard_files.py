@@ -9,8 +9,8 @@ import xxhash
 
 from data.base.console import notice
 from data.base.errors import DataError, plain_os_errors
-from data.base.redaction import without_login
 from data.mds.shard import check_header, file_defect
+from data.secrets.redaction import without_login
 
 
 class ShardFiles:

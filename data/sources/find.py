@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 from data.base.errors import ConfigError, from_here, reason, setting
 from data.base.problems import listed
-from data.base.redaction import is_address
 from data.config.dataset import DatasetConfig
 from data.config.splits import SplitPart, parse_split
+from data.secrets.redaction import is_address
 from data.sources.folders import (
     files_below,
     is_file_or_broken_link,

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, from_here
-from data.base.redaction import redacted
 from data.hub.repository_files import CHECKED, check_json_files, refuse_links
+from data.secrets.redaction import redacted
 
 _REASON_LENGTH = 300
 """Messages from transformers are truncated to this number of characters."""

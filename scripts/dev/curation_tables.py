@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter
 
-from data.config.markdown import key_table, prose, section_of, table_row
+from data.config.markdown import complete_properties, key_table, prose, section_of, table_row
 from data.config.sections import Section, hints_of
 from data.config.suggest import options_of
 from data.curation.config import STEPS, CurationConfig
@@ -69,12 +69,13 @@ def _sections(hint: Any, path: str) -> Iterator[tuple[str, type[Section]]]:
 
 def _properties(cls: type[Section]) -> Mapping[str, Any]:
     """The keys in the JSON schema, with the description of its section for a key without a description."""
-    schema = TypeAdapter(cls).json_schema()
+    properties = TypeAdapter(cls).json_schema()["properties"]
+    complete_properties(properties, cls)
     for name, hint in hints_of(cls).items():
         section = section_of(hint)
         if section is not None:
-            schema["properties"][name].setdefault("description", inspect.getdoc(section))
-    return schema["properties"]
+            properties[name].setdefault("description", inspect.getdoc(section))
+    return properties
 
 
 def _link(cls: type[Section]) -> str:

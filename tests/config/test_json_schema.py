@@ -16,7 +16,7 @@ from train.main import main
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "yamls" / "schema.json"
 KEYS = ROOT / "docs" / "keys.md"
-YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+YAMLS = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "curation")
 
 MISSPELT = {
     "max_seq_len: 64": "max_seq_lenn: 64",

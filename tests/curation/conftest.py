@@ -14,5 +14,6 @@ def spark():
         check_installed()
     except EngineError as error:
         skip_or_fail(str(error))
-    with spark_session("local[2]", {"spark.sql.shuffle.partitions": "3"}) as session:
+    conf = {"spark.sql.shuffle.partitions": "3", "spark.python.daemon.module": "data.curation.daemon"}
+    with spark_session("local[2]", conf) as session:
         yield session

@@ -85,7 +85,19 @@ RULES: list[Run | Elsewhere | Proof] = [
     ),
     # Data.
     Run(pattern=r"python scripts/dev/make_stdlib_data\.py", more=("--modules", "30")),
+    Run(pattern=r"python scripts/dev/make_curation_data\.py", more=("--limit", "16")),
     Run(pattern=r"python scripts/inspect_data\.py .*/bad\.jsonl", code=2),
+    Elsewhere(
+        pattern=r"python scripts/curate\.py yamls/curation/stdlib\.yaml",
+        reason="starts Java",
+        test="tests/curation/test_example.py::test_the_example_is_curated_and_trained",
+    ),
+    Elsewhere(pattern=r"python scripts/curate\.py yamls/curation/web\.yaml .*", reason=CLUSTER),
+    Elsewhere(
+        pattern=r"python scripts/dev/curation_effect\.py",
+        reason="takes 15 minutes",
+        test="tests/curation/test_example.py::test_the_example_is_curated_and_trained",
+    ),
     Elsewhere(
         pattern=r"python scripts/convert_text_to_mds\.py .* --engine spark .*",
         reason="starts Java",

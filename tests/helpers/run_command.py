@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import yaml
+
 from data.base.errors import ConfigError
 from tests.helpers.ranks import ends_of_ranks, run_ranks
 from train.config.load import load_config
@@ -189,6 +191,13 @@ def _refusals(programs: list[Program]) -> list[str | None]:
     return [_refusal(program) for program in programs]
 
 
+def _refusal_of_curation(config: str) -> str | None:
+    from data.curation.config import read_config
+
+    read_config(yaml.safe_load(Path(config).read_text("utf-8")))
+    return None
+
+
 def _refusal(program: Program) -> str | None:
     output, unparsed = io.StringIO(), f"{program.script} does not parse arguments"
     try:
@@ -203,6 +212,8 @@ def _refusal(program: Program) -> str | None:
             return unparsed
     except _Parsed as parsed:
         args = parsed.args[0]
+        if program.script == "scripts/curate.py":
+            return _refusal_of_curation(args.config)
         return _refusal(Program("train.py", [args.config, *args.overrides])) if getattr(args, "config", None) else None
     except SystemExit as end:
         if end.code:

@@ -55,6 +55,7 @@ ORDER = [
     "data.mixing",
     "data.curation",
     "data.curation.page",
+    "data.curation.statistics",
     "data.curation.duplicates",
     "data.curation.quality",
     "data.curation.decontamination",
@@ -78,6 +79,7 @@ ORDER = [
     "data.config",
     "data.pages",
     "data.base",
+    "data.secrets",
 ]
 """The order of packages and of modules next to them. A package imports only from those below it."""
 

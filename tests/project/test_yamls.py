@@ -7,7 +7,7 @@ from train.config.load import read_config, to_yaml
 from train.planning.checks import read_checked
 
 ROOT = Path(__file__).parents[2]
-YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+YAMLS = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "curation")
 TABLES = load_script("dev/preset_table")
 
 

@@ -120,3 +120,23 @@ def test_bench_throughput_measures_both_sides(tmp_path: Path, capsys: pytest.Cap
     assert {side: len(seconds) for side, seconds in report["seconds"].items()} == {"without": 2, "with": 2}
     assert 0 < report["inside"] < 1
     assert "`with` / `without`" in capsys.readouterr().out
+
+
+@pytest.mark.proof
+@pytest.mark.subprocess
+def test_bench_near_duplicates_measures_time_and_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--documents=100", "--pairs=40", "--sizes", "1", "2", "--rounds=1", f"--json={tmp_path / 'near.json'}"]
+    assert load_script("bench/near_duplicates").main(flags) == 0
+    report = json.loads((tmp_path / "near.json").read_text())
+    assert [row["documents"] for row in report["sizes"] if row["variant"] == "near_duplicates"] == [100, 200]
+    assert all(0 < row["kept"] < row["documents"] for row in report["sizes"])
+    assert all(row["compared"] <= row["pairs"] for row in report["bins"])
+    assert report["bins"][-1]["compared"] == report["bins"][-1]["pairs"] > 0
+    assert "of near_duplicates" in capsys.readouterr().out
+
+
+def test_jaccard_similarities_of_all_pairs() -> None:
+    texts = ["a b c d", "a b c", "x y", "b c"]
+    a, b, similarity = load_script("bench/near_duplicates").jaccard_of_all(texts, 2)
+    found = {(int(i), int(j)): float(value) for i, j, value in zip(a, b, similarity, strict=True)}
+    assert found == {(0, 1): 2 / 3, (0, 3): 1 / 3, (1, 3): 1 / 2}

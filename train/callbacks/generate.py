@@ -10,7 +10,7 @@ from torch import Tensor
 from data.base import console
 from data.base.durations import Clock
 from data.base.errors import ConfigError, DataError
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from data.tokenization.tokenizer import Tokenizer
 from train.composer_model import DbrxForComposer
 from train.config.sampling import Sampling, room

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.base.errors import ConfigError, os_errors_named, plain_os_errors
 from data.base.paths import fill_placeholders, name_defect, placeholder_defect, refuse_path
-from data.base.redaction import is_address
+from data.secrets.redaction import is_address
 from data.stores.address import folder_for, url_defect
 from train.checkpoint.storage.digests import digest_file, text_hash
 from train.checkpoint.storage.manifest import (

@@ -1,6 +1,5 @@
 """The keys of a config: a JSON schema for editors, an explanation of a single key, and the page docs/keys.md."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from data.base.errors import ConfigError
-from data.config.markdown import bounds_of, default_cell, key_table, prose, section_of, table_row
+from data.config.markdown import bounds_of, complete_properties, default_cell, key_table, prose, section_of, table_row
 from data.config.sections import Section, hints_of, join
 from data.config.suggest import describe, intended_key, is_section, options_of
 from data.config.values import REFERENCE
@@ -86,20 +85,11 @@ def _complete(definition: dict[str, Any], cls: type[Section], definitions: dict[
     if cls is not TrainConfig:
         # In YAML, an empty section is null. Such a section uses its defaults.
         definition.update(_or_reference(definition, *([] if "required" in definition else ["null"])))
-    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-        key = definition["properties"][field.name]
-        key.pop("title", None)
-        if field.default_factory is not dataclasses.MISSING:
-            made = field.default_factory()
-            key["default"] = {} if isinstance(made, Section) else made
-        section = section_of(hints_of(cls)[field.name])
+    complete_properties(definition["properties"], cls)
+    for name, hint in hints_of(cls).items():
+        key, section = definition["properties"][name], section_of(hint)
         if "description" not in key and section is not None:
             key["description"] = definitions[section.__name__]["description"]
-    for base in cls.__mro__[1:]:
-        if dataclasses.is_dataclass(base):  # pydantic does not find the docstrings of base classes
-            for name, inherited in TypeAdapter(base).json_schema()["properties"].items():
-                if "description" in inherited:
-                    definition["properties"][name].setdefault("description", inherited["description"])
 
 
 def _add_ignored(keys: dict[str, Any], path: str) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from data.base.redaction import HIDDEN, is_secret_name, redacted, variable_of, without_secrets
 from data.config.sections import Section, join
+from data.secrets.names import is_secret_name, variable_of
+from data.secrets.redaction import HIDDEN, redacted, without_secrets
 from train.config.reading.interpolation import escaped
 
 _LEFT_OUT = "# This file contains no secrets. A run with this config reads the secrets from the environment:\n"

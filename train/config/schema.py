@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from data.base.durations import parse_duration
-from data.base.redaction import is_address, redacted
 from data.config.dataset import StreamConfig
 from data.config.loader import DataLoaderConfig, stages_too_long
 from data.config.sections import Defect, Section, each
@@ -25,6 +24,7 @@ from data.config.values import (
     Seed,
     WallTime,
 )
+from data.secrets.redaction import is_address, redacted
 from train.config.callbacks import CallbacksConfig, LoggersConfig
 from train.config.optimizer import AlgorithmsConfig, OptimizerConfig, SchedulerConfig, too_long
 from train.config.supervision import DeadlinesConfig, ExpertsConfig, ProfileConfig, SpikesConfig

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 _BAR_WIDTH = 20
 _BEFORE_BAR = 4

@@ -11,8 +11,8 @@ from composer.utils import dist
 
 from data.base.console import logger
 from data.base.durations import Clock, format_seconds
-from data.base.redaction import is_address
 from data.mixing.row_plan import RowPlan
+from data.secrets.redaction import is_address
 from train.checkpoint.save_folder import REPORT, checkpoints, fill_name
 from train.config.schema import TrainConfig
 from train.console.bar import LiveBar, is_terminal

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from data.base.errors import ConfigError, DataError
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 _FAILURE, _SHOWN = "failure", "failure shown"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from data.base.errors import ConfigError, DataError, reason
-from data.base.redaction import redacted
 from data.config.sections import Unavailable
+from data.secrets.redaction import redacted
 
 Status = Literal["ok", "slow", "wrong", "not here"]
 """wrong: a run would fail or could lose data. not here: this machine does not have the checked component, and probably

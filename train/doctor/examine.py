@@ -14,8 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from data.base.errors import ConfigError, os_errors_named
-from data.base.redaction import is_address
 from data.config.dataset import DatasetConfig
+from data.secrets.redaction import is_address
 from train.checkpoint.save_folder import local_folder, run_name_of
 from train.config.load import LoadedConfig
 from train.config.schema import TrainConfig

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.base.errors import ConfigError, under
-from data.base.redaction import redacted
 from data.hub.reach import why_offline
+from data.secrets.redaction import redacted
 from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import open_save_folder
 from train.checkpoint.save_folder import run_name_of

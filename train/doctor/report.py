@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from train.doctor.check import STATUSES, Check
 
 _STYLES = {"ok": "green", "slow": "yellow", "wrong": "bold red", "not here": "bright_black"}

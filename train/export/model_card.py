@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data.base.redaction import redacted
 from data.base.versions import versions
 from data.config.dataset import DatasetConfig
+from data.secrets.redaction import redacted
 from train.checkpoint.save_folder import RECORD, batch_of
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.base.console import logger
 from data.base.errors import ConfigError
-from data.base.redaction import is_address
+from data.secrets.redaction import is_address
 from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import STAGING, open_remote
 

@@ -12,8 +12,8 @@ import torch
 
 from data.base.console import logger
 from data.base.errors import ConfigError, cannot_be
-from data.base.redaction import redacted, without_secrets
 from data.base.sizes import format_bytes, progress_bar
+from data.secrets.redaction import redacted, without_secrets
 from train.checkpoint.reader import CheckpointReader
 from train.config.schema import TrainConfig
 from train.export.model_card import front_matter, lora_table

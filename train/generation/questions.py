@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from data.base.console import notice
 from data.base.errors import ConfigError, DataError, os_errors_named, setting
 from data.base.problems import Problem, Reading
-from data.base.redaction import redacted
 from data.examples.examples import read_examples
 from data.examples.forms import FORMS, Conversation, Example, PromptResponse
+from data.secrets.redaction import redacted
 from data.sources.formats.lines import parse_line
 from data.tokenization.chat import encode_question
 from data.tokenization.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.base.errors import ConfigError, DataError, from_here
 from data.base.paths import refuse_path
-from data.base.redaction import is_address
+from data.secrets.redaction import is_address
 from train.checkpoint.places import is_save_folder, resolve_folder
 from train.checkpoint.remote.folder import store_errors_named
 from train.checkpoint.remote.staging import open_remote

@@ -18,10 +18,10 @@ from composer.utils import dist
 
 from data.base import console
 from data.base.errors import cannot_be, plain_os_errors
-from data.base.redaction import is_address, redacted, without_login
 from data.base.versions import installed_versions, versions
 from data.lineage.licenses import license_of
 from data.loading.rows import Rows
+from data.secrets.redaction import is_address, redacted, without_login
 from train.checkpoint.save_folder import PART, checkpoints
 from train.config.redaction import masked
 from train.distributed.first_rank import on_first_rank

@@ -9,7 +9,7 @@ from composer.utils import dist
 
 from data.base.errors import ConfigError, cannot_be
 from data.base.paths import fill_placeholders, refuse_path
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 
 _FILE = "loggers.file.filename"
 

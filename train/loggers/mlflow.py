@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from data.base.errors import ConfigError
-from data.base.redaction import is_address, without_secrets
+from data.secrets.redaction import is_address, without_secrets
 from train.config.redaction import masked_yaml
 from train.config.schema import TrainConfig
 from train.loggers.hyperparameters import flat

@@ -7,7 +7,7 @@ from composer.core import State
 from composer.loggers import Logger
 
 from data.base import console
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from train.loggers.step_logger import StepLogger
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import wandb
 
 from data.base.errors import ConfigError
-from data.base.redaction import without_secrets
+from data.secrets.redaction import without_secrets
 from train.config.redaction import masked
 from train.config.schema import TrainConfig
 from train.loggers.checks import is_offline

@@ -9,11 +9,12 @@ from typing import Any, get_args, get_origin
 
 from data.base.durations import parse_duration
 from data.base.errors import yaml_of
-from data.base.redaction import is_address, is_secret_name, redacted, without_secrets
 from data.base.sizes import parse_bytes
 from data.config.sections import Check, Section, field_checks, hints_of, join
 from data.config.suggest import is_section, options_of
 from data.config.values import DurationText, PathText, PositiveDuration, Size
+from data.secrets.names import is_secret_name
+from data.secrets.redaction import is_address, redacted, without_secrets
 from train.models.config import LORA_TARGETS
 
 _LONGEST_SHOWN = 160

@@ -11,9 +11,9 @@ from composer import Trainer
 from composer.utils import dist
 
 from data.base.errors import DataError, is_full
-from data.base.redaction import redacted
 from data.base.versions import installed_versions, versions
 from data.loading.rows import Rows
+from data.secrets.redaction import redacted
 from train.callbacks.run_record import RunRecord
 from train.checkpoint.save_folder import fill_name
 from train.config.redaction import differing, masked

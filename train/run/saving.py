@@ -11,7 +11,7 @@ from composer.utils import dist
 
 from data.base.console import logger
 from data.base.errors import ConfigError, DataError
-from data.base.redaction import is_address
+from data.secrets.redaction import is_address
 from train.callbacks.checkpoint_saver import CheckpointSaver, Saving
 from train.checkpoint.owner import FLOCK, Owner, own
 from train.checkpoint.remote.folder import RemoteFolder, store_errors_named

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from train.supervision.resume_command import started_by
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from train.distributed.slurm import is_task_of_srun
 
 _INTERPRETERS = ("python", "pypy")

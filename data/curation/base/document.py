@@ -4,7 +4,7 @@ Between steps, documents are rows of a Spark DataFrame with the columns of SCHEM
 VERDICT_SCHEMA. Documents whose `reason` is null are kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 SCHEMA = "id long, source string, file string, position long, text string, n_tokens long, scores map<string,double>"
@@ -57,3 +57,5 @@ class Verdict(NamedTuple):
 
 
 KEPT = Verdict()
+Judge = Callable[[Document], Verdict]
+"""A function that judges a document."""

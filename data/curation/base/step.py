@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from data.config.sections import Section
-from data.curation.base.document import Document, Verdict
+from data.curation.base.document import COLUMNS, SCHEMA, VERDICT_SCHEMA, Document, Judge, Verdict
 from data.curation.base.report import Table
+from data.curation.base.tasks import judge_batches
+from data.spark.executors import arrow_function
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-Judge = Callable[[Document], Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,10 @@ class Step(Section):
     """
 
     VERSION: ClassVar[int] = 1
+    USES_SEED: ClassVar[bool] = False
+    """Whether the verdicts depend on the seed of the config."""
+    SHOWS_ORIGINALS: ClassVar[bool] = True
+    """Whether samples of changed documents may show the text before the change."""
 
     def check(self) -> None:
         """Raises ConfigError if a file, a model or a package that the step needs is missing. Called before Spark
@@ -92,9 +96,7 @@ class DocumentStep(Step):
         return ()
 
     def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
-        from data.curation.base.tasks import judged
-
-        return judged(documents, self, context)
+        return _judged(documents, self, context)
 
 
 class ScoredStep(DocumentStep):
@@ -129,9 +131,14 @@ class ScoredStep(DocumentStep):
 
     def apply_again(self, documents: "DataFrame", context: Context) -> "DataFrame":
         """As `apply`, for documents that already have the scores of this step."""
-        from data.curation.base.tasks import judged
+        return _judged(documents, self, context, again=True)
 
-        return judged(documents, self, context, again=True)
+
+def _judged(documents: "DataFrame", step: DocumentStep, context: Context, *, again: bool = False) -> "DataFrame":
+    """Add the step's verdicts to the documents. With `again`, the documents already have the scores of the step, which
+    must be a ScoredStep, and only the thresholds are applied."""
+    task = arrow_function(judge_batches, step, context.count_tokens, again, modules=step.modules())
+    return documents.select(*COLUMNS).mapInArrow(task, f"{SCHEMA}, {VERDICT_SCHEMA}")
 
 
 def violated(threshold: Threshold, scores: Mapping[str, float]) -> Verdict | None:

@@ -5,19 +5,13 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from data.base.errors import ConfigError, DataError, EngineError
-from data.curation.base.document import COLUMNS, SCHEMA, VERDICT_COLUMNS, VERDICT_SCHEMA, Document, Verdict
-from data.spark.executors import arrow_function
+from data.curation.base.document import COLUMNS, VERDICT_COLUMNS, Document, Judge, Verdict
 from data.spark.session import java_message
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-
-    from data.curation.base.step import Context, DocumentStep, Judge
 
 ARROW_SCHEMA = pa.schema(
     [
@@ -49,13 +43,6 @@ class DocumentError(DataError):
         return DocumentError, (str(self), self.source, self.file, self.position)
 
 
-def judged(documents: "DataFrame", step: "DocumentStep", context: "Context", *, again: bool = False) -> "DataFrame":
-    """Add the step's verdicts to the documents. With `again`, the documents already have the scores of the step, which
-    must be a ScoredStep, and only the thresholds are applied."""
-    task = arrow_function(judge_batches, step, context.count_tokens, again, modules=step.modules())
-    return documents.select(*COLUMNS).mapInArrow(task, f"{SCHEMA}, {VERDICT_SCHEMA}")
-
-
 def judge_batches(
     batches: Iterator[pa.RecordBatch], step: Any, count_tokens: Callable[[str], int], again: bool
 ) -> Iterator[pa.RecordBatch]:
@@ -69,7 +56,7 @@ def judge_batches(
             yield batch_of(list(zip(changed, verdicts, strict=True)))
 
 
-def _verdict(judge: "Judge", document: Document) -> Verdict:
+def _verdict(judge: Judge, document: Document) -> Verdict:
     try:
         return judge(document)
     except Exception as error:  # the function of a step, which may be the user's own, raises errors of any type

@@ -15,10 +15,11 @@ from data.base.errors import ConfigError, Problems, under
 from data.config.sections import Defect
 from data.config.source import Paths
 from data.config.values import Count, Range, Share
+from data.curation.base.document import Judge
 from data.curation.base.report import Table
-from data.curation.base.step import Context, DocumentStep, Judge
-from data.curation.base.tasks import judged
-from data.curation.decontamination.evals import EvalFiles, EvalSet, read_evals
+from data.curation.base.step import Context, DocumentStep
+from data.curation.decontamination.evals import EvalFiles, read_evals
+from data.curation.decontamination.questions import EvalSet
 from data.curation.decontamination.search import PAIRS, Search, SearchInFolder, build_search, pairs_in_batches
 from data.spark.executors import arrow_function
 
@@ -95,7 +96,7 @@ class Decontaminate(DocumentStep):
         return self._search().judge
 
     def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
-        return judged(documents, SearchInFolder(folder=str(self._saved(context))), context)
+        return SearchInFolder(folder=str(self._saved(context))).apply(documents, context)
 
     def tables(self, result: "DataFrame", context: Context) -> list[Table]:
         from pyspark.sql import functions as F
@@ -140,7 +141,7 @@ def _hash(one: EvalSet) -> str:
 def _table(search: Search, sets: list[EvalSet], counts: Mapping[int, Any]) -> Table:
     """Contamination by evaluation set. counts: for the index of each set, the numbers of questions and documents, and
     the first question."""
-    columns = ["set", "questions", "too short to search", "questions found", "documents removed", "example"]
+    columns = ["set", "first found question", "questions", "too short to search", "found", "documents removed"]
     findable, rows, first = search.index.findable(), [], 0
     for number, one in enumerate(sets):
         last = first + len(one.questions)
@@ -150,7 +151,7 @@ def _table(search: Search, sets: list[EvalSet], counts: Mapping[int, Any]) -> Ta
             question = one.questions[row["example"] - first]
             example = f"{question.place}: {_short(question.exact)}"
         found = (0, 0) if row is None else (row["questions"], row["documents"])
-        rows.append([one.name, len(one.questions), too_short, *found, example])
+        rows.append([one.name, example, len(one.questions), too_short, *found])
         first = last
     return Table(title="Contamination by evaluation set", columns=columns, rows=rows)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import ConfigError, from_here
-from data.base.redaction import is_address
 from data.config.suggest import near, show
-from data.curation.decontamination.evals import QUESTION_FIELDS, EvalSet, Question, texts_of
+from data.curation.decontamination.questions import QUESTION_FIELDS, EvalSet, Question, texts_of
+from data.secrets.redaction import is_address
 
 _KEY = "lm_eval"
 _FORMATS = ("json", "csv", "parquet", "arrow", "text")
@@ -34,7 +34,7 @@ def read_task(name: str, path: str) -> EvalSet:
     try:
         task = _load(path, config["task"])
         columns = _columns(config, task)
-        documents = enumerate(task.eval_docs)
+        documents = enumerate(task.eval_docs, start=1)
         questions = [_question(f"{path} question {number}", task, dict(doc), columns) for number, doc in documents]
     except Exception as error:  # the task's YAML, its functions and datasets can raise almost any error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.curation.decontamination.evals import EvalSet, Question
+from data.curation.decontamination.questions import EvalSet, Question
 from data.curation.decontamination.words import NGrams, bounds_of_words, n_grams, normalized
 
 _ENDS = (ord(" "), ord("\n"))

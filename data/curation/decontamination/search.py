@@ -7,11 +7,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.curation.base.document import KEPT, Document, Verdict
-from data.curation.base.step import DocumentStep, Judge
+from data.curation.base.document import KEPT, Document, Judge, Verdict
+from data.curation.base.step import DocumentStep
 from data.curation.base.tasks import errors_for_driver
-from data.curation.decontamination.evals import EvalSet
 from data.curation.decontamination.index import Found, Index, build_index
+from data.curation.decontamination.questions import EvalSet
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data.curation.duplicates.minhash import bucket_keys
+from data.curation.duplicates.minhash import bucket_keys, signature
 from data.curation.duplicates.shingles import shingles
 from data.spark.executors import arrow_function
 
@@ -68,7 +68,9 @@ def rows_of_buckets(
     for batch in batches:
         sets = [shingles(text, n_grams) for text in batch["text"].to_pylist()]
         full = np.flatnonzero([len(found) > 0 for found in sets])
-        keys = np.array([bucket_keys(sets[at], num_buckets, hashes_per_bucket) for at in full], dtype=np.uint64)
+        n_hashes = num_buckets * hashes_per_bucket
+        signatures = np.array([signature(sets[at], n_hashes) for at in full], dtype=np.uint32).reshape(-1, n_hashes)
+        keys = bucket_keys(signatures, num_buckets)
         hashes = np.array([np.add.reduce(sets[at]) for at in full], dtype=np.uint64)
         sizes = np.array([len(sets[at]) for at in full], dtype=np.int32)
         ids = batch["id"].to_numpy()[full]

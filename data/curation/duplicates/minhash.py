@@ -15,11 +15,12 @@ _BLOCK = 512
 """Number of shingles that are hashed at a time, so that intermediate results stay in the processor's cache."""
 
 
-def bucket_keys(shingles: np.ndarray, num_buckets: int, hashes_per_bucket: int) -> np.ndarray:
-    """The document's key in each bucket, uint64 [num_buckets]. `shingles` is uint64 [N] with N >= 1. Keys of different
-    buckets are different."""
-    values = signature(shingles, num_buckets * hashes_per_bucket).reshape(num_buckets, hashes_per_bucket)
-    return hash_rows(np.column_stack([np.arange(num_buckets, dtype=np.uint32), values]))
+def bucket_keys(signatures: np.ndarray, num_buckets: int) -> np.ndarray:
+    """The key of each document in each bucket, uint64 [D, num_buckets], which is a hash of the number of the bucket and
+    of a part of the signature. `signatures` is uint32 [D, n], where n is a multiple of num_buckets."""
+    parts = signatures.reshape(-1, signatures.shape[1] // num_buckets)
+    numbers = np.tile(np.arange(num_buckets, dtype=np.uint32), len(signatures))
+    return hash_rows(np.column_stack([numbers, parts])).reshape(-1, num_buckets)
 
 
 def signature(shingles: np.ndarray, n: int) -> np.ndarray:

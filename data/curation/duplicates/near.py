@@ -11,12 +11,13 @@ The result depends only on the documents and the parameters.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pyarrow as pa
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, EngineError
 from data.config.sections import Defect, Rule
 from data.config.values import Count, Range
 from data.curation.base.report import Table
@@ -75,14 +76,19 @@ class NearDuplicates(Step):
     hashes_per_bucket: Count = 6
     """Number of MinHash values that form a key. With s as the similarity, the probability that two documents are
     compared is 1 - (1 - s^hashes_per_bucket)^num_buckets."""
-    max_comparisons: Count = 50
-    """In each bucket, a document is compared with at most this number of documents that have the same key."""
+    max_comparisons: Count = 20
+    """In each bucket, a document is compared with at most this number of documents that have the same key, so that the
+    time grows linearly if many documents are similar, such as pages with the same template."""
     keep: Literal["longest", "first", "highest_score"] = "longest"
     """The document of a cluster that is kept: the document with the most tokens, the first document of the input, or
     the document with the highest score. Of equal documents, the first is kept."""
     score: str | None = None
     """For `keep: highest_score`: the name of the score, such as `language.score`. Documents without this score are
     kept only if no document of the cluster has it."""
+
+    def check(self) -> None:
+        if find_spec("scipy") is None:
+            raise EngineError("near_duplicates requires SciPy, which is not installed: pip install -e '.[spark]'")
 
     def apply(self, documents: "DataFrame", context: Context) -> "DataFrame":
         self._check_scores(documents)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from data.base.durations import format_seconds
-from data.base.redaction import redacted
 from data.base.sizes import format_bytes
 from data.curation.base.report import Counts, CurationReport, Histogram, StepReport
 from data.curation.page import charts, samples, tables
@@ -13,6 +12,7 @@ from data.curation.page.warnings import warning_lines
 from data.pages import page
 from data.pages.charts import chart
 from data.pages.table import Table
+from data.secrets.redaction import redacted
 
 _ASSETS = Path(__file__).parent / "assets"
 

@@ -87,7 +87,10 @@ def _with_other(sample: Sample) -> Iterator[Cell]:
 
 
 def _change(sample: Sample) -> Iterator[Cell]:
-    before, after = differences(_clean(sample.other_text or ""), _clean(sample.text))
+    if sample.other_text is None:
+        before, after = [Piece("(not shown)")], _plain(sample.text)
+    else:
+        before, after = differences(_clean(sample.other_text), _clean(sample.text))
     yield Cell(kind="before", place=sample.place, pieces=before)
     yield Cell(kind="after", place=sample.place, pieces=after, reason=sample.reason or "", detail=sample.detail or "")
 

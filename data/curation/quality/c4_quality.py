@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 from data.config.values import Count
-from data.curation.base.document import Document, Verdict
-from data.curation.base.step import Judge, Threshold, violated
+from data.curation.base.document import Document, Judge, Verdict
+from data.curation.base.step import Threshold, violated
 from data.curation.quality.splitters import SENTENCES, SplittingStep
 
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")

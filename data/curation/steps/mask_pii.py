@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from data.base.secret_formats import find_keys, find_private_keys
 from data.config.sections import Defect, Rule
-from data.curation.base.document import KEPT, Document, Verdict
+from data.curation.base.document import KEPT, Document, Judge, Verdict
 from data.curation.base.report import Table
-from data.curation.base.step import Context, DocumentStep, Judge
+from data.curation.base.step import Context, DocumentStep
 from data.curation.steps.kinds import scores_of, table_of
 from data.curation.steps.personal_data import Span, find_emails, find_ip_addresses
 from data.curation.steps.secret_values import find_secret_values
+from data.secrets.formats import find_keys, find_private_keys
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,6 +32,7 @@ class MaskPii(DocumentStep):
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = (_some_kind,)
+    SHOWS_ORIGINALS: ClassVar[bool] = False
 
     email: str | None = "<EMAIL>"
     """E-mail addresses. Addresses in the domains that RFC 2606 reserves for documentation, such as example.com, are

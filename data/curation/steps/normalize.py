@@ -13,9 +13,9 @@ import regex
 from data.base.errors import ConfigError
 from data.base.versions import installed_versions
 from data.config.values import CountOrZero
-from data.curation.base.document import KEPT, Document, Verdict
+from data.curation.base.document import KEPT, Document, Judge, Verdict
 from data.curation.base.report import Table
-from data.curation.base.step import Context, DocumentStep, Judge
+from data.curation.base.step import Context, DocumentStep
 from data.curation.steps.kinds import scores_of, table_of
 
 if TYPE_CHECKING:

@@ -11,15 +11,18 @@ _EMAIL = re.compile(
     r"(?<![A-Za-z0-9_%+@-])[A-Za-z0-9_%+-](?:\.?[A-Za-z0-9_%+-]){0,63}"
     r"@(?P<domain>(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}(?P<top>[A-Za-z]{2,24}))(?![A-Za-z0-9(]|\.[A-Za-z0-9])"
 )
-_FILE_TYPES = frozenset(
-    "png jpg jpeg gif svg webp avif ico bmp css scss less js mjs ts jsx tsx json yaml yml toml xml html htm php txt csv"
-    " tar tgz gz bz2 xz whl jar war exe dll deb rpm".split()
+_FILE_TYPES = re.compile(
+    r"png|jpe?g|gif|svg|webp|avif|ico|bmp|s?css|less|m?js|[jt]sx?|json|ya?ml|toml|xml|html?|php|txt|csv|tar|tgz|gz|bz2|xz"
+    r"|whl|jar|war|exe|dll|deb|rpm",
+    re.IGNORECASE,
 )
 """Not top-level domains, but the last parts of file names such as `logo@2x.png` and `package@1.0.tgz`."""
 _RESERVED = re.compile(
     r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|localhost|local|internal|lan)", re.IGNORECASE
 )
 """Domains for documentation, tests and local networks. Source: RFC 2606."""
+_LONGEST_LOGIN = 256
+_END_OF_LOGIN = re.compile(r"[\s/?#@\"'<>]")
 
 _IPV4 = re.compile(
     r"[0-9](?<![\w.][0-9])(?<![A-Za-z_]-[0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|-[A-Za-z]|\.[0-9])", re.ASCII
@@ -42,12 +45,13 @@ _BEFORE = 24
 
 def find_emails(text: str) -> Iterator[Span]:
     """E-mail addresses. These are not included: addresses in domains that are reserved for documentation, the login
-    `git@HOST`, file names such as `logo@2x.png`, and matrix products such as `a@b.sum()`."""
+    `git@HOST`, logins in URLs, file names such as `logo@2x.png`, and matrix products such as `a@b.sum()`."""
     if "@" not in text:
         return
     for match in _EMAIL.finditer(text):
-        is_file = match["top"].lower() in _FILE_TYPES
-        if not is_file and not match[0].startswith("git@") and not _RESERVED.fullmatch(match["domain"]):
+        is_file = _FILE_TYPES.fullmatch(match["top"]) is not None
+        is_nobody = match[0].startswith("git@") or _RESERVED.fullmatch(match["domain"]) is not None
+        if not is_file and not is_nobody and not _is_login(text, match.start()):
             yield match.span()
 
 
@@ -65,6 +69,12 @@ def find_ip_addresses(text: str, *, private: bool) -> Iterator[Span]:
         for match in _IPV6.finditer(text):
             if _is_address(match[0], private):
                 yield match.span()
+
+
+def _is_login(text: str, start: int) -> bool:
+    """Whether the characters before `start` are the beginning of a URL with a login, such as `https://user:pass`."""
+    scheme = text.rfind("://", max(start - _LONGEST_LOGIN, 0), start)
+    return scheme >= 0 and _END_OF_LOGIN.search(text, scheme + 3, start) is None
 
 
 def _is_host(text: str, private: bool) -> bool:

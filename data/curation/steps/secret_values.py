@@ -1,7 +1,7 @@
 """Find secrets that are recognized by the text around them: values assigned to names such as `api_key`, HTTP
 authorization, and logins in URLs. Searches take linear time.
 
-Messages are redacted by data/base/redaction.py, which prefers to hide too much. Here, a value must also look random,
+Messages are redacted by data/secrets/redaction.py, which prefers to hide too much. Here, a value must also look random,
 because training text is full of names such as `token` and of placeholders.
 """
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from data.base.redaction import is_secret_name
+from data.secrets.names import is_secret_name
 
 Span = tuple[int, int]
 
@@ -24,7 +24,7 @@ _QUOTED = re.compile(r"\\?[\"'](?P<secret>[^\"'\s\\]{8,256}+)\\?[\"']")
 _PLAIN = re.compile(r"(?P<secret>[^\s\"'`,;(){}\[\]<>|&\\$]{8,256}+)(?=[\s\"'`,;)}\]>|&\\]|\Z)")
 _AUTHORIZATION = re.compile(
     r"(?:[Bb]earer|BEARER|[Aa]uthorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:[Bb]asic|[Tt]oken))\s{1,3}"
-    r"(?P<secret>[A-Za-z0-9._~+/-]{16,4096}+={0,2})"
+    r"(?P<secret>[A-Za-z0-9._~+/-]{12,4096}+={0,2})"
 )
 _LOGIN = re.compile(r"://(?P<user>[^\s/:@\"'<>{}$]{0,64}+):(?P<secret>[^\s/:@\"'<>{}$]{3,128}+)@")
 _PLACEHOLDER = re.compile(
@@ -41,7 +41,8 @@ _MIN_ENTROPY = 2.75
 
 
 def find_secret_values(text: str) -> Iterator[Span]:
-    """Values that look random after the name of a secret, HTTP authorization, and passwords in URLs."""
+    """Values that look random after the name of a secret, HTTP authorization, and passwords in URLs that are not
+    only letters."""
     lowered = text.lower()
     if any(name in lowered for name in _NAMES):
         yield from _assigned(text)
@@ -51,8 +52,8 @@ def find_secret_values(text: str) -> Iterator[Span]:
                 yield match.span("secret")
     if "://" in text:
         for match in _LOGIN.finditer(text):
-            is_shown = match["secret"].lower() in ("pass", "pwd", match["user"].lower())
-            if not is_shown and not _PLACEHOLDER.search(match["secret"]):
+            is_name = match["secret"].isalpha() or match["secret"] == match["user"]
+            if not is_name and not _PLACEHOLDER.search(match["secret"]):
                 yield match.span("secret")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import yaml
 
 from data.base.errors import ConfigError
@@ -19,8 +20,9 @@ BASE = ROOT / "yamls/examples/stdlib_pretrain.yaml"
 
 def train(name: str, data_files: Sequence[Path], seed: int, steps: int, folder: Path) -> Path:
     """Train on text files for a number of steps, and return the folder of checkpoints. A run that is complete is not
-    repeated. Raises ConfigError if the run fails."""
-    run = folder / f"{name}-{seed}-{steps}"
+    repeated, unless the files have changed. Raises ConfigError if the run fails."""
+    digest = xxhash.xxh3_64(b"".join(file.read_bytes() for file in data_files)).hexdigest()
+    run = folder / f"{name}-{seed}-{steps}-{digest[:8]}"
     checkpoints, config = run / "checkpoints", run / "config.yaml"
     if (run / "complete").exists():
         return checkpoints
@@ -37,10 +39,11 @@ def train(name: str, data_files: Sequence[Path], seed: int, steps: int, folder: 
 
 
 def _config(data_files: Sequence[Path], seed: int, steps: int, checkpoints: Path) -> dict[str, Any]:
-    config = yaml.safe_load(BASE.read_text(encoding="utf-8"))
+    config = _base()
     format = "parquet" if data_files[0].suffix == ".parquet" else "json"
     files = [str(file.absolute()) for file in data_files]
-    dataset = {"hf_name": format, "hf_kwargs": {"data_files": files}, "max_seq_len": config["max_seq_len"]}
+    dataset = {"hf_name": format, "hf_kwargs": {"data_files": files}, "preprocessing_fn": {"text": "text"}}
+    dataset["max_seq_len"] = config["max_seq_len"]
     return config | {
         "run_name": "curation-effect",
         "seed": seed,
@@ -54,6 +57,15 @@ def _config(data_files: Sequence[Path], seed: int, steps: int, checkpoints: Path
     }
 
 
+def tokens_per_step() -> int:
+    config = _base()
+    return config["global_train_batch_size"] * config["max_seq_len"]
+
+
+def _base() -> dict[str, Any]:
+    return yaml.safe_load(BASE.read_text(encoding="utf-8"))
+
+
 def losses(checkpoints: Path, evals: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The mean loss per token, in nats, over the texts of each evaluation set."""
     import torch
@@ -64,14 +76,14 @@ def losses(checkpoints: Path, evals: Mapping[str, Sequence[str]]) -> dict[str, f
     opened = open_model(checkpoints, "cpu")
     assert isinstance(opened.decoder, DbrxDecoder)
     model, encode = opened.decoder.model, opened.tokenizer.encode
-    length = yaml.safe_load(BASE.read_text(encoding="utf-8"))["max_seq_len"]
+    length = _base()["max_seq_len"]
     means = {}
     with torch.inference_mode():
         for name, texts in evals.items():
             total, count = 0.0, 0
             for text in texts:
                 # As in training, a document is divided into rows.
-                ids = encode(text)
+                ids = list(encode(text))
                 for start in range(0, len(ids) - 1, length):
                     row = torch.tensor([ids[start : start + length + 1]])
                     found = model(row[:, :-1].contiguous(), labels=row[:, 1:].contiguous()).losses_BS

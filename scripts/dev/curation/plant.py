@@ -28,7 +28,7 @@ SHARES = {
     "personal_data": 0.08,
     **dict.fromkeys(JUNK, 0.1),
     "leaked_document": 0.04,
-    "leaked_questions": 0.1,
+    "leaked_questions": 0.2,
 }
 """Number of planted documents of each kind, as a fraction of the documents of `library` and `packages`."""
 
@@ -86,7 +86,7 @@ def _evaluations(texts: Texts, rng: random.Random) -> dict[str, list[dict[str, s
     questions = list(texts.questions)
     rng.shuffle(documents)
     rng.shuffle(questions)
-    n_documents, n_questions = len(documents) // 3, len(questions) // 5
+    n_documents, n_questions = -(-len(documents) // 3), -(-len(questions) // 10)
     return {
         "leaked-documents": documents[:n_documents],
         "unseen-documents": documents[n_documents:],

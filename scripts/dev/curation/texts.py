@@ -100,8 +100,7 @@ def _packages() -> Iterator[importlib.metadata.Distribution]:
 
 def _descriptions(packages: Iterable[importlib.metadata.Distribution]) -> Iterator[str]:
     for package in packages:
-        body = package.metadata.get_payload() or package.metadata["Description"]  # pyright: ignore[reportAttributeAccessIssue]
-        yield str(body or "")
+        yield str(package.metadata.json.get("description", ""))
 
 
 def _licenses(packages: Iterable[importlib.metadata.Distribution]) -> Iterator[str]:

@@ -106,7 +106,7 @@ def picture_curation(page: Path, picture: Path, step: str) -> bool:
     hidden = (
         "#costs, #config, footer, nav, .step:not([open]), #funnel > :not(h2, .charts, .scroll), "
         ".step > :is(.note, .scroll:not(:has(.bars)), pre, details, h3:has(+ pre), h3:has(+ .samples)), "
-        ".step > .charts > :nth-child(n + 3), .step > .samples > :nth-child(n + 3), .step > .samples ~ .samples, .step > .note"
+        ".step > .charts > :nth-child(n + 3), .step > .samples > :nth-child(n + 3), .step > .samples ~ .samples"
     )
     return _picture(page, picture, hidden, height=1720, opened=step)
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from data.curation.decontamination.evals import EvalSet, Question
+from data.curation.decontamination.questions import EvalSet, Question
 
 UNSPACED = r"([\u0e00-\u0eff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff])"
 

@@ -55,7 +55,7 @@ def test_texts_are_rendered_and_the_question_is_a_column(folder):
     first, second = read(folder / "cities.yaml").questions
     assert first.texts[0] == f"{INSTRUCTIONS}\nWhat is the largest city of France?\nAnswer: Paris Lyon"
     assert (first.exact.strip(), second.exact) == ("What is the largest city of France?", "Why?")
-    assert second.place == f"{folder}/cities.yaml question 1"
+    assert second.place == f"{folder}/cities.yaml question 2"
 
 
 def test_instructions_of_the_template_are_not_searched(folder):

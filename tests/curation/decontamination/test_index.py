@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.curation.decontamination.evals import EvalSet, Question
 from data.curation.decontamination.index import Index, build_index
+from data.curation.decontamination.questions import EvalSet, Question
 from data.curation.decontamination.search import build_search
 from tests.curation.decontamination.slow_search import slow_search
 

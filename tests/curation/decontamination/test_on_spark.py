@@ -35,9 +35,16 @@ def test_contamination_is_listed_by_set(spark, tmp_path):
     reasons = {row["id"]: row["reason"] for row in result.collect()}
     assert reasons == {0: None, 1: "decontaminate.one", 2: "decontaminate.one", 3: "decontaminate.two", 4: None}
     (table,) = step.tables(result, context)
-    assert table.columns[:5] == ["set", "questions", "too short to search", "questions found", "documents removed"]
+    assert table.columns == [
+        "set",
+        "first found question",
+        "questions",
+        "too short to search",
+        "found",
+        "documents removed",
+    ]
     assert table.rows == [
-        ["one", 3, 1, 2, 2, f"{tmp_path}/one.jsonl:1: Who wrote the novel Dracula?"],
-        ["two", 2, 0, 2, 3, f"{tmp_path}/two.jsonl:1: who wrote THE novel Dracula"],
-        ["clean", 1, 0, 0, 0, ""],
+        ["one", f"{tmp_path}/one.jsonl:1: Who wrote the novel Dracula?", 3, 1, 2, 2],
+        ["two", f"{tmp_path}/two.jsonl:1: who wrote THE novel Dracula", 2, 0, 2, 3],
+        ["clean", "", 1, 0, 0, 0],
     ]

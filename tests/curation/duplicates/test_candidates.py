@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -82,3 +83,22 @@ def test_batches_without_words_have_no_rows():
     (found,) = rows_of_buckets([batch], 2, 3, 4)
     assert found.num_rows == 0
     assert found.schema.types == list(KINDS.values())
+
+
+def test_near_duplicates_are_found_among_many_documents_with_the_same_template():
+    rng = np.random.default_rng(0)
+    template = np.arange(200)
+
+    def changed(words: np.ndarray, n: int) -> np.ndarray:
+        words = words.copy()
+        words[rng.integers(0, len(words), n)] = rng.integers(10**3, 10**6, n)
+        return words
+
+    first = [changed(template, 6) for _ in range(500)]
+    texts = [" ".join(map(str, words)) for words in [*first, *(changed(words, 1) for words in first[:200])]]
+    batch = pa.RecordBatch.from_pydict({"id": range(len(texts)), "text": texts})
+    rows = pa.Table.from_batches(rows_of_buckets([batch], 5, 20, 6)).sort_by([(name, "ascending") for name in KINDS])
+    batches = list(pairs_in_groups(rows.combine_chunks().to_batches(1000), 0.8, 5))
+    found = {tuple(pair.values()) for batch in batches for pair in batch.to_pylist()}
+    assert len(found) < 5 * 20 * len(texts)
+    assert sum((number, 500 + number) in found for number in range(200)) >= 198

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.base.errors import ConfigError
+from data.base.errors import ConfigError, EngineError
 from data.curation.duplicates.near import NearDuplicates
 
 
@@ -30,3 +30,10 @@ def test_a_score_belongs_to_highest_score(parameters):
 def test_thresholds_are_similarities(threshold):
     with pytest.raises(ConfigError, match="threshold is"):
         NearDuplicates(threshold=threshold)
+
+
+def test_scipy_is_required(monkeypatch):
+    NearDuplicates().check()
+    monkeypatch.setattr("data.curation.duplicates.near.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="near_duplicates requires SciPy"):
+        NearDuplicates().check()

@@ -1,103 +1,79 @@
-"""Parameters of the quality rules: thresholds, splitters, word lists and lines."""
+"""Parameters of the quality rules, and the list of bad words."""
+
+import pickle
+import re
+import sys
 
 import pytest
 
-from data.base.errors import ConfigError
-from data.config.build import build
+from data.base.errors import ConfigError, DataError
 from data.curation.quality.bad_words import C4BadWords
 from data.curation.quality.c4_quality import C4Quality
 from data.curation.quality.fineweb_quality import FineWebQuality
 from data.curation.quality.gopher_quality import GopherQuality
 from data.curation.quality.gopher_repetition import GopherRepetition
-from data.curation.quality.splitters import regex_sentences, regex_words
 from tests.curation.quality.texts import document
 
-SENTENCE = "The cat and the dog have been with us."
+TEXT = "The house is old, and the people of the town have to be careful with it. " * 10
 
 
-def comma_words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def comma_text(text: str) -> str:
-    return text
-
-
-def test_a_null_threshold_is_not_applied():
-    off = {threshold.key: None for threshold in GopherQuality().thresholds()}
-    assert GopherQuality().judge()(document("#")).reason == "gopher_quality.min_doc_words"
-    assert GopherQuality(**off).judge()(document("#")).reason is None
+def test_the_first_threshold_that_is_not_met_is_the_reason():
+    verdict = GopherQuality(min_doc_words=1000).judge()(document("one two three"))
+    assert verdict.reason == "gopher_quality.min_doc_words"
+    assert verdict.detail == "gopher_quality.n_words is 3, but at least 1000 is required"
 
 
 @pytest.mark.parametrize("cls", [GopherQuality, GopherRepetition, FineWebQuality])
-def test_thresholds_do_not_change_what_scores_are_made_from(cls):
-    names = {threshold.key for threshold in cls().thresholds() if "." not in threshold.key}
-    other = cls(**dict.fromkeys(names))
-    assert other.scores_made_from() == cls().scores_made_from()
-    assert other.made_from() != cls().made_from()
+def test_stored_scores_lead_to_the_same_verdict(cls):
+    strict, normal = cls(), cls()
+    scores = normal.scorer()(document(TEXT))
+    assert strict.decide(scores)._replace(scores=scores) == strict.judge()(document(TEXT))
+    assert strict.scores_made_from() == normal.scores_made_from()
 
 
-def test_sizes_of_n_grams_change_the_scores():
-    assert GopherRepetition(top_n_grams={2: 0.5}).scores_made_from() != GopherRepetition().scores_made_from()
-    read = build(GopherRepetition, {"top_n_grams": {2: 1, 3: 0.5}}, "steps[0]")
-    assert read.made_from()["top_n_grams"] == {2: 1.0, 3: 0.5}
-    with pytest.raises(ConfigError, match=r"steps\[0\].top_n_grams.2 is 1.5, but"):
-        build(GopherRepetition, {"top_n_grams": {2: 1.5}}, "steps[0]")
+def test_a_changed_threshold_needs_no_new_scores_but_a_changed_splitter_does():
+    step = GopherQuality()
+    assert GopherQuality(min_doc_words=5).scores_made_from() == step.scores_made_from()
+    assert GopherQuality(min_doc_words=5).made_from() != step.made_from()
+    assert GopherQuality(words="whitespace").scores_made_from() != step.scores_made_from()
 
 
-def test_own_words():
-    step = GopherQuality(words=f"{__name__}:comma_words", min_doc_words=None)
+def test_an_unknown_splitter_is_reported_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"words is 'regx', but it must be regex or whitespace.*did you mean regex"):
+        GopherQuality(words="regx").check()
+
+
+def test_a_splitter_of_the_user_is_used_and_checked(tmp_path, monkeypatch):
+    code = "def letters(text):\n    return list(text)\n\ndef broken(text):\n    return text\n"
+    (tmp_path / "splitters_of_test.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "splitters_of_test", raising=False)
+    step = GopherQuality(words="splitters_of_test:letters")
     step.check()
-    assert step.scorer()(document("a,b,.,c"))["gopher_quality.n_words"] == 3
-    assert "split" in step.scores_made_from()["words"]
+    assert [module.__name__ for module in step.modules()] == ["splitters_of_test"]
+    assert step.scorer()(document("abc"))["gopher_quality.n_words"] == 3
+    with pytest.raises(DataError, match="splitters_of_test:broken returned 'abc', but it must return a list"):
+        GopherQuality(words="splitters_of_test:broken").scorer()(document("abc"))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [("regx", "words is regx, but it must be regex or whitespace, or your own module:function; did you mean regex?"),
-     ("no_such_module:split", "words is 'no_such_module:split', but no_such_module cannot be imported")],
-)  # fmt: skip
-def test_unknown_words_are_a_config_error(words, message):
-    with pytest.raises(ConfigError) as raised:
-        GopherQuality(words=words).check()
-    assert str(raised.value).replace("'regx'", "regx").startswith(message)
+def test_a_changed_parameter_of_c4_repeats_the_step():
+    assert C4Quality().made_from() != C4Quality(min_num_sentences=3).made_from()
 
 
-def test_own_words_must_be_a_list():
-    with pytest.raises(Exception, match="comma_text returned 'a', but it must return a list of strings"):
-        GopherQuality(words=f"{__name__}:comma_text").judge()(document("a"))
+def test_bad_words_are_counted_as_whole_words_or_anywhere(tmp_path):
+    (tmp_path / "words.txt").write_text("Ham\nwhite bread\n\nhä\n")
+    text = "Ham, a hamster and WHITE BREAD. Hä? hamham"
+    step = pickle.loads(pickle.dumps(C4BadWords(words=str(tmp_path / "words.txt"))))
+    assert step.judge()(document(text)).scores == {"c4_bad_words.n_bad_words": 3.0}
+    anywhere = C4BadWords(words=str(tmp_path / "words.txt"), whole_words=False).judge()(document(text))
+    slow = sum(len(re.findall(word, text.lower())) for word in ("ham", "white bread", "hä"))
+    assert anywhere.scores == {"c4_bad_words.n_bad_words": float(slow)}
+    assert anywhere.reason == "c4_bad_words.max_bad_words"
 
 
-def test_words_and_sentences():
-    assert regex_words("Hi, e.g. 3.14 (a_b)... x--y") == ["Hi", ",", "e.g", ".", "3.14", "(", "a_b", ")", "...", "x",
-                                                          "--", "y"]  # fmt: skip
-    assert regex_sentences('It is 3.14. "Is it?" (Yes!) No。はい。end') == [
-        "It is 3.14.", '"Is it?"', "(Yes!)", "No。", "はい。", "end"]  # fmt: skip
-
-
-def test_c4_removes_lines_and_counts_them():
-    text = (
-        f"{SENTENCE}[1]\n{SENTENCE}\nNo punctuation here\nToo short.\nJavaScript is not enabled here.\n" + SENTENCE * 3
-    )
-    verdict = C4Quality(min_num_sentences=3).judge()(document(text))
-    assert (verdict.text, verdict.changes) == (f"{SENTENCE}\n{SENTENCE}\n{SENTENCE * 3}", 4)
-    assert verdict.scores == {"c4_quality.n_sentences": 3.0}
-    verdict = C4Quality().judge()(document(text))
-    assert (verdict.reason, verdict.text) == ("c4_quality.min_num_sentences", None)
-
-
-def test_c4_removes_a_document_of_which_no_line_remains():
-    assert C4Quality(min_num_sentences=None).judge()(document("none")).reason == "c4_quality.empty"
-
-
-@pytest.mark.parametrize(("whole", "text", "count"), [(True, "Bad badly a-bad VERY BAD! s&m", 5), (False, "badly", 1)])
-def test_bad_words(tmp_path, whole, text, count):
-    (tmp_path / "list.txt").write_text("bad\nVery bad\n\ns&m\n")
-    verdict = C4BadWords(words=str(tmp_path / "list.txt"), whole_words=whole).judge()(document(text))
-    assert verdict.scores == {"c4_bad_words.n_bad_words": float(count)}
-    assert verdict.reason == "c4_bad_words.max_bad_words"
-
-
-def test_a_missing_word_list_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"words is .*no.txt.*cannot be read"):
-        C4BadWords(words=str(tmp_path / "no.txt")).check()
+def test_a_missing_or_empty_list_of_words_is_reported(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    for name, text in (("missing.txt", "this file cannot be read"), ("empty.txt", "this file contains no words")):
+        with pytest.raises(ConfigError, match=text) as raised:
+            C4BadWords(words=str(tmp_path / name)).check()
+        assert raised.value.key == "words"

@@ -10,7 +10,7 @@ from pathlib import Path
 from data.base.console import logger, notice
 from data.base.errors import ConfigError
 from data.base.locks import exclusive
-from data.base.redaction import is_address
+from data.secrets.redaction import is_address
 from data.stores.address import folder_for, url_defect
 from data.stores.store import open_store
 from train.checkpoint.remote.folder import Contents, RemoteFolder, store_errors_named

@@ -11,8 +11,8 @@ from pathlib import Path
 from data.base.console import logger
 from data.base.durations import Clock
 from data.base.errors import ConfigError, os_errors_named
-from data.base.redaction import is_address
 from data.base.sizes import format_bytes
+from data.secrets.redaction import is_address
 from train.checkpoint.save_folder import checkpoints, existing_parent
 from train.config.schema import TrainConfig
 from train.optim.states import is_frozen, n_counters, n_moments, trainable_shapes

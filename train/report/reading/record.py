@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.base.errors import os_errors_named
-from data.base.redaction import redacted
+from data.secrets.redaction import redacted
 from train.report.reading.metrics import json_lines
 
 

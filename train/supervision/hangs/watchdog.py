@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from data.base.redaction import redacted
 from data.loading import processes
+from data.secrets.redaction import redacted
 from train.distributed.failures import Failure
 from train.supervision.events import Events
 from train.supervision.exit_codes import ExitCode

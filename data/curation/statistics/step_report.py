@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.curation.base.report import Counts, Flow, Histogram, Sample, StepReport
+from data.curation.base.report import CUT, SHOWN_CHARACTERS, Counts, Flow, Histogram, Sample, StepReport, shortened
 from data.curation.base.step import Threshold
-from data.curation.places import place_text
-from data.curation.summary import MAX_REASONS, Summary
+from data.curation.statistics.places import place_text
+from data.curation.statistics.summary import MAX_REASONS, Summary
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-SHOWN = 2000
-"""Number of characters of a text in a sample."""
+MOST_CHARACTERS = 1 << 20
+"""Number of characters of a changed document in which the first change is searched."""
+_CONTEXT = 200
+"""Number of characters that a sample shows before the first change."""
 BINS = 40
 """Number of bins of a histogram."""
 _INNER = (0.5, 99.5)
@@ -40,38 +42,65 @@ def with_counts(report: StepReport, summary: Summary, before: Mapping[str, Count
     return replace(report, flows=flows, reasons=dict(ordered))
 
 
-def with_samples(report: StepReport, summary: Summary, result: "DataFrame", before: "DataFrame | None") -> StepReport:
-    """Add samples of removed, kept and changed documents. before: the documents before the step."""
+def with_samples(
+    report: StepReport,
+    summary: Summary,
+    result: "DataFrame",
+    before: "DataFrame | None",
+    *,
+    shows_originals: bool = True,
+) -> StepReport:
+    """Add samples of removed, kept and changed documents.
+
+    before: the documents before the step; None for step 0. With `shows_originals`, samples of changed documents also
+    show the text before the change.
+    """
     shown = list(report.reasons)[:MAX_REASONS]
     removed = [id for reason in shown for _, id in summary.samples[reason]]
     kept = [id for _, id in summary.samples.get(None, [])]
     changed = [id for _, id in summary.changed_samples]
-    rows = _rows(result, [*removed, *kept, *changed])
+    rows = _rows(result, [*removed, *kept])
     others = {row["other"] for row in rows.values() if row["other"] is not None}
     rows |= _rows(result, [id for id in others if id not in rows])
-    old = _rows(before, changed) if before is not None else {}
+    new = _rows(result, changed, MOST_CHARACTERS)
+    old = {} if before is None else _rows(before, changed, MOST_CHARACTERS)
     return replace(
         report,
         removed=[_sample(rows[id], rows.get(rows[id]["other"])) for id in removed],
         kept=[_sample(rows[id], None) for id in kept],
-        changed=[_sample(rows[id], old[id]) for id in changed if id in old],
+        changed=[_changed(new[id], old[id]["text"], shows_originals) for id in changed if id in old],
     )
 
 
 def with_histograms(report: StepReport, summary: Summary, thresholds: Sequence[Threshold]) -> StepReport:
     """Add the histogram of each score that has a threshold."""
     kept = np.concatenate(summary.kept) if summary.kept else np.zeros(0, dtype=bool)
-    drawn = [_histogram(threshold, summary, kept) for threshold in thresholds]
+    by_score: dict[str, list[Threshold]] = {}
+    for threshold in thresholds:
+        by_score.setdefault(threshold.score, []).append(threshold)
+    drawn = [_histogram(_combined(of_score), summary, kept) for of_score in by_score.values()]
     return replace(report, histograms=[each for each in drawn if each is not None])
 
 
-def _rows(documents: "DataFrame", ids: Sequence[int]) -> dict[int, Any]:
-    """The documents with these ids, with shortened texts."""
+def _combined(thresholds: Sequence[Threshold]) -> Threshold:
+    """One threshold with the limits of several thresholds of the same score."""
+    mins = [threshold.min for threshold in thresholds if threshold.min is not None]
+    maxs = [threshold.max for threshold in thresholds if threshold.max is not None]
+    return Threshold(
+        score=thresholds[0].score,
+        key=", ".join(threshold.key for threshold in thresholds),
+        min=max(mins) if mins else None,
+        max=min(maxs) if maxs else None,
+    )
+
+
+def _rows(documents: "DataFrame", ids: Sequence[int], n_characters: int = SHOWN_CHARACTERS + 1) -> dict[int, Any]:
+    """The documents with these ids. Texts are cut after n_characters."""
     from pyspark.sql import functions as F
 
     if not ids:
         return {}
-    text = F.substring("text", 1, SHOWN).alias("text")
+    text = F.substring("text", 1, n_characters).alias("text")
     rest = [name for name in documents.columns if name not in ("text", "scores")]
     return {row["id"]: row for row in documents.where(F.col("id").isin(list(ids))).select(text, *rest).collect()}
 
@@ -79,11 +108,23 @@ def _rows(documents: "DataFrame", ids: Sequence[int]) -> dict[int, Any]:
 def _sample(row: Any, other: Any) -> Sample:
     return Sample(
         place=_place(row),
-        text=row["text"],
+        text=shortened(row["text"]),
         reason=row["reason"],
         detail=row["detail"],
         other_place=None if other is None else _place(other),
-        other_text=None if other is None else other["text"],
+        other_text=None if other is None else shortened(other["text"]),
+    )
+
+
+def _changed(row: Any, before: str, shows_original: bool) -> Sample:
+    """A sample that begins shortly before the first change."""
+    pairs = enumerate(zip(before, row["text"], strict=False))
+    start = max(next((index for index, (old, new) in pairs if old != new), 0) - _CONTEXT, 0)
+    cut = CUT.strip() + " " if start else ""
+    return Sample(
+        place=_place(row),
+        text=cut + shortened(row["text"][start:]),
+        other_text=cut + shortened(before[start:]) if shows_original else None,
     )
 
 

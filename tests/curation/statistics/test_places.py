@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
-from data.curation import places
-from data.curation.places import place_text
+from data.curation.statistics import places
+from data.curation.statistics.places import place_text
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n'
 

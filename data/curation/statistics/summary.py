@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from data.base.hashing import splitmix64
 from data.curation.base.report import Counts
-from data.mixing.permutation import splitmix64
 from data.spark.executors import arrow_function
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 MAX_SAMPLES = 3
-"""Number of sampled documents per reason."""
+"""Number of sampled documents per reason, and of sampled documents whose text was changed."""
+MAX_KEPT = 12
+"""Number of sampled documents that are kept."""
 MAX_REASONS = 20
 """Maximum number of reasons with samples."""
 MAX_SCORED = 20_000
@@ -51,8 +53,9 @@ class Summary:
             self.counts[key] = self.counts.get(key, Counts()) + counts
         self.changed.update(other.changed)
         for reason, pairs in other.samples.items():
-            self.samples[reason] = _smallest([*self.samples.get(reason, []), *pairs])
-        self.changed_samples = _smallest([*self.changed_samples, *other.changed_samples])
+            n = MAX_KEPT if reason is None else MAX_SAMPLES
+            self.samples[reason] = sorted([*self.samples.get(reason, []), *pairs])[:n]
+        self.changed_samples = sorted([*self.changed_samples, *other.changed_samples])[:MAX_SAMPLES]
         for score, values in other.scores.items():
             self.scores[score] += values
         self.kept += other.kept
@@ -104,11 +107,13 @@ def _of_batch(batch: pa.RecordBatch, scores: Sequence[str], every: int, seed: in
         found.counts[source, reason] = Counts(
             documents=len(at), tokens=int(tokens[at].sum()), bytes=int(n_bytes[at].sum())
         )
-        found.samples[reason] = _smallest([*found.samples.get(reason, []), *_pairs(hashes, ids, at)])
+        n = MAX_KEPT if reason is None else MAX_SAMPLES
+        found.samples[reason] = sorted([*found.samples.get(reason, []), *_pairs(hashes, ids, at, n)])[:n]
         if reason is None:
             at = at[changes[at] > 0]
             found.changed[source] += len(at)
-            found.changed_samples = _smallest([*found.changed_samples, *_pairs(hashes, ids, at)])
+            changed = [*found.changed_samples, *_pairs(hashes, ids, at, MAX_SAMPLES)]
+            found.changed_samples = sorted(changed)[:MAX_SAMPLES]
     if scores:
         _add_scores(found, batch, np.flatnonzero(hashes % np.uint64(every) == 0), scores)
     return found
@@ -122,10 +127,6 @@ def _add_scores(found: Summary, batch: pa.RecordBatch, at: np.ndarray, scores: S
     found.kept.append(reasons.is_null().to_numpy(zero_copy_only=False))
 
 
-def _pairs(hashes: np.ndarray, ids: np.ndarray, at: np.ndarray) -> list[tuple[int, int]]:
-    at = at[np.argsort(hashes[at], kind="stable")[:MAX_SAMPLES]]
+def _pairs(hashes: np.ndarray, ids: np.ndarray, at: np.ndarray, n: int) -> list[tuple[int, int]]:
+    at = at[np.argsort(hashes[at], kind="stable")[:n]]
     return list(zip(hashes[at].tolist(), ids[at].tolist(), strict=True))
-
-
-def _smallest(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    return sorted(pairs)[:MAX_SAMPLES]

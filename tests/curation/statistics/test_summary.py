@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data.curation import statistics
 from data.curation.base.report import Counts, StepReport
 from data.curation.base.step import Threshold
-from data.curation.statistics import with_counts, with_histograms
-from data.curation.summary import MAX_SAMPLES, Summary, hashes_of, summarize_batches
+from data.curation.statistics import step_report
+from data.curation.statistics.step_report import with_counts, with_histograms
+from data.curation.statistics.summary import MAX_KEPT, MAX_SAMPLES, Summary, hashes_of, summarize_batches
 
 REPORT = StepReport(number=1, name="step", parameters={}, fingerprint="f", flows={})
 
@@ -71,7 +71,7 @@ def test_counts_and_samples_do_not_depend_on_the_batches(sizes):
     hashes = dict(enumerate(hashes_of(np.arange(100), 3).tolist()))
     for reason in (None, "short", "long"):
         pairs = sorted((hashes[row["id"]], row["id"]) for row in found if row["reason"] == reason)
-        assert total.samples[reason] == pairs[:MAX_SAMPLES]
+        assert total.samples[reason] == pairs[: MAX_KEPT if reason is None else MAX_SAMPLES]
 
 
 def test_scores_are_sampled_by_the_hash_of_the_id():
@@ -99,11 +99,11 @@ def test_counts_of_a_report_add_up():
 def test_a_histogram_counts_each_scored_document_once():
     found = rows(300)
     summary = summary_of(found, [150, 150])
-    threshold = Threshold("length", "min_length", min=-1.0, max=0.5)
-    (drawn,) = with_histograms(REPORT, summary, [threshold, Threshold("missing", "min", min=1.0)]).histograms
+    thresholds = [Threshold("length", "min_length", min=-1.0), Threshold("length", "max_length", max=0.5)]
+    (drawn,) = with_histograms(REPORT, summary, [*thresholds, Threshold("missing", "min", min=1.0)]).histograms
     scored = [row for row in found if row["scores"]]
     assert sum(drawn.kept) == sum(row["reason"] is None for row in scored)
     assert sum(drawn.removed) == sum(row["reason"] is not None for row in scored)
     assert drawn.n_documents == len(scored)
-    assert drawn.edges[0] == -1.0
-    assert len(drawn.edges) == statistics.BINS + 1
+    assert (drawn.edges[0], drawn.min, drawn.max) == (-1.0, -1.0, 0.5)
+    assert len(drawn.edges) == step_report.BINS + 1

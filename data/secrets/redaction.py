@@ -1,4 +1,4 @@
-"""Recognize secrets by the names that precede them or by their format, and remove them from texts.
+"""Recognize secrets in texts by the names that precede them or by their format, and remove them.
 
 All text that is shown or written is passed to `redacted`, which replaces each secret with ***. Text that a program will
 parse again is passed to `without_secrets`, which removes the secrets.
@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data.base.secret_formats import find_keys, find_private_keys
+from data.secrets.formats import find_keys, find_private_keys
+from data.secrets.names import AWS_KEYS, is_secret_name, variable_of
 
 HIDDEN = "***"
 
-AWS_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _OF_SCHEME = {
     "s3": AWS_KEYS,
     "gs": "GCS_KEY and GCS_SECRET, or GOOGLE_APPLICATION_CREDENTIALS",
@@ -25,53 +25,10 @@ _OF_SCHEME = {
 _USER_IS_A_PLACE = ("sftp", "ssh", "git+ssh", "oci", "abfs", "abfss", "wasb", "wasbs")
 """Schemes in which the name before the @ (a user, a bucket or a container) is part of the location."""
 
-_OF_WORD = {"hf": "HF_TOKEN", "hub": "HF_TOKEN", "wandb": "WANDB_API_KEY", "aws": AWS_KEYS}
-"""Word in a secret's name -> the environment variables that contain the secret."""
 _LONGEST_SCHEME = 20
 _LONG = 8
 """User names and passwords with at least this number of characters are also hidden where they appear without the rest
 of the login."""
-
-# Recognition of secrets by name.
-
-_SECRET = re.compile(
-    r"password|passwd|passphrase|pwd|secret|credential|(api|access|secret|private)key|(auth|access)token"
-)
-_KIND_OF_KEY = re.compile(
-    r"api|access|secret|private|auth|account|encryption|signing|service|shared|master|client|storage|subscription|ssh"
-    r"|hf|wandb|aws|azure|gcs|openai|anthropic"
-)
-"""If one of these words comes before `key`, the name refers to a secret. Other keys, such as the keys of mappings, are
-not secrets."""
-_TOKEN_OF_TEXT = re.compile(
-    r"eos|bos|pad|unk|sep|cls|mask|start|end|begin|stop|special|additional|added|extra|think|image|audio|video|system"
-    r"|assistant|role|turn|first|last|next|previous|prev|new|per|each|every|memory|prefix|suffix|middle|sentinel|prompt"
-    r"|response|text|byte|chat|tool|loss|current|final|initial"
-)
-"""If one of these words comes before `token`, the name refers to a token of text, which is not a secret."""
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-
-
-def is_secret_name(name: str) -> bool:
-    """Whether a key, parameter or variable with this name contains a secret: `hf_token`, `AWS_SECRET_ACCESS_KEY`,
-    `hf_kwargs.token`; but not `eos_token`, `max_new_tokens`, `tokenizer` or `key`."""
-    words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
-    before, last = ("", "", *words)[-2:]
-    if last == "token":
-        return _TOKEN_OF_TEXT.fullmatch(before) is None
-    if last == "key":
-        return _KIND_OF_KEY.fullmatch(before) is not None
-    return words[-3:] == ["access", "key", "id"] or _SECRET.fullmatch(last) is not None
-
-
-def variable_of(name: str) -> str:
-    """The environment variables that contain the secret with this name; empty if unknown."""
-    words = [word.lower() for word in _WORD.findall(name)]
-    return next((variable for word, variable in _OF_WORD.items() if word in words), "")
-
-
-# Recognition of secrets by format.
-
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SCHEME_BEFORE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _LOGIN = re.compile(

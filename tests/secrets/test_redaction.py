@@ -2,10 +2,12 @@
 
 import pytest
 
-from data.base.redaction import is_secret_name, redacted, without_login, without_secrets
+from data.secrets.names import is_secret_name
+from data.secrets.redaction import redacted, without_login, without_secrets
 
 HF = "hf_" + "Abcdefghij1234567890Abcdefghij1234"
 AWS_ID, AWS_KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+PEM = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----")
 HEX = "0123456789abcdef0123456789abcdef01234567"
 
 SECRETS = [
@@ -23,6 +25,8 @@ SECRETS = [
     ("Authorization: Basic YW5uOnBhNTU=", "Authorization: ***"),
     ("{'authorization': 'Bearer abc', 'x': 1}", "{'authorization': '***', 'x': 1}"),
     ("curl with bearer abcdefgh12345", "curl with bearer ***"),
+    (f"clone with gh{'p_'}{HEX[:36]}", "clone with ghp_***"),
+    (f"{PEM[0]}\n{'MIIE' * 16}\n{PEM[1]}", "***".join(PEM)),
     ('{"token": "a\\"b", "x": 1}', '{"token": "***", "x": 1}'),
     ("hf_kwargs.token is 'abc', but", "hf_kwargs.token is '***', but"),
     ("hf_kwargs:\n  token: abc\n  x: 1", "hf_kwargs:\n  token: ***\n  x: 1"),
