@@ -16,18 +16,21 @@ def semicolon_words(text: str) -> list[str]:
     return text.split(";")
 
 
-def test_verdicts_on_spark_are_those_of_the_judge(spark, tmp_path):
+def test_verdicts_of_a_chain_of_steps_are_those_of_their_judges(spark, tmp_path):
     (tmp_path / "list.txt").write_text("python\n")
     documents = [document(text)._replace(id=number) for number, text in enumerate(texts(2, 0))]
-    frame = spark.createDataFrame([tuple(one) for one in documents], SCHEMA)
+    frame = spark.createDataFrame([tuple(one) for one in documents], SCHEMA).coalesce(1)
     context = Context(spark=spark, folder=tmp_path, seed=0, count_tokens=len)
     own = GopherQuality(words=f"{__name__}:semicolon_words", min_doc_words=2)
-    for step in (own, C4Quality(min_num_sentences=1), C4BadWords(words=str(tmp_path / "list.txt"))):
-        judge = step.judge()
-        result = {row["id"]: row for row in step.apply(frame, context).collect()}
-        assert len(result) == len(documents)
-        for one in documents:
+    steps = (own, C4Quality(min_num_sentences=1), C4BadWords(words=str(tmp_path / "list.txt")))
+    for step in steps:
+        frame = step.apply(frame, context)
+    result = {row["id"]: row for row in frame.collect()}
+    assert len(result) == len(documents)
+    judges = [step.judge() for step in steps]
+    for one in documents:
+        for judge in judges:
             verdict = judge(one)
-            assert result[one.id]["reason"] == verdict.reason
-            assert result[one.id]["text"] == (one.text if verdict.text is None else verdict.text)
-            assert result[one.id]["scores"] == dict(verdict.scores or {})
+            one = one._replace(scores={**one.scores, **(verdict.scores or {})}, text=verdict.text or one.text)
+        assert (result[one.id]["reason"], result[one.id]["text"]) == (verdict.reason, one.text)
+        assert result[one.id]["scores"] == one.scores
