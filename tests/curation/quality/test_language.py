@@ -12,7 +12,7 @@ from data.curation.quality.language import Language
 from tests.curation.quality.texts import document
 from tests.helpers.missing import skip_or_fail
 
-WORDS = {"en": "the house is old and the garden is large", "de": "das Haus ist alt und der Garten ist groß"}
+WORDS = {"en": "the bridge is old and the garden is large", "de": "die Brücke ist alt und der Garten ist groß"}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_documents_in_the_languages_are_kept(model):
     kept = judge(document("the garden\nis old"))
     assert kept.reason is None
     assert kept.scores["language.score"] > 0.9
-    removed = judge(document("das Haus und\nder Garten"))
+    removed = judge(document("die Brücke und\nder Garten"))
     assert removed.reason == "language.min_score"
     assert "language.score is" in removed.detail
     assert "the most probable language is de" in removed.detail
@@ -42,7 +42,7 @@ def test_documents_in_the_languages_are_kept(model):
 
 def test_without_a_threshold_all_documents_are_kept(model):
     judge = Language(model=model, languages=["en"], min_score=None).judge()
-    assert judge(document("das Haus und der Garten")).reason is None
+    assert judge(document("die Brücke und der Garten")).reason is None
 
 
 def test_scores_depend_on_the_content_of_the_model(model, tmp_path):

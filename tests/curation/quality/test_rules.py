@@ -14,7 +14,7 @@ from data.curation.quality.gopher_quality import GopherQuality
 from data.curation.quality.gopher_repetition import GopherRepetition
 from tests.curation.quality.texts import document
 
-TEXT = "The house is old, and the people of the town have to be careful with it. " * 10
+TEXT = "The bridge is old, and the people of the town have to be careful with it. " * 10
 
 
 def test_the_first_threshold_that_is_not_met_is_the_reason():
