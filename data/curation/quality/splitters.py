@@ -26,7 +26,8 @@ _WORD = re.compile(
 _CLOSING = "\"'”’»)\\]"
 _OTHERS = re.escape("".join(sorted(TERMINAL_PUNCTUATION - set(".!?"))))
 # In scripts other than Latin, no space follows a sentence.
-_SENTENCE = re.compile(rf"(?:[^.!?{_OTHERS}]|[.!?](?![.!?]*[{_CLOSING}]*(?:\s|$)))*[.!?{_OTHERS}]*[{_CLOSING}]*")
+# Possessive quantifiers (`++`) keep the time linear for long runs of punctuation.
+_SENTENCE = re.compile(rf"(?:[^.!?{_OTHERS}]|[.!?]++(?![{_CLOSING}]*+(?:\s|$)))*+[.!?{_OTHERS}]*+[{_CLOSING}]*+")
 
 
 def regex_words(text: str) -> list[str]:

@@ -19,6 +19,12 @@ def test_words_and_sentences():
         "It is 3.14.", '"Is it?"', "(Yes!)", "No。", "はい。", "end"]  # fmt: skip
 
 
+def test_long_runs_of_punctuation_are_split_in_linear_time():
+    """In quadratic time, this would take hours."""
+    for text in ("a" + "." * 2**20 + "b.", ".)" * 2**19 + "x", "a" + ";" * 2**20 + "/b"):
+        assert "".join(regex_sentences(text)) == "".join(regex_words(text)) == text
+
+
 def test_c4_removes_lines_and_counts_them():
     text = (
         f"{SENTENCE}[1]\n{SENTENCE}\nNo punctuation here\nToo short.\nJavaScript is not enabled here.\n" + SENTENCE * 3
