@@ -12,16 +12,15 @@ from data.curation.quality.language import Language
 from tests.curation.quality.texts import document
 from tests.helpers.missing import skip_or_fail
 
-try:
-    import fasttext
-except ImportError:
-    skip_or_fail("fastText is not installed")
-
 WORDS = {"en": "the bridge is old and the garden is large", "de": "die Brücke ist alt und der Garten ist groß"}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
+    try:
+        import fasttext
+    except ImportError:
+        skip_or_fail("fastText is not installed")
     folder = tmp_path_factory.mktemp("language")
     lines = [f"__label__{name} {text}\n" for name, text in WORDS.items()] * 40
     (folder / "train.txt").write_text("".join(lines))

@@ -31,7 +31,7 @@ def document(text: str) -> Document:
     return Document(1, "web", "a.jsonl", 0, text, len(text), {})
 
 
-def texts(n_files: int = 30, n_changed: int = 2) -> list[str]:
+def texts(n_files: int = 24, n_changed: int = 2) -> list[str]:
     """Docstrings, each also with random changes, and edge cases."""
     rng = random.Random(0)
     found = list(dict.fromkeys(_docstrings(n_files)))
