@@ -195,9 +195,9 @@ HARD = [
 ]
 
 
-@pytest.mark.timeout(30)  # linear time takes less than a second, and quadratic time takes minutes
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("part", HARD)
 def test_repeated_text_takes_linear_time(part):
-    """Quadratic time would be at least 3 seconds."""
-    text = part * (80_000 // len(part)) + " PRIVATE KEY @ :: .eyJ uthorization token"
-    judge(text)
+    """Quadratic time would be at least 75 seconds."""
+    text = part * (400_000 // len(part)) + " PRIVATE KEY @ :: .eyJ uthorization token"
+    assert judge(text)
