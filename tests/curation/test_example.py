@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from data.curation.config import STEPS, read_config
-from scripts.dev.curation.changes import edited, jaccard
+from scripts.dev.curation.banners import without_banners
+from scripts.dev.curation.changes import edited, jaccard, with_banner
 from scripts.dev.curation.found import CLEAN, Curated, compare
 from scripts.dev.curation.plant import plant, write
 from scripts.dev.curation.texts import Overlap, collect, words_of
@@ -77,6 +78,12 @@ def test_an_edit_changes_only_words():
     assert jaccard(text, changed) <= 0.5
     assert len(words_of(changed)) == 10
     assert "\n\n    " in changed
+
+
+def test_lines_of_banners_are_removed_without_a_change_of_indentation():
+    text = with_banner("def f():\n    return 1\n\n# the end\n")
+    assert without_banners({"text": text}, max_share=0.5) == "\ndef f():\n    return 1\n\n# the end\n\n"
+    assert without_banners({"text": text}, max_share=0.2) is False
 
 
 def test_planted_values_and_passages_are_in_their_documents(folder, planted):

@@ -22,7 +22,7 @@ class NGrams:
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         """Number of characters before each word; at the end, the number of all characters."""
         codes = np.frombuffer("".join(words).encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
-        self.powers = _powers(int(self.lengths.max(initial=0)) + 1)
+        self.powers = _powers(int(self.lengths.max(initial=0)) + 2)
         within = np.arange(len(codes)) - np.repeat(self.starts[:-1], self.lengths)
         # A polynomial hash: the sum of (code + 1) * BASE**position, modulo 2**64.
         terms = np.append((codes + np.uint64(1)) * self.powers[within], np.uint64(0))

@@ -26,12 +26,13 @@ _WORD = re.compile(
 _CLOSING = "\"'”’»)\\]"
 _OTHERS = re.escape("".join(sorted(TERMINAL_PUNCTUATION - set(".!?"))))
 # In scripts other than Latin, no space follows a sentence.
-_SENTENCE = re.compile(rf"(?:[^.!?{_OTHERS}]|[.!?](?![.!?]*[{_CLOSING}]*(?:\s|$)))*[.!?{_OTHERS}]*[{_CLOSING}]*")
+# Possessive quantifiers (`++`) keep the time linear for long runs of punctuation.
+_SENTENCE = re.compile(rf"(?:[^.!?{_OTHERS}]|[.!?]++(?![{_CLOSING}]*+(?:\s|$)))*+[.!?{_OTHERS}]*+[{_CLOSING}]*+")
 
 
 def regex_words(text: str) -> list[str]:
     """Words and symbols. Punctuation around a word is separate, and `...` and `--` are single symbols. The result is
-    similar to that of spaCy's English tokenizer, which datatrove uses, in about a fortieth of the time."""
+    similar to that of spaCy's English tokenizer, which datatrove uses, in about 3% of the time."""
     return _WORD.findall(text)
 
 

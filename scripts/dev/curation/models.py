@@ -42,8 +42,7 @@ def _config(data_files: Sequence[Path], seed: int, steps: int, checkpoints: Path
     config = _base()
     format = "parquet" if data_files[0].suffix == ".parquet" else "json"
     files = [str(file.absolute()) for file in data_files]
-    dataset = {"hf_name": format, "hf_kwargs": {"data_files": files}, "preprocessing_fn": {"text": "text"}}
-    dataset["max_seq_len"] = config["max_seq_len"]
+    dataset = {"hf_name": format, "hf_kwargs": {"data_files": files}, "max_seq_len": config["max_seq_len"]}
     return config | {
         "run_name": "curation-effect",
         "seed": seed,

@@ -2,7 +2,6 @@
 
 import random
 import string
-import time
 
 import pytest
 
@@ -196,10 +195,9 @@ HARD = [
 ]
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("part", HARD)
 def test_repeated_text_takes_linear_time(part):
-    """Quadratic time would be at least 3 seconds."""
-    text = part * (80_000 // len(part)) + " PRIVATE KEY @ :: .eyJ uthorization token"
-    start = time.process_time()
-    judge(text)
-    assert time.process_time() - start < 1
+    """Quadratic time would be at least 75 seconds."""
+    text = part * (400_000 // len(part)) + " PRIVATE KEY @ :: .eyJ uthorization token"
+    assert judge(text)
