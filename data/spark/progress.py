@@ -29,7 +29,10 @@ def task_bar(context: "SparkContext", desc: str) -> Iterator[None]:
 
     def poll() -> None:
         while not ended.wait(POLL):
-            done, total = _tasks(context, group)
+            try:
+                done, total = _tasks(context, group)
+            except Exception:  # Java has ended, which the block reports
+                return
             bar.total = total or None
             bar.update(done - bar.n)
 

@@ -1,5 +1,6 @@
 """The Spark session: an active session, or a new session that is stopped at the end."""
 
+import logging
 import os
 import re
 import signal
@@ -116,6 +117,8 @@ def _start(master: str | None, conf: Mapping[str, str]) -> "SparkSession":
         builder = builder.config(key, value)
     if master is not None:
         builder = builder.master(_with_attempts(master))
+    # Py4J logs a traceback if a call to Java is interrupted, or if Java has ended. Both are reported elsewhere.
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     handler = signal.getsignal(signal.SIGINT)
     try:
         # About the version of pandas, which is not used here.

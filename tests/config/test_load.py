@@ -164,6 +164,14 @@ def test_a_value_that_matches_no_member_of_a_union_is_refused(tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["stages.0.duration", "stages[0].duration"])
+def test_an_item_of_a_list_can_be_overridden(tmp_path, key):
+    streams = "train_loader.dataset={streams: {a: {hf_name: json}}, max_seq_len: 64}"
+    stages = "train_loader.stages=[{name: a, duration: 1ba, proportions: {a: 1}}]"
+    message = refusal(tmp_path, streams, stages, f"train_loader.{key}=7")
+    assert "train_loader.stages[0].duration is 7, but it must be a string or a mapping" in message
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

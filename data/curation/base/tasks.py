@@ -99,12 +99,16 @@ def errors_of_tasks(subject: str) -> Iterator[None]:
     except (ConfigError, DataError):
         raise
     except Exception as raised:  # PySpark and Py4J raise many types of errors
-        if type(raised).__module__.partition(".")[0] not in ("pyspark", "py4j"):
-            raise
         if (error := error_from(raised)) is not None:
             raise error from None
+        if isinstance(raised, ConnectionError) or type(raised).__name__ == "Py4JNetworkError":
+            why = f"its Java process has ended, perhaps because of low memory; {java_message(raised)}"
+        elif type(raised).__module__.partition(".")[0] in ("pyspark", "py4j"):
+            why = java_message(raised)
+        else:
+            raise
         raise EngineError(
-            f"Spark has ended {subject} ({java_message(raised)}): start again; completed steps are not repeated"
+            f"Spark has ended {subject} ({why}): start again; completed steps are not repeated"
         ) from raised
 
 

@@ -68,8 +68,8 @@ class Normalize(DocumentStep):
         """Raises ConfigError if ftfy is required and is not installed."""
         if self.fix_mojibake and find_spec("ftfy") is None:
             raise ConfigError(
-                "is true, but the package ftfy is not installed: pip install -e '.[curation]' (on all executors), or set "
-                "the value to false",
+                "is true, but the package ftfy is not installed: pip install -e '.[curation]' on all executors, or "
+                "set the value to false",
                 key="fix_mojibake",
             )
 

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from data.base.paths import refuse_path, shown
 from data.config.sections import is_within, join
 from data.config.suggest import show
 
+_INDEX = re.compile(r"\[(\d+)\]")
 _MARK = "\ue000{"
 """Replaces `${` while YAML is parsed, so that OmegaConf does not interpret references."""
 
@@ -174,12 +176,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:
-    """Apply an override `a.b=value` to the tree, replacing any old value, and return the key. The value is parsed as
-    YAML."""
+    """Apply an override `a.b=value` to the tree, replacing any old value, and return the key. An item of a list is
+    written as `a[0].b` or `a.0.b`. The value is parsed as YAML."""
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"{override!r} is not key=value, such as optimizer.lr=1e-5")
-    parts = key.split(".")
+    parts = _INDEX.sub(r".\1", key).split(".")
     if key.startswith("-") or not all(part.strip() for part in parts):
         fix = f": use {key.lstrip('-')}={text}, without dashes" if key.startswith("-") and key.lstrip("-") else ""
         raise ConfigError(
