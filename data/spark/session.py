@@ -119,6 +119,7 @@ def _start(master: str | None, conf: Mapping[str, str]) -> "SparkSession":
         builder = builder.master(_with_attempts(master))
     # Py4J logs a traceback if a call to Java is interrupted, or if Java has ended. Both are reported elsewhere.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_not_from_py4j)
     handler = signal.getsignal(signal.SIGINT)
     try:
         # About the version of pandas, which is not used here.
@@ -133,6 +134,11 @@ def _start(master: str | None, conf: Mapping[str, str]) -> "SparkSession":
     finally:
         if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
             signal.signal(signal.SIGINT, handler)  # PySpark's own handler does not work after the session has ended
+
+
+def _not_from_py4j(record: logging.LogRecord) -> bool:
+    """Whether the record, which was passed to the root logger, comes from another package than Py4J."""
+    return Path(record.pathname).parent.name != "py4j"
 
 
 def java_message(error: Exception) -> str:
