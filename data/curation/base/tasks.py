@@ -101,15 +101,27 @@ def errors_of_tasks(subject: str) -> Iterator[None]:
     except Exception as raised:  # PySpark and Py4J raise many types of errors
         if (error := error_from(raised)) is not None:
             raise error from None
-        if isinstance(raised, ConnectionError) or type(raised).__name__ == "Py4JNetworkError":
-            why = f"its Java process has ended, perhaps because of low memory; {java_message(raised)}"
-        elif type(raised).__module__.partition(".")[0] in ("pyspark", "py4j"):
-            why = java_message(raised)
-        else:
+        is_lost = isinstance(raised, ConnectionError)  # the connection to the Java process
+        if not is_lost and type(raised).__module__.partition(".")[0] not in ("pyspark", "py4j"):
             raise
         raise EngineError(
-            f"Spark has ended {subject} ({why}): start again; completed steps are not repeated"
+            f"Spark has ended {subject}: {_reason(raised, is_lost)}: start again; completed steps are not repeated"
         ) from raised
+
+
+def _reason(error: Exception, is_lost: bool) -> str:
+    """Why Spark has ended a job."""
+    if is_lost or type(error).__name__ == "Py4JNetworkError":
+        return "its Java process has ended, perhaps because of low memory"
+    trace = f"{error}{getattr(error, '_stackTrace', None) or ''}"
+    if "No space left on device" in trace:
+        return "a disk is full, either of the output or of Spark's temporary files (spark.local.dir): free some space"
+    if "Python worker exited unexpectedly" in trace:
+        return (
+            "the process of a task has ended in each attempt, perhaps because of low memory, or because a function of "
+            "your own ends it"
+        )
+    return java_message(error)
 
 
 def error_from(error: Exception) -> ConfigError | DataError | None:
