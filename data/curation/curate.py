@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from data.curation.chain import (
     DOCUMENTS,
     STEPS,
     Link,
+    fingerprint_of,
     links,
     remove_documents,
     remove_others,
@@ -116,8 +118,7 @@ class _Curation:
             _check_executors(session, self.sources, self.output)
             reports = self._run_steps(session)
             if not self._is_written():
-                with errors_of_tasks("writing the documents"):
-                    write_documents(self.chain[-1].kept(session), self.output / DOCUMENTS)
+                self._write_documents(session, reports[-1].total().after.documents)
             if self.config.rows is not None:
                 self._prepare_rows()
         return self._finish(reports)
@@ -155,9 +156,20 @@ class _Curation:
             return False
         return record.get("fingerprint") == self.chain[-1].fingerprint and (self.output / DOCUMENTS).is_dir()
 
+    def _write_documents(self, session: "SparkSession", n_documents: int) -> None:
+        (self.output / RECORD).unlink(missing_ok=True)  # of documents that are now replaced
+        with errors_of_tasks("writing the documents"):
+            n_written = write_documents(self.chain[-1].kept(session), self.output / DOCUMENTS)
+        assert n_written == n_documents, f"wrote {n_written} of {n_documents} documents"
+
     def _prepare_rows(self) -> None:
         rows = self.config.rows
         assert rows is not None
+        marker = self.output / f".{ROWS}"
+        fingerprint = fingerprint_of({"documents": self.chain[-1].fingerprint, **vars(rows)})
+        if not marker.exists() or marker.read_text(encoding="utf-8") != fingerprint:
+            shutil.rmtree(self.output / ROWS, ignore_errors=True)  # of other documents or settings
+            marker.write_text(fingerprint, encoding="utf-8")
         dataset = DatasetConfig(
             hf_name=str(self.output / DOCUMENTS),
             preprocessing_fn={"text": "text"},

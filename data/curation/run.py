@@ -50,7 +50,7 @@ class Runner:
         with _spark_errors(link), task_bar(self.spark.sparkContext, f"{link.number}/{len(self.chain) - 1} {link.name}"):
             note = self._write(link)
             report = self._report(link, before, note)
-        report = replace(report, seconds=time.monotonic() - started, bytes_on_disk=_size(link.folder))
+        report = replace(report, seconds=time.monotonic() - started, bytes_on_disk=_size(link.documents))
         link.commit(report)
         return report
 

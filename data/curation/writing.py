@@ -24,8 +24,9 @@ ROWS = 1024
 _PART = ".part-"
 
 
-def write_documents(documents: "DataFrame", folder: Path) -> None:
-    """Write the documents into the folder, which is replaced. A reader sees either all old or all new files."""
+def write_documents(documents: "DataFrame", folder: Path) -> int:
+    """Write the documents into the folder, which is replaced, and return their number. A reader sees either all old or
+    all new files."""
     from pyspark.sql import functions as F
 
     part = folder.with_name(f"{_PART}{uuid.uuid4().hex[:8]}-{folder.name}")
@@ -33,12 +34,13 @@ def write_documents(documents: "DataFrame", folder: Path) -> None:
     try:
         slices = documents.select(F.shiftright("id", ID_BITS).alias("slice"), *COLUMNS)
         ordered = slices.repartition("slice").sortWithinPartitions("id")
-        ordered.mapInArrow(arrow_function(write_batches, str(part)), "file string").collect()
+        files = ordered.mapInArrow(arrow_function(write_batches, str(part)), "file string, documents long").collect()
         old = folder.with_name(f"{_PART}{uuid.uuid4().hex[:8]}-old")
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+        return sum(row["documents"] for row in files)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -63,7 +65,10 @@ def write_batches(batches: Iterator[pa.RecordBatch], folder: str) -> Iterator[pa
                     held, n_held = [table.slice(ROWS)], n_held - ROWS
         written.flush(held)
         written.close()
-        yield pa.RecordBatch.from_pydict({"file": pa.array(written.files, type=pa.string())})
+        files = pa.array(list(written.files), type=pa.string())
+        yield pa.RecordBatch.from_pydict(
+            {"file": files, "documents": pa.array(written.files.values(), type=pa.int64())}
+        )
 
 
 def _runs(values: list[int]) -> Iterator[tuple[int, int]]:
@@ -79,7 +84,7 @@ class _Slices:
     """Writes one file after the other. A file gets its name when it is complete, so a repeated task does no harm."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.files = folder, list[str]()
+        self.folder, self.files = folder, dict[str, int]()
         self._writer, self._part, self._file = None, Path(), Path()
 
     def open(self, number: int) -> None:
@@ -93,6 +98,7 @@ class _Slices:
     def write(self, table: pa.Table) -> None:
         assert self._writer is not None
         self._writer.write_table(table.cast(ARROW_SCHEMA), row_group_size=ROWS)
+        self.files[self._file.name] = self.files.get(self._file.name, 0) + table.num_rows
 
     def flush(self, held: list[pa.Table]) -> None:
         if held and (table := pa.concat_tables(held)).num_rows:
@@ -102,5 +108,4 @@ class _Slices:
         if self._writer is not None:
             self._writer.close()
             self._part.replace(self._file)
-            self.files.append(self._file.name)
             self._writer = None

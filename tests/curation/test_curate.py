@@ -176,7 +176,8 @@ def test_the_files_do_not_depend_on_partitions(tmp_path, run, spark, monkeypatch
 
 
 def test_rows_are_prepared_on_the_executors(tmp_path, run):
-    run(rows={"max_seq_len": 8})
+    run(rows={"max_seq_len": 16})
+    run("functions_of_curation:upper", rows={"max_seq_len": 8})  # rows of other documents are replaced
     folder = MdsFolder.open(local=str(tmp_path / "out" / "rows"), remote=None, split=None, cache_dir=str(tmp_path))
     assert folder.is_rows
     assert json.loads((tmp_path / "out" / "rows" / "manifest.json").read_text())["max_seq_len"] == 8

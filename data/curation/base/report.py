@@ -109,7 +109,7 @@ class StepReport:
     seconds: float = 0.0
     """Duration of the step."""
     bytes_on_disk: int = 0
-    """Size of the step's folder."""
+    """Size of the documents of the step: those that it has kept, and those that it has removed."""
     note: str = ""
     """A remark on how the step was computed, such as `only thresholds were applied again`."""
 
