@@ -1,6 +1,8 @@
 """The words of a text without case and punctuation, and hashes of n-grams of words.
 
-Case, punctuation and whitespace are ignored as in appendix C of the GPT-3 paper (Brown et al., 2020).
+Case, punctuation and whitespace are ignored as in appendix C of the GPT-3 paper (Brown et al., 2020). Words are not those
+of near_duplicates, which does not follow a published definition; here, offsets are kept, so that an equal hash can be
+compared with the words themselves.
 """
 
 import re
@@ -10,12 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.curation.base.scripts import WITHOUT_SPACES
+
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
-_UNSPACED = re.compile(
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff])"
-)
-"""Letters of scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Chinese, Japanese."""
+_UNSPACED = re.compile(f"([{WITHOUT_SPACES}])")
 _BLOCK = 1 << 16
 """Words that are hashed at a time, so that memory does not grow with the length of the document."""
 _BASE = 0x9E3779B97F4A7C15

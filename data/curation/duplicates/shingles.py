@@ -2,7 +2,8 @@
 
 A word is a run of letters, digits, marks and underscores, after NFKC normalization and case folding. Each character of
 a script that is written without spaces between words, such as Chinese, Japanese or Thai, is a word of its own. The
-definition is the same for all languages and needs no model.
+definition is the same for all languages and needs no model. Unlike in decontamination, `don't` is two words: the text is
+not changed, so that words can be found with one regular expression.
 """
 
 import re
@@ -12,19 +13,13 @@ import numpy as np
 import xxhash
 
 from data.base.hashing import hash_ngrams
+from data.curation.base.scripts import WITHOUT_SPACES
 
-_WITHOUT_SPACES = (
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f"  # Myanmar
-    "\u1780-\u17ff"  # Khmer
-    "\u2e80-\u2fdf\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
-    "\u3040-\u30ff\u31f0-\u31ff"  # Hiragana, Katakana
-)
 _MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0dff"
 """Combining accents, vowel signs of Hebrew and Arabic, and the scripts of India and Sri Lanka. \\w does not match
 marks."""
-_LETTERS = rf"[^\W{_WITHOUT_SPACES}]"
-_WORD = re.compile(rf"{_LETTERS}+(?:[{_MARKS}]+{_LETTERS}*)*|[{_WITHOUT_SPACES}]")
+_LETTERS = rf"[^\W{WITHOUT_SPACES}]"
+_WORD = re.compile(rf"{_LETTERS}+(?:[{_MARKS}]+{_LETTERS}*)*|[{WITHOUT_SPACES}]")
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
 _CACHED = 1 << 20
 """Number of words whose hashes are kept in memory."""
