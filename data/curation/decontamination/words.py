@@ -1,8 +1,7 @@
 """The words of a text without case and punctuation, and hashes of n-grams of words.
 
-Case, punctuation and whitespace are ignored as in appendix C of the GPT-3 paper (Brown et al., 2020). Words are not those
-of near_duplicates, which does not follow a published definition; here, offsets are kept, so that an equal hash can be
-compared with the words themselves.
+Case, punctuation and whitespace are ignored as in appendix C of the GPT-3 paper (Brown et al., 2020). The step
+near_duplicates has another definition of a word, because it does not follow that paper.
 """
 
 import re

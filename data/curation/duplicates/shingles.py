@@ -2,8 +2,8 @@
 
 A word is a run of letters, digits, marks and underscores, after NFKC normalization and case folding. Each character of
 a script that is written without spaces between words, such as Chinese, Japanese or Thai, is a word of its own. The
-definition is the same for all languages and needs no model. Unlike in decontamination, `don't` is two words: the text is
-not changed, so that words can be found with one regular expression.
+definition is the same for all languages and needs no model. Unlike in decontamination, `don't` is two words, because
+words are found with one regular expression, which is faster than removing punctuation.
 """
 
 import re

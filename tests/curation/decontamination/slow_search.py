@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data.curation.decontamination.questions import EvalSet, Question
 
-UNSPACED = r"([\u0e00-\u0eff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff])"
+UNSPACED = r"([\u3005-\u3007\u0e00-\u0eff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff])"
 
 
 def words_of(text: str) -> list[str]:
