@@ -138,9 +138,11 @@ def _histogram(threshold: Threshold, summary: Summary, kept: np.ndarray) -> Hist
     values, kept = values[is_known], kept[is_known]
     if not len(values):
         return None
-    limits = [limit for limit in (threshold.min, threshold.max) if limit is not None]
     low, high = np.percentile(values, _INNER)
-    low, high = min(low, *limits) if limits else low, max(high, *limits) if limits else high
+    # A limit far from all scores is not in the histogram, because it would leave no space for the scores.
+    span = max(high - low, 1e-9)
+    near = [each for each in (threshold.min, threshold.max) if each is not None and low - span <= each <= high + span]
+    low, high = min([low, *near]), max([high, *near])
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
     inside = np.clip(values, edges[0], edges[-1])
     return Histogram(

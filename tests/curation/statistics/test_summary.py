@@ -107,3 +107,11 @@ def test_a_histogram_counts_each_scored_document_once():
     assert drawn.n_documents == len(scored)
     assert (drawn.edges[0], drawn.min, drawn.max) == (-1.0, -1.0, 0.5)
     assert len(drawn.edges) == step_report.BINS + 1
+
+
+def test_a_limit_far_from_all_scores_does_not_stretch_a_histogram():
+    summary = summary_of(rows(300), [300])
+    thresholds = [Threshold("length", "min_length", min=0.5), Threshold("length", "max_length", max=100.0)]
+    (drawn,) = with_histograms(REPORT, summary, thresholds).histograms
+    assert drawn.edges[-1] < 1
+    assert (drawn.min, drawn.max) == (0.5, 100.0)
