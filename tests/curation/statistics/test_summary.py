@@ -99,13 +99,13 @@ def test_counts_of_a_report_add_up():
 def test_a_histogram_counts_each_scored_document_once():
     found = rows(300)
     summary = summary_of(found, [150, 150])
-    thresholds = [Threshold("length", "min_length", min=-1.0), Threshold("length", "max_length", max=0.5)]
+    thresholds = [Threshold("length", "min_length", min=-0.5), Threshold("length", "max_length", max=0.5)]
     (drawn,) = with_histograms(REPORT, summary, [*thresholds, Threshold("missing", "min", min=1.0)]).histograms
     scored = [row for row in found if row["scores"]]
     assert sum(drawn.kept) == sum(row["reason"] is None for row in scored)
     assert sum(drawn.removed) == sum(row["reason"] is not None for row in scored)
     assert drawn.n_documents == len(scored)
-    assert (drawn.edges[0], drawn.min, drawn.max) == (-1.0, -1.0, 0.5)
+    assert (drawn.edges[0], drawn.min, drawn.max) == (-0.5, -0.5, 0.5)
     assert len(drawn.edges) == step_report.BINS + 1
 
 
