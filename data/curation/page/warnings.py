@@ -1,6 +1,7 @@
 """The warning about a step that has removed most of its documents."""
 
 from data.base.console import printable
+from data.base.problems import listed
 from data.curation.base.report import Sample, StepReport
 from data.curation.page.tables import label, ordered_reasons, share
 
@@ -11,16 +12,18 @@ _SAMPLES, _CHARACTERS = 3, 160
 
 
 def warning_lines(step: StepReport) -> list[str]:
-    """A warning if the step has removed more than half of its documents, with its most common reason and a few samples;
-    otherwise no lines."""
+    """A warning if the step has removed more than half of its documents, with its most common reason and a few samples,
+    or all documents of a source; otherwise no lines."""
     flow = step.total()
     before, removed = flow.before.documents, flow.before.documents - flow.after.documents
+    emptied = [name for name, each in step.flows.items() if each.before.documents and not each.after.documents]
+    of_sources = [printable(f"step {label(step)} removed all documents of {listed(emptied)}")] if emptied else []
     if removed <= MOST_REMOVED * before:
-        return []
+        return of_sources
     reasons = ordered_reasons(step)
     common = f"; the most common reason is {reasons[0][0]} ({reasons[0][1].documents:,})" if reasons else ""
     line = f"step {label(step)} removed {removed:,} of {before:,} documents ({share(removed, before)}){common}"
-    return [printable(line), *map(_line, step.removed[:_SAMPLES])]
+    return [printable(line), *map(_line, step.removed[:_SAMPLES]), *of_sources]
 
 
 def _line(sample: Sample) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from data.curation.base.report import CurationReport
+from data.curation.base.report import Counts, CurationReport
 from data.curation.page.console import print_tables, summary_line
 from data.curation.page.warnings import warning_lines
 from tests.helpers.curation_reports import example_report
@@ -61,3 +61,11 @@ def test_half_of_the_documents_is_not_a_warning() -> None:
     step = next(step for step in example_report({"web": 1_000}).steps if step.name == "sample")
     assert step.total().after.documents * 2 >= step.total().before.documents
     assert warning_lines(step) == []
+
+
+def test_a_source_of_which_nothing_remains_causes_a_warning() -> None:
+    step = next(step for step in example_report({"web": 1_000, "books": 10}).steps if step.name == "sample")
+    flow = step.flows["books"]
+    step = replace(step, flows={**step.flows, "books": replace(flow, after=Counts())})
+    (line,) = warning_lines(step)
+    assert line.endswith("sample removed all documents of books")
