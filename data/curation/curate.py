@@ -1,7 +1,6 @@
 """Curate: read the sources, run the steps, and write the documents and the page."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from data.base.errors import ConfigError, Problems, plain_os_errors
 from data.base.locks import exclusive_unless
 from data.base.versions import installed_versions
+from data.base.workers import all_cores
 from data.config.dataset import DatasetConfig
 from data.curation.base.report import CurationReport, StepReport
 from data.curation.base.tasks import errors_of_tasks
@@ -239,7 +239,7 @@ def _local_master() -> str | None:
     """The master of a new session: all cores of this machine. None if a session is active."""
     from pyspark.sql import SparkSession
 
-    return None if SparkSession.getActiveSession() is not None else f"local[{len(os.sched_getaffinity(0))}]"
+    return None if SparkSession.getActiveSession() is not None else f"local[{all_cores()}]"
 
 
 def _check_executors(session: "SparkSession", sources: list[OpenSource], output: Path) -> None:
