@@ -59,8 +59,9 @@ def _note_processes_of_others() -> None:
 
 def workers() -> list[int]:
     """Pids of the workers of this test, in the order in which they were started."""
-    pids = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
-    return sorted(pids - _of_others)
+    # Pids are not in this order after the system has used its largest pid.
+    children = sorted(multiprocessing.active_children(), key=lambda child: child._identity)
+    return [child.pid for child in children if child.pid is not None and child.pid not in _of_others]
 
 
 def read_until_error(loader: BatchLoader, after: int, do: Callable[[], object]) -> tuple[int, str]:
